@@ -1,0 +1,23 @@
+"""ACKTR for PyTorch: natural-gradient reinforcement learning with Kronecker-factored curvature."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from acktr.algorithm import ACKTR
+    from acktr.kfac import KFAC
+
+__version__ = version("acktr")
+__all__ = ["ACKTR", "KFAC", "__version__"]
+
+_HOME = {"ACKTR": "acktr.algorithm", "KFAC": "acktr.kfac"}
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded on first use: `acktr --help` need not wait for torch, and acktr.kfac not for SB3.
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'acktr' has no attribute {name!r}")

@@ -1,0 +1,370 @@
+"""ACKTR (Wu et al. 2017, arXiv 1708.05144) as a Stable-Baselines3 algorithm.
+
+Each iteration: collect one rollout, estimate advantages, then one natural-gradient step on the whole
+batch for the actor, inside a KL trust region, and one or more for the critic.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any, ClassVar
+
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.utils import explained_variance
+from stable_baselines3.common.vec_env import VecEnv
+from torch import Tensor, nn
+from torch.distributions import Normal, kl_divergence
+
+from acktr.errors import ConfigurationError, DivergenceError
+from acktr.kfac import KFAC
+from acktr.options import as_schedule, check_arguments
+from acktr.policies import (
+    CnnPolicy,
+    MlpPolicy,
+    MultiInputPolicy,
+    actor_and_critic_parameters,
+)
+from acktr.rollout import RolloutBatch, RolloutStorage, collect_rollout
+
+
+MAX_KL_CORRECTION = 1.4  # of the feedback, in one update
+
+
+class ACKTR(OnPolicyAlgorithm):
+    """Actor-critic with Kronecker-factored natural gradients inside a KL trust region.
+
+    Where actor and critic share no parameter (``MlpPolicy``) each has its own optimiser and trust
+    region; on a shared trunk (``CnnPolicy``) one optimiser takes the Fisher of the joint distribution
+    of action and value (paper, sec. 3.1).
+
+    :param policy: ``"MlpPolicy"``, ``"CnnPolicy"``, ``"MultiInputPolicy"`` or a policy class
+    :param env: environment, vector environment or registered id
+    :param learning_rate: eta_max, the largest step scale of the actor; number, schedule or
+        ``"lin_0.25"`` (linear to 0)
+    :param n_steps: steps of each environment per rollout; the batch is ``n_steps * n_envs``
+    :param gamma: discount factor
+    :param gae_lambda: lambda of GAE; 1 gives k-step returns
+    :param ent_coef: weight of the entropy bonus
+    :param vf_coef: weight of the value loss on a shared trunk
+    :param target_kl: radius of the trust region, nats per update; number, schedule or ``"lin_0.02"``
+    :param kl_feedback: hold the *measured* KL at ``target_kl`` by scaling the bound that K-FAC's
+        quadratic model is given
+    :param damping: lambda of the actor's Fisher, or of the joint one
+    :param momentum: of the natural gradient
+    :param weight_decay: decoupled
+    :param critic_norm: ``"gauss-newton"`` (K-FAC) or ``"euclidean"`` (first order: Adam)
+    :param critic_std: sigma of the critic's Gaussian output, or ``"adaptive"`` for the running standard
+        deviation of the Bellman error (paper, sec. 3.1, "adaptive Gauss-Newton")
+    :param critic_learning_rate: eta_max of a separate critic; ``None`` for 0.3 with K-FAC and 1e-3 with
+        Adam
+    :param critic_damping: lambda of a separate critic's Gauss-Newton matrix
+    :param critic_target_kl: trust region of a separate critic: half the mean squared change of the
+        value in units of sigma; ``None`` for none
+    :param n_critic_updates: updates of a separate critic per rollout
+    :param normalize_advantage: to mean 0 and standard deviation 1
+    :param kfac_kwargs: further arguments of :class:`acktr.kfac.KFAC` (``stat_decay``, ``inverse``, ...)
+    :param stats_window_size: episodes in the logged averages
+    :param tensorboard_log: where TensorBoard's files go
+    :param policy_kwargs: for the policy; not ``optimizer_class``, the optimiser is K-FAC
+    :param verbose: 0 none, 1 info, 2 debug
+    :param seed: of everything random
+    :param device: ``"cpu"``, ``"cuda"`` or ``"auto"``
+    :param _init_setup_model: build the networks now
+    :raises acktr.errors.ConfigurationError: an argument out of its range
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": MlpPolicy,
+        "CnnPolicy": CnnPolicy,
+        "MultiInputPolicy": MultiInputPolicy,
+    }
+
+    def __init__(
+        self,
+        policy: str | type[ActorCriticPolicy],
+        env: GymEnv | str,
+        learning_rate: float | str | Schedule = 1.0,
+        n_steps: int = 64,
+        gamma: float = 0.99,
+        gae_lambda: float = 0.95,
+        ent_coef: float = 0.0,
+        vf_coef: float = 0.5,
+        target_kl: float | str | Schedule = 0.01,
+        kl_feedback: bool = True,
+        damping: float = 0.01,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        critic_norm: str = "gauss-newton",
+        critic_std: float | str = 1.0,
+        critic_learning_rate: float | None = None,
+        critic_damping: float = 0.1,
+        critic_target_kl: float | None = None,
+        n_critic_updates: int = 1,
+        normalize_advantage: bool = True,
+        kfac_kwargs: dict[str, Any] | None = None,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: torch.device | str = "auto",
+        _init_setup_model: bool = True,
+    ) -> None:
+        check_arguments(locals())
+        super().__init__(
+            policy,
+            env,
+            learning_rate=learning_rate,  # type: ignore[arg-type]  # strings: _setup_lr_schedule
+            n_steps=n_steps,
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+            ent_coef=ent_coef,
+            vf_coef=vf_coef,
+            max_grad_norm=float("inf"),  # the trust region bounds the step
+            use_sde=False,
+            sde_sample_freq=-1,
+            rollout_buffer_class=RolloutStorage,  # type: ignore[arg-type]  # same constructor
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            seed=seed,
+            device=device,
+            supported_action_spaces=(
+                spaces.Box,
+                spaces.Discrete,
+                spaces.MultiDiscrete,
+                spaces.MultiBinary,
+            ),
+            _init_setup_model=False,
+        )
+        self.target_kl = target_kl
+        self.kl_feedback = kl_feedback
+        self.damping = damping
+        self.momentum = momentum
+        self.weight_decay = weight_decay
+        self.critic_norm = critic_norm
+        self.critic_std = critic_std
+        self.critic_learning_rate = critic_learning_rate
+        self.critic_damping = critic_damping
+        self.critic_target_kl = critic_target_kl
+        self.n_critic_updates = n_critic_updates
+        self.normalize_advantage = normalize_advantage
+        self.kfac_kwargs = kfac_kwargs or {}
+        self.kl_scale = 1.0  # what the feedback multiplies target_kl with
+        self.bellman_std = 1.0  # running sigma of the critic when critic_std is "adaptive"
+        if _init_setup_model:
+            self._setup_model()
+
+    # ------------------------------------------------------------------ building
+
+    def _setup_lr_schedule(self) -> None:
+        self.lr_schedule = as_schedule(self.learning_rate)
+        self.target_kl_schedule = as_schedule(self.target_kl)
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        actor, critic = actor_and_critic_parameters(self.policy)
+        trunk = set(actor) & set(critic)
+        self.shared = bool(trunk)
+        if self.shared and (self.n_critic_updates > 1 or self.critic_target_kl is not None):
+            raise ConfigurationError(
+                "n_critic_updates > 1 and critic_target_kl need a critic of its own, but this policy "
+                "shares its trunk: pass policy_kwargs=dict(share_features_extractor=False)."
+            )
+        critic = [p for p in critic if p not in trunk]
+        gauss_newton = self.critic_norm == "gauss-newton"
+        self.joint = self.shared and gauss_newton
+        if self.joint:
+            actor, critic = actor + critic, []
+        self.policy.optimizer = self._kfac(
+            actor, damping=self.damping, momentum=self.momentum, lr=self.lr_schedule(1.0)
+        )
+        critic_optimizer: torch.optim.Optimizer | None = None
+        if critic and gauss_newton:
+            critic_optimizer = self._kfac(
+                critic,
+                damping=self.critic_damping,
+                target_kl=self.critic_target_kl,
+                lr=self.critic_learning_rate or 0.3,
+            )
+        elif critic:
+            critic_optimizer = torch.optim.Adam(critic, lr=self.critic_learning_rate or 1e-3)
+        self.policy.critic_optimizer = critic_optimizer  # type: ignore[assignment]
+
+    def _kfac(self, params: list[nn.Parameter], **group: Any) -> KFAC:
+        kwargs = {"weight_decay": self.weight_decay, "target_kl": None, **self.kfac_kwargs}
+        return KFAC(self.policy, param_groups=[{"params": params, **group}], **kwargs)
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        names = ["policy", "policy.optimizer"]
+        if self.policy.critic_optimizer is not None:
+            names.append("policy.critic_optimizer")
+        return names, []
+
+    # ------------------------------------------------------------------ learning
+
+    def collect_rollouts(
+        self,
+        env: VecEnv,
+        callback: BaseCallback,
+        rollout_buffer: RolloutStorage,  # type: ignore[override]
+        n_rollout_steps: int,
+    ) -> bool:
+        """Collect one rollout, see :func:`acktr.rollout.collect_rollout`."""
+        return collect_rollout(self, env, callback, rollout_buffer, n_rollout_steps)
+
+    def train(self) -> None:
+        """Update the critic, then the actor, on the last rollout."""
+        self.policy.set_training_mode(True)
+        batch = self.rollout_buffer.batch()  # type: ignore[attr-defined]
+        self._update_bellman_std(batch)
+        critic_losses = {}
+        if self.policy.critic_optimizer is not None and not self.shared:
+            for _ in range(self.n_critic_updates):
+                critic_losses = self._update_critic(batch)
+        target_kl = self.target_kl_schedule(self._current_progress_remaining)
+        self._update_learning_rate(self.policy.optimizer)
+        self.policy.optimizer.param_groups[0]["target_kl"] = max(target_kl * self.kl_scale, 1e-12)
+        actor_losses, old = self._update_actor(batch)
+        kl = self._measured_kl(old, batch)
+        self._n_updates += 1
+        self._log(batch, {**critic_losses, **actor_losses}, kl, target_kl)
+        if self.kl_feedback and target_kl > 0:
+            self._adapt_kl_scale(kl, target_kl)
+
+    def _update_actor(self, batch: RolloutBatch) -> tuple[dict[str, Tensor], list[Any]]:
+        """One natural-gradient step of the actor, and of the critic where it shares the trunk."""
+        kfac = self.policy.optimizer
+        advantages = batch.advantages
+        if self.normalize_advantage and len(advantages) > 1:
+            advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+        with kfac.capture():
+            distribution = self.policy.get_distribution(batch.observations)
+            model = as_list(distribution.distribution)
+            values = self.policy.predict_values(batch.observations).flatten() if self.shared else None
+        log_prob = distribution.log_prob(batch.actions)
+        entropy = distribution.entropy()
+        entropy_loss = -(log_prob if entropy is None else entropy).mean()
+        policy_loss = -(advantages * log_prob).mean()
+        loss = policy_loss + self.ent_coef * entropy_loss
+        losses = {"policy_gradient_loss": policy_loss, "entropy_loss": entropy_loss}
+        if values is not None:
+            losses["value_loss"] = self._value_loss(values, batch)
+            loss = loss + self.vf_coef * losses["value_loss"]
+        self._check_loss(loss)
+        kfac.update_curvature(*model, *([Normal(values, self._sigma())] if self.joint else []))
+        self._step(loss, kfac, self.policy.critic_optimizer if self.shared else None)
+        return losses, model
+
+    def _update_critic(self, batch: RolloutBatch) -> dict[str, Tensor]:
+        """One step of a critic that has its own network."""
+        optimizer = self.policy.critic_optimizer
+        gauss_newton = isinstance(optimizer, KFAC)
+        with optimizer.capture() if gauss_newton else nullcontext():
+            values = self.policy.predict_values(batch.observations).flatten()
+        loss = self._value_loss(values, batch)
+        self._check_loss(loss)
+        if gauss_newton:
+            optimizer.update_curvature(Normal(values, self._sigma()))
+        self._step(loss, optimizer)
+        return {"value_loss": loss}
+
+    def _value_loss(self, values: Tensor, batch: RolloutBatch) -> Tensor:
+        """Negative log-likelihood of the returns under N(V, sigma^2), without its constant."""
+        return 0.5 * ((batch.returns - values) / self._sigma()).square().mean()
+
+    def _sigma(self) -> float:
+        return self.bellman_std if self.critic_std == "adaptive" else float(self.critic_std)
+
+    def _step(self, loss: Tensor, *optimizers: torch.optim.Optimizer | None) -> None:
+        used = [optimizer for optimizer in optimizers if optimizer is not None]
+        for optimizer in used:
+            optimizer.zero_grad()
+        loss.backward()
+        for optimizer in used:
+            optimizer.step()
+
+    def _update_bellman_std(self, batch: RolloutBatch) -> None:
+        """Running standard deviation of the Bellman error (paper, sec. 3.1)."""
+        if self.critic_std == "adaptive":
+            variance = (batch.returns - batch.values).square().mean().item()
+            decay = 0.95 if self._n_updates else 0.0
+            self.bellman_std = max(
+                (decay * self.bellman_std**2 + (1.0 - decay) * variance) ** 0.5, 1e-3
+            )
+
+    def _adapt_kl_scale(self, kl: float, target_kl: float) -> None:
+        """Move the bound given to K-FAC so that the measured KL meets ``target_kl``.
+
+        K-FAC leaves out what layers do together, so its quadratic form promises too little KL, by a
+        factor that changes slowly over training: a multiplicative controller finds and holds it.
+        """
+        ratio = target_kl / max(kl, 1e-12)
+        self.kl_scale *= min(max(ratio, 1.0 / MAX_KL_CORRECTION), MAX_KL_CORRECTION)
+        self.kl_scale = min(max(self.kl_scale, 1e-6), 1e6)
+
+    @torch.no_grad()
+    def _measured_kl(self, old: list[Any], batch: RolloutBatch) -> float:
+        """KL(old || new) in nats, averaged over the rollout's observations."""
+        new = as_list(self.policy.get_distribution(batch.observations).distribution)
+        parts = [kl_divergence(p, q).flatten(1).sum(1) if p.mean.ndim > 1 else kl_divergence(p, q)
+                 for p, q in zip(old, new, strict=True)]
+        return torch.stack(parts).sum(0).mean().item()
+
+    def _check_loss(self, loss: Tensor) -> None:
+        if not torch.isfinite(loss):
+            raise DivergenceError(
+                f"The loss is not finite at step {self.num_timesteps}; no parameter was changed: lower "
+                "target_kl or raise damping, and look at the returns."
+            )
+
+    def _log(
+        self, batch: RolloutBatch, losses: dict[str, Tensor], kl: float, target_kl: float
+    ) -> None:
+        record = self.logger.record
+        kfac = self.policy.optimizer
+        for name, loss in losses.items():
+            record(f"train/{name}", loss.item())
+        info = kfac.last_step[0]
+        record("train/kl", kl)
+        record("train/predicted_kl", info.predicted_kl.item())
+        record("train/target_kl", target_kl)
+        record("train/kl_scale", self.kl_scale)
+        record("train/step_scale", info.step_scale.item())
+        record("train/damping", kfac.param_groups[0]["damping"])
+        critic = self.policy.critic_optimizer
+        guards = [o for o in (kfac, critic) if isinstance(o, KFAC)]
+        record("train/fallbacks", sum(sum(o.counters.values()) for o in guards))
+        if isinstance(critic, KFAC):
+            record("train/critic_step_scale", critic.last_step[0].step_scale.item())
+            record("train/critic_predicted_kl", critic.last_step[0].predicted_kl.item())
+        fit = explained_variance(batch.values.cpu().numpy(), batch.returns.cpu().numpy())
+        record("train/explained_variance", float(fit))
+        if hasattr(self.policy, "log_std"):
+            record("train/std", self.policy.log_std.exp().mean().item())
+        record("train/n_updates", self._n_updates, exclude="tensorboard")
+
+    def learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 10,
+        tb_log_name: str = "ACKTR",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> ACKTR:
+        """Learn for a number of steps, counted over all environments, as every SB3 algorithm does."""
+        return super().learn(
+            total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar
+        )
+
+
+def as_list(distribution: Any) -> list[Any]:
+    """Return the torch distributions of an action: SB3 keeps a list for MultiDiscrete."""
+    return list(distribution) if isinstance(distribution, (list, tuple)) else [distribution]

@@ -1,0 +1,168 @@
+"""What happens in training besides learning: episodes noted, evaluations played, stops obeyed."""
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization
+
+from acktr.presets import Configuration
+from acktr.runs import EPISODE_COLUMNS, EVALUATION_COLUMNS, Run, Table
+
+# The score of a run is the mean training return of this many last episodes.
+SCORE_WINDOW = 100
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Returns (undiscounted, unclipped) and lengths of whole episodes."""
+
+    returns: list[float]
+    lengths: list[int]
+
+    def summary(self) -> dict[str, float]:
+        """Mean, standard deviation and extremes, as plain numbers."""
+        return {
+            "mean_return": float(np.mean(self.returns)),
+            "std_return": float(np.std(self.returns)),
+            "min_return": float(np.min(self.returns)),
+            "max_return": float(np.max(self.returns)),
+            "mean_length": float(np.mean(self.lengths)),
+            "episodes": len(self.returns),
+        }
+
+
+def play(
+    model: BaseAlgorithm,
+    env: VecEnv,
+    episodes: int,
+    callback: Callable[[dict[str, Any], dict[str, Any]], None] | None = None,
+) -> Evaluation:
+    """Play whole episodes with the deterministic policy.
+
+    :param model: any SB3 algorithm
+    :param env: environments that have a ``Monitor``: its returns count, not those of the wrappers
+    :param episodes: how many, divided evenly over the environments
+    :param callback: called after each step of an environment that still counts
+    """
+    returns, lengths = evaluate_policy(
+        model, env, episodes, callback=callback, return_episode_rewards=True
+    )
+    assert isinstance(returns, list)
+    assert isinstance(lengths, list)
+    return Evaluation([float(value) for value in returns], [int(value) for value in lengths])
+
+
+class Stop(BaseCallback):
+    """Ends training, without losing the rollouts' consistency, once it is asked to."""
+
+    def __init__(self, should_stop: Callable[[], bool]) -> None:
+        super().__init__()
+        self._should_stop = should_stop
+
+    def _on_step(self) -> bool:
+        return not self._should_stop()
+
+
+class EpisodeTable(BaseCallback):
+    """Writes ``episodes.csv`` and keeps the returns that the score averages."""
+
+    def __init__(self, run: Run) -> None:
+        super().__init__()
+        self.table = Table(run.path / "episodes.csv", EPISODE_COLUMNS)
+        self.count = 0
+        self._last_returns: deque[float] = deque(maxlen=SCORE_WINDOW)
+        self._start = time.perf_counter()
+
+    def mean_return(self) -> float | None:
+        """Mean return of the last 100 episodes, ``None`` before the first."""
+        return float(np.mean(self._last_returns)) if self._last_returns else None
+
+    def _on_step(self) -> bool:
+        for index in np.flatnonzero(self.locals["dones"]):
+            # Absent where only a life was lost.
+            episode = self.locals["infos"][index].get("episode")
+            if episode is not None:
+                self.count += 1
+                self._last_returns.append(episode["r"])
+                seconds = round(time.perf_counter() - self._start, 3)
+                self.table.append(
+                    (self.num_timesteps, episode["r"], episode["l"], seconds, int(index))
+                )
+        return True
+
+
+class _StopEvaluation(Exception):
+    """Raised inside an evaluation to leave it."""
+
+
+class Evaluations(EvalCallback):
+    """SB3's ``EvalCallback`` that also writes ``evaluations.csv`` and can be left at any step."""
+
+    def __init__(
+        self,
+        env: VecEnv,
+        configuration: Configuration,
+        run: Run,
+        should_stop: Callable[[], bool],
+    ) -> None:
+        interval = configuration.evaluation_interval()
+        super().__init__(
+            env,
+            n_eval_episodes=configuration.n_eval_episodes,
+            # EvalCallback counts calls, of which each is a step of all environments; 0 is never.
+            eval_freq=interval and max(interval // configuration.n_envs, 1),
+            log_path=str(run.path),
+            verbose=0,
+        )
+        self.table = Table(run.path / "evaluations.csv", EVALUATION_COLUMNS)
+        self._run = run
+        self._should_stop = should_stop
+        self._n_final_episodes = configuration.n_final_eval_episodes
+        self._start = time.perf_counter()
+
+    def final(self) -> Evaluation | None:
+        """Evaluate once more with more episodes; ``None`` if it was stopped or is not wanted."""
+        if self._n_final_episodes == 0:
+            return None
+        if self.model.get_vec_normalize_env() is not None:
+            sync_envs_normalization(self.training_env, self.eval_env)
+        try:
+            return play(self.model, self.eval_env, self._n_final_episodes, self._check_stop)
+        except _StopEvaluation:
+            return None
+
+    def write(self, evaluation: Evaluation) -> None:
+        """Append a row to ``evaluations.csv`` and keep the model if it is the best so far."""
+        summary = evaluation.summary()
+        seconds = round(time.perf_counter() - self._start, 3)
+        row = {"steps": self.num_timesteps, "seconds": seconds, **summary}
+        self.table.append([row[name] for name in EVALUATION_COLUMNS])
+        # EvalCallback has already taken over a new best mean: equal means "this one".
+        if summary["mean_return"] >= self.best_mean_reward:
+            self.best_mean_reward = summary["mean_return"]
+            self._run.save_model(self.model, best=True)
+
+    def _on_step(self) -> bool:
+        n_evaluations = len(self.evaluations_results)
+        try:
+            goes_on = super()._on_step()
+        except _StopEvaluation:
+            return False
+        if len(self.evaluations_results) > n_evaluations:
+            self.write(Evaluation(self.evaluations_results[-1], self.evaluations_length[-1]))
+        return goes_on
+
+    def _log_success_callback(self, locals_: dict[str, Any], globals_: dict[str, Any]) -> None:
+        super()._log_success_callback(locals_, globals_)
+        self._check_stop(locals_, globals_)
+
+    def _check_stop(self, locals_: dict[str, Any], globals_: dict[str, Any]) -> None:
+        if self._should_stop():
+            raise _StopEvaluation

@@ -1,0 +1,51 @@
+"""The command line: ``acktr train | evaluate | plot | record``.
+
+Exit codes: 0 done, 2 bad arguments or configuration, 3 diverged, 4 checkpoint unusable, 130 stopped
+with Ctrl-C.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+
+import tyro
+
+import acktr
+from acktr.cli.evaluate import evaluate
+from acktr.cli.plot import plot
+from acktr.cli.record import record
+from acktr.cli.train import train
+from acktr.errors import AcktrError
+
+INTERRUPTED = 130
+_COMMANDS: dict[str, Callable[..., int]] = {
+    "train": train,
+    "evaluate": evaluate,
+    "plot": plot,
+    "record": record,
+}
+_DESCRIPTION = "Natural-gradient reinforcement learning with Kronecker-factored curvature."
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    :param arguments: without the program's name; by default those of the process
+    :return: the exit code
+    """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if arguments == ["--version"]:
+        print(f"acktr {acktr.__version__}")
+        return 0
+    try:
+        code: int = tyro.extras.subcommand_cli_from_dict(
+            _COMMANDS, prog="acktr", description=_DESCRIPTION, args=arguments or ["--help"]
+        )
+    except AcktrError as error:
+        print(f"acktr: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except SystemExit as exit_:
+        # tyro leaves this way after --help (0) and after wrong arguments (2).
+        return exit_.code if isinstance(exit_.code, int) else 0
+    return code

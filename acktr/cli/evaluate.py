@@ -1,0 +1,40 @@
+"""``acktr evaluate``: play episodes with a saved run."""
+
+import json
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+
+def evaluate(
+    run: Annotated[Positional[str], arg(metavar="RUN")],
+    *,
+    episodes: Annotated[int, arg(metavar="N")] = 20,
+    json_: Annotated[bool, arg(name="json")] = False,
+    best: bool = False,
+) -> int:
+    """Play episodes with the deterministic policy of a run and report their returns.
+
+    :param run: a run directory
+    :param episodes: how many
+    :param json_: print JSON, with the return of each episode
+    :param best: use the model with the best evaluation instead of the last one
+    """
+    from acktr.experiment import evaluate as evaluate_run
+    from acktr.runs import Run
+
+    opened = Run.open(run)
+    evaluation = evaluate_run(opened, episodes, best=best)
+    summary = evaluation.summary()
+    env_id = opened.read_configuration()["env_id"]
+    if json_:
+        model = str(opened.model_path(best))
+        details = {"returns": evaluation.returns, "lengths": evaluation.lengths}
+        print(json.dumps({"env_id": env_id, "model": model, **summary, **details}))
+    else:
+        print(
+            f"{env_id}: return {summary['mean_return']:.1f} ± {summary['std_return']:.1f} over "
+            f"{episodes} episodes (from {summary['min_return']:.1f} to "
+            f"{summary['max_return']:.1f}, mean length {summary['mean_length']:.0f})"
+        )
+    return 0

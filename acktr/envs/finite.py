@@ -1,0 +1,66 @@
+"""Stops a run at the first value that is not finite, before it can reach any statistics."""
+
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
+
+from acktr.errors import DivergenceError
+
+
+class VecCheckFinite(VecEnvWrapper):
+    """Raise :class:`~acktr.errors.DivergenceError` when an environment returns NaN or infinity.
+
+    It sits below ``VecNormalize``: one NaN in its running averages would turn the observations of
+    *all* environments into NaN, and the culprit could no longer be named.
+
+    :param venv: the environments to watch
+    """
+
+    def __init__(self, venv: VecEnv) -> None:
+        super().__init__(venv)
+        self._n_calls = 0
+
+    def reset(self) -> VecEnvObs:
+        """Reset all environments; ``(n_envs, ...)`` observations."""
+        observations = self.venv.reset()
+        self._check_observations(observations)
+        return observations
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """Collect one step of all environments."""
+        observations, rewards, dones, infos = self.venv.step_wait()
+        self._n_calls += 1
+        if not np.isfinite(rewards).all():
+            self._refuse("reward", rewards)
+        self._check_observations(observations)
+        for index in np.flatnonzero(dones):
+            self._check_terminal(int(index), infos[index].get("terminal_observation"))
+        return observations, rewards, dones, infos
+
+    def _check_observations(self, observations: Any) -> None:
+        parts = observations if isinstance(observations, dict) else {"": observations}
+        for key, part in parts.items():
+            # Integers, such as images, are always finite.
+            if part.dtype.kind == "f" and not np.isfinite(part).all():
+                self._refuse(f"observation {key}".rstrip(), part)
+
+    def _check_terminal(self, index: int, observation: Any) -> None:
+        parts = observation.values() if isinstance(observation, dict) else (observation,)
+        for part in parts:
+            if part is not None and not np.isfinite(part).all():
+                self._raise("last observation", index, np.asarray(part))
+
+    def _refuse(self, what: str, values: np.ndarray) -> None:
+        finite = np.isfinite(values).reshape(self.num_envs, -1).all(axis=1)
+        index = int(np.flatnonzero(~finite)[0])
+        self._raise(what, index, np.asarray(values[index]))
+
+    def _raise(self, what: str, index: int, values: np.ndarray) -> None:
+        value = values[~np.isfinite(values)].flat[0]
+        raise DivergenceError(
+            f"Environment {index} returned {value} in its {what} at its step {self._n_calls} "
+            f"(step {self._n_calls * self.num_envs} of all): the parameters are those of the last "
+            "update; mend the environment, or clip what it returns."
+        )

@@ -1,0 +1,136 @@
+"""``make_vec_env``: a vector environment from an id, with one sentence for whatever is wrong."""
+
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+from gymnasium.envs.registration import EnvSpec
+from stable_baselines3.common.atari_wrappers import AtariWrapper
+from stable_baselines3.common.env_util import make_vec_env as make_sb3_vec_env
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecFrameStack
+
+from acktr.envs.finite import VecCheckFinite
+from acktr.envs.lookup import find_spec, is_atari
+from acktr.envs.spaces import check_spaces
+from acktr.errors import ConfigurationError
+
+BACKENDS = ("auto", "gymnasium", "subproc")
+LATER_BACKENDS = ("envpool", "ale")
+ATARI_FRAME_STACK = 4
+
+_VEC_ENV: dict[str, type[DummyVecEnv] | type[SubprocVecEnv]] = {
+    "gymnasium": DummyVecEnv,
+    "subproc": SubprocVecEnv,
+}
+
+
+def make_vec_env(
+    env_id: str,
+    n_envs: int = 1,
+    seed: int | None = None,
+    *,
+    backend: str = "auto",
+    env_kwargs: dict[str, Any] | None = None,
+    wrapper: Callable[[gym.Env], gym.Env] | None = None,
+    frame_stack: int | None = None,
+    monitor_dir: str | None = None,
+) -> VecEnv:
+    """Build ``n_envs`` environments that step together, as Stable-Baselines3 expects them.
+
+    Each has a ``Monitor``, and none can pass on a NaN. Atari games get SB3's ``AtariWrapper``
+    (no-op start, frame skip 4 with max-pooling, episodic life, 84×84 grey, rewards clipped to their
+    sign) above the ``Monitor``, so that the scores it reports are those of whole, unclipped games.
+
+    :param env_id: an id of gymnasium's registry, or ``module:id`` to import ``module`` first
+    :param n_envs: how many environments
+    :param seed: environment i starts from ``seed + i``; ``None`` leaves them unseeded
+    :param backend: "gymnasium" steps them one after another in this process, "subproc" each in a
+        process of its own; "auto" chooses
+    :param env_kwargs: arguments for ``gymnasium.make``
+    :param wrapper: wraps each environment below its ``Monitor``, thus changes what counts as score
+    :param frame_stack: how many observations to stack; by default 4 for Atari, else none
+    :param monitor_dir: a directory for SB3's monitor files; by default none are written
+    :return: the vector environment
+    :raises ConfigurationError: for an unknown id, a package that is not installed, an unknown
+        backend, ``n_envs`` below 1, or spaces that ACKTR does not support
+    """
+    if n_envs < 1:
+        raise ConfigurationError(f"n_envs is {n_envs}: at least 1 environment is needed.")
+    if frame_stack is not None and frame_stack < 1:
+        raise ConfigurationError(f"frame_stack is {frame_stack}: it must be at least 1.")
+    chosen = choose_backend(backend)
+    spec = find_spec(env_id)
+    atari = is_atari(spec)
+    env_kwargs = _atari_kwargs(spec, env_kwargs or {}) if atari else (env_kwargs or {})
+
+    def build(**kwargs: Any) -> gym.Env:
+        if chosen == "subproc":
+            # Ctrl-C reaches the whole process group: the parent alone decides when to stop.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        return _build(spec, wrapper, kwargs)
+
+    if chosen == "subproc":
+        # What a child process raises reaches the parent as a bare EOFError: try it here first.
+        probe = _build(spec, wrapper, env_kwargs)
+        probe.close()
+        check_spaces(env_id, probe.observation_space, probe.action_space)
+    env: VecEnv = make_sb3_vec_env(
+        build,
+        n_envs=n_envs,
+        seed=seed,
+        monitor_dir=monitor_dir,
+        wrapper_class=AtariWrapper if atari else None,
+        env_kwargs=env_kwargs,
+        vec_env_cls=_VEC_ENV[chosen],
+    )
+    check_spaces(env_id, env.observation_space, env.action_space)
+    env = VecCheckFinite(env)
+    depth = frame_stack or (ATARI_FRAME_STACK if atari else 1)
+    return VecFrameStack(env, depth) if depth > 1 else env
+
+
+def choose_backend(backend: str) -> str:
+    """Turn "auto" into the backend that it stands for.
+
+    :param backend: one of the names that :func:`make_vec_env` takes
+    :return: "gymnasium" or "subproc"
+    :raises ConfigurationError: for a name that this version does not have
+    """
+    if backend not in BACKENDS:
+        problem = "is not in this version" if backend in LATER_BACKENDS else "does not exist"
+        raise ConfigurationError(
+            f"The backend {backend!r} {problem}: choose from {', '.join(BACKENDS)}."
+        )
+    return "gymnasium" if backend == "auto" else backend
+
+
+def _build(
+    spec: EnvSpec, wrapper: Callable[[gym.Env], gym.Env] | None, env_kwargs: dict[str, Any]
+) -> gym.Env:
+    try:
+        # The specification, not the id: a child process may not have registered the id.
+        env = gym.make(spec, **env_kwargs)
+    except (gym.error.Error, ImportError, TypeError) as error:
+        raise ConfigurationError(f"{spec.id} cannot be built: {_first_line(error)}") from error
+    return env if wrapper is None else wrapper(env)
+
+
+def _atari_kwargs(spec: EnvSpec, env_kwargs: dict[str, Any]) -> dict[str, Any]:
+    # AtariWrapper skips and max-pools frames itself: the game must deliver every one of them.
+    settings = {**spec.kwargs, "frameskip": 1, **env_kwargs}
+    if settings.get("obs_type", "rgb") == "ram" or "-ram" in spec.id:
+        raise ConfigurationError(
+            f"{spec.id} observes the RAM: use the id that observes the screen."
+        )
+    if settings["frameskip"] != 1:
+        raise ConfigurationError(
+            f"{spec.id} with frameskip={settings['frameskip']}: leave it at 1, "
+            "the preprocessing skips 4 frames itself."
+        )
+    return {**env_kwargs, "frameskip": 1}
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,74 @@
+"""The running statistics of SB3's ``VecNormalize`` as JSON, so that loading executes nothing."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.running_mean_std import RunningMeanStd
+from stable_baselines3.common.vec_env import VecNormalize
+
+from acktr.errors import CheckpointError
+
+_SETTINGS = (
+    "norm_obs",
+    "norm_reward",
+    "clip_obs",
+    "clip_reward",
+    "gamma",
+    "epsilon",
+    "norm_obs_keys",
+)
+
+
+def save_normalization(env: VecNormalize, path: Path) -> None:
+    """Write settings and running statistics; Python's floats survive JSON bit for bit.
+
+    :param env: the wrapper whose statistics are written
+    :param path: the file to write
+    """
+    statistics: dict[str, Any] = {"returns": _to_plain(env.ret_rms)}
+    if env.norm_obs:
+        observations: Any = env.obs_rms
+        if isinstance(observations, dict):
+            statistics["observations"] = {k: _to_plain(rms) for k, rms in observations.items()}
+        else:
+            statistics["observations"] = _to_plain(observations)
+    settings = {name: getattr(env, name) for name in _SETTINGS}
+    path.write_text(json.dumps({"settings": settings, **statistics}), encoding="utf-8")
+
+
+def load_normalization(env: VecNormalize, path: Path) -> None:
+    """Put saved statistics into a wrapper that was built with the same settings.
+
+    :param env: the wrapper to fill
+    :param path: what :func:`save_normalization` wrote
+    :raises CheckpointError: if the file is missing, damaged, or of other shapes
+    """
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        _fill(env.ret_rms, saved["returns"])
+        if env.norm_obs:
+            observations: Any = env.obs_rms
+            if isinstance(observations, dict):
+                for key, rms in observations.items():
+                    _fill(rms, saved["observations"][key])
+            else:
+                _fill(observations, saved["observations"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"The normalisation statistics {path} cannot be used ({error}): "
+            "restore the file, or train again."
+        ) from error
+
+
+def _to_plain(rms: RunningMeanStd) -> dict[str, Any]:
+    return {"mean": rms.mean.tolist(), "var": rms.var.tolist(), "count": float(rms.count)}
+
+
+def _fill(rms: RunningMeanStd, saved: dict[str, Any]) -> None:
+    mean = np.asarray(saved["mean"], dtype=np.float64)
+    var = np.asarray(saved["var"], dtype=np.float64)
+    if mean.shape != rms.mean.shape or var.shape != rms.mean.shape:
+        raise ValueError(f"shape {mean.shape} where the environment has {rms.mean.shape}")
+    rms.mean, rms.var, rms.count = mean, var, float(saved["count"])

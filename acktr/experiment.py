@@ -1,0 +1,344 @@
+"""A whole experiment: environments and model from a configuration, training, evaluation, video."""
+
+import contextlib
+import pickle
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+from gymnasium import spaces
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
+
+from acktr.algorithm import ACKTR
+from acktr.callbacks import EpisodeTable, Evaluation, Evaluations, Stop, play
+from acktr.envs import make_vec_env
+from acktr.envs.make import choose_backend
+from acktr.envs.video import Film, prepare_rendering
+from acktr.errors import CheckpointError, ConfigurationError, DivergenceError
+from acktr.figures import plot_learning_curve
+from acktr.presets import Configuration, validate
+from acktr.presets.classes import resolve_classes
+from acktr.runs import Run
+
+# Environments of an evaluation start from seeds that training with small seeds does not use.
+_EVALUATION_SEED = 1_000_000
+_MAX_EVALUATION_ENVS = 10
+
+
+@dataclass(frozen=True)
+class Result:
+    """What sums up a training run.
+
+    :param steps: environment steps that were made
+    :param seconds: wall time, evaluations included
+    :param interrupted: whether training was stopped before its end
+    :param episodes: finished training episodes
+    :param last_100_return: mean training return of the last 100 episodes; ``None`` before the first
+    :param evaluation: figures of the final evaluation; ``None`` if there was none
+    """
+
+    steps: int
+    seconds: float
+    interrupted: bool
+    episodes: int
+    last_100_return: float | None
+    evaluation: dict[str, float] | None
+
+
+def build_environment(
+    configuration: Configuration,
+    *,
+    n_envs: int | None = None,
+    training: bool = True,
+    wrapper: Callable[[gym.Env], gym.Env] | None = None,
+    **env_kwargs: Any,
+) -> VecEnv:
+    """Build the environments that a configuration asks for.
+
+    :param configuration: the settings
+    :param n_envs: how many, if not as many as the configuration says
+    :param training: whether normalisation statistics move and rewards are normalised
+    :param wrapper: passed on to :func:`acktr.envs.make_vec_env`
+    :param env_kwargs: further arguments for ``gymnasium.make``
+    :raises ConfigurationError: as :func:`acktr.envs.make_vec_env` does, or for observations that
+        should be normalised and cannot be
+    """
+    env = make_vec_env(
+        configuration.env_id,
+        configuration.n_envs if n_envs is None else n_envs,
+        configuration.seed + (0 if training else _EVALUATION_SEED),
+        # An evaluation has few environments, and must not depend on worker processes.
+        backend=configuration.backend if training else "auto",
+        env_kwargs={**configuration.env_kwargs, **env_kwargs},
+        wrapper=wrapper,
+        frame_stack=configuration.frame_stack,
+    )
+    settings = configuration.normalize
+    if settings.norm_obs or settings.norm_reward:
+        try:
+            env = VecNormalize(
+                env,
+                training=training,
+                gamma=configuration.algorithm_arguments()["gamma"],
+                **{**settings.model_dump(), "norm_reward": settings.norm_reward and training},
+            )
+        except ValueError as error:
+            raise ConfigurationError(
+                f"The observations of {configuration.env_id} cannot be normalised ({error}): "
+                "use --set normalize.norm_obs=false."
+            ) from error
+    # SB3 puts image channels first; training and evaluation must be wrapped in the same way.
+    return ACKTR._wrap_env(env)
+
+
+def build_model(configuration: Configuration, env: VecEnv, seed: int | None = None) -> ACKTR:
+    """Build the model that a configuration asks for.
+
+    :param configuration: the settings
+    :param env: what :func:`build_environment` returned
+    :param seed: seeds weights, actions and environments, if not the seed of the configuration
+    :raises ConfigurationError: if ACKTR or its policy refuse an argument
+    """
+    arguments = configuration.algorithm_arguments()
+    arguments["policy_kwargs"] = resolve_classes(arguments["policy_kwargs"]) or None
+    policy = choose_policy(configuration, env.observation_space)
+    try:
+        return ACKTR(
+            policy,
+            env,
+            seed=configuration.seed if seed is None else seed,
+            device=configuration.device,
+            **arguments,
+        )
+    except ConfigurationError:
+        raise
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        # Policies and torch raise these for arguments whose names are right and values are not.
+        raise ConfigurationError(
+            f"ACKTR with {policy} cannot be built for {configuration.env_id}: "
+            f"{' '.join(str(error).split())}"
+        ) from error
+
+
+def choose_policy(configuration: Configuration, observation_space: spaces.Space) -> str:
+    """Turn the policy "auto" into a name, and refuse one that does not fit the observations.
+
+    :raises ConfigurationError: naming the policy that fits
+    """
+    if isinstance(observation_space, spaces.Dict):
+        fitting: tuple[str, ...] = ("MultiInputPolicy",)
+    elif is_image_space(observation_space):
+        # An MLP on a flattened image is wasteful, but it works.
+        fitting = ("CnnPolicy", "MlpPolicy")
+    else:
+        fitting = ("MlpPolicy",)
+    if configuration.policy == "auto":
+        return fitting[0]
+    if configuration.policy not in fitting:
+        raise ConfigurationError(
+            f"{configuration.policy} cannot read the {type(observation_space).__name__} "
+            f"observations of {configuration.env_id}: use --set policy={fitting[0]}."
+        )
+    return configuration.policy
+
+
+class Experiment:
+    """Environments and model of one run, built and checked before anything is written.
+
+    :param configuration: the settings
+    :raises ConfigurationError: if they cannot be built
+    """
+
+    def __init__(self, configuration: Configuration) -> None:
+        n_eval_envs = min(configuration.n_eval_episodes, _MAX_EVALUATION_ENVS)
+        with contextlib.ExitStack() as opened:
+            self.env = build_environment(configuration)
+            opened.callback(self.env.close)
+            self.eval_env = build_environment(configuration, training=False, n_envs=n_eval_envs)
+            opened.callback(self.eval_env.close)
+            # What "auto" stood for belongs into the configuration that the run keeps.
+            self.configuration = configuration.model_copy(
+                update={
+                    "policy": choose_policy(configuration, self.env.observation_space),
+                    "backend": choose_backend(configuration.backend),
+                }
+            )
+            self.model = build_model(self.configuration, self.env)
+            # Nothing was refused: from here on close() does it.
+            opened.pop_all()
+
+    def __enter__(self) -> "Experiment":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the environments."""
+        self.env.close()
+        self.eval_env.close()
+
+    def train(
+        self,
+        run: Run,
+        *,
+        callbacks: Sequence[BaseCallback] = (),
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> Result:
+        """Train to the end and leave everything in the run directory.
+
+        :param run: a new run directory
+        :param callbacks: further SB3 callbacks
+        :param should_stop: asked after each step; when true, training ends, the model is saved, and
+            the final evaluation is left out
+        :raises DivergenceError: if a value is not finite; the model before it is saved
+        """
+        configuration, model = self.configuration, self.model
+        run.write_configuration(configuration.model_dump(mode="json"))
+        model.set_logger(run.logger())
+        episodes = EpisodeTable(run)
+        evaluations = Evaluations(self.eval_env, configuration, run, should_stop)
+        start = time.perf_counter()
+        try:
+            model.learn(
+                configuration.n_timesteps,
+                log_interval=1,
+                # The evaluations last: what the others read of a step is from before them.
+                callback=[Stop(should_stop), episodes, *callbacks, evaluations],
+            )
+            run.save_model(model)
+            evaluation = None if should_stop() else evaluations.final()
+            if evaluation is not None:
+                evaluations.write(evaluation)
+        except DivergenceError as error:
+            # Raised before an update: the parameters are those of the last good one.
+            path = run.save_model(model)
+            raise DivergenceError(f"{error} The model before it is in {path}.") from error
+        finally:
+            episodes.table.close()
+            evaluations.table.close()
+            model.logger.close()
+        result = Result(
+            steps=model.num_timesteps,
+            seconds=time.perf_counter() - start,
+            interrupted=should_stop(),
+            episodes=episodes.count,
+            last_100_return=episodes.mean_return(),
+            evaluation=None if evaluation is None else evaluation.summary(),
+        )
+        run.write_result(asdict(result))
+        plot_learning_curve(run)
+        return result
+
+
+def evaluate(run: Run, episodes: int = 20, *, best: bool = False) -> Evaluation:
+    """Play whole episodes with the deterministic policy of a saved run.
+
+    :param run: the run
+    :param episodes: how many
+    :param best: use the model with the best evaluation instead of the last one
+    :return: undiscounted, unclipped returns, and lengths
+    :raises CheckpointError: if the run's files cannot be used
+    :raises ConfigurationError: if ``episodes`` is below 1, or the environment cannot be built
+    """
+    if episodes < 1:
+        raise ConfigurationError(f"episodes is {episodes}: at least 1 is needed.")
+    model, env = _load(run, best, n_envs=min(episodes, _MAX_EVALUATION_ENVS))
+    with contextlib.closing(env):
+        return play(model, env, episodes)
+
+
+def record(run: Run, out: Path | None = None, *, best: bool = False) -> tuple[Path, Evaluation]:
+    """Film one episode of a saved run with the deterministic policy.
+
+    :param run: the run
+    :param out: the mp4 file; by default ``episode.mp4`` in the run directory
+    :param best: use the model with the best evaluation instead of the last one
+    :return: the file, and the episode's return and length
+    :raises CheckpointError: if the run's files cannot be used
+    :raises ConfigurationError: if the environment cannot be rendered here
+    """
+    out = run.path / "episode.mp4" if out is None else out
+    if out.suffix != ".mp4":
+        raise ConfigurationError(f"{out} is not an .mp4 file: give --out a name ending with .mp4.")
+    prepare_rendering()
+    with tempfile.TemporaryDirectory() as folder:
+        model, env = _load(
+            run,
+            best,
+            n_envs=1,
+            wrapper=lambda env: Film(env, f"{folder}/film"),
+            render_mode="rgb_array",
+        )
+        with contextlib.closing(env):
+            evaluation = play(model, env, 1)
+        (film_path,) = Path(folder, "film").glob("*.mp4")
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            out.write_bytes(film_path.read_bytes())
+        except OSError as error:
+            raise ConfigurationError(f"{out} cannot be written: {error.strerror}.") from error
+    return out, evaluation
+
+
+def _load(
+    run: Run,
+    best: bool,
+    *,
+    n_envs: int,
+    wrapper: Callable[[gym.Env], gym.Env] | None = None,
+    **env_kwargs: Any,
+) -> tuple[ACKTR, VecEnv]:
+    """Rebuild the model of a run from its configuration and put the saved parameters into it.
+
+    ``ACKTR.load`` would unpickle the file's other members; this reads nothing but tensors.
+    """
+    path = run.model_path(best)
+    if not path.is_file():
+        raise CheckpointError(
+            f"{run.path} has no {path.name}: "
+            + ("no evaluation was made, leave out --best." if best else "training saved no model.")
+        )
+    try:
+        configuration = validate(run.read_configuration())
+    except ConfigurationError as error:
+        raise CheckpointError(f"{run.path}/config.yaml cannot be used: {error}") from error
+    env = build_environment(
+        configuration, n_envs=n_envs, training=False, wrapper=wrapper, **env_kwargs
+    )
+    try:
+        model = build_model(configuration, env, configuration.seed + _EVALUATION_SEED)
+        normalization = unwrap_vec_normalize(env)
+        if normalization is not None:
+            run.load_normalization(normalization, best)
+        _load_parameters(model, path)
+    except BaseException:
+        env.close()
+        raise
+    return model, env
+
+
+def _load_parameters(model: BaseAlgorithm, path: Path) -> None:
+    try:
+        model.set_parameters(str(path), device=model.device)
+    except (
+        OSError,
+        EOFError,
+        KeyError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+        pickle.UnpicklingError,
+        zipfile.BadZipFile,
+    ) as error:
+        raise CheckpointError(
+            f"{path} cannot be loaded ({' '.join(str(error).split())}): restore it, or train again."
+        ) from error

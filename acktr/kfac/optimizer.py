@@ -1,0 +1,409 @@
+"""The K-FAC optimiser: natural-gradient steps inside a KL trust region.
+
+Martens & Grosse 2015 (arXiv 1503.05671), Grosse & Martens 2016 (1602.01407), Wu et al. 2017
+(1708.05144)::
+
+    curvature   A <- rho A + (1 - rho) E[a a'],  S <- rho S + (1 - rho) E[g g']
+    refresh     A^-1, S^-1 with damping
+    precondition  v <- momentum v + S^-1 (dL/dW) A^-1,  D = v + weight_decay W
+    trust_region  eta = min(lr, sqrt(2 target_kl / (D' F D)))
+    apply       W <- W - eta D
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+from torch.optim import Optimizer
+
+from acktr.kfac.assignment import build_blocks
+from acktr.kfac.blocks import Block, DiagonalBlock, KroneckerBlock
+from acktr.kfac.capture import Capture, Record, reaches
+from acktr.kfac.fisher import (
+    batch_size,
+    flatten_distributions,
+    output_cotangents,
+    random_signs,
+)
+from acktr.kfac.trust_region import StepInfo, trust_region
+from acktr.kfac.validation import check_group, check_options
+
+COUNTERS = (
+    "rejected_statistics",
+    "float64_retries",
+    "damping_escalations",
+    "kept_inverses",
+    "rejected_steps",
+)
+
+
+class _Plan(NamedTuple):
+    """One block's part of a step: its parameters, what momentum keeps, and the unscaled step."""
+
+    block: Block
+    params: list[nn.Parameter]
+    velocity: list[Tensor]
+    steps: list[Tensor]
+
+
+class KFAC(Optimizer):
+    """Kronecker-factored natural gradient with a trust region, for any :class:`torch.nn.Module`.
+
+    ::
+
+        with kfac.capture():
+            logits, value = model(x)
+        kfac.update_curvature(Categorical(logits=logits), Normal(value, 1.0))
+        loss.backward()
+        kfac.step()
+
+    ``lr``, ``damping``, ``target_kl``, ``momentum``, ``weight_decay`` and ``cold_start`` live in
+    ``param_groups`` and may differ between groups and change at any time; each group has its own
+    trust region.
+
+    :param module: the model; its layers are found by type (see :mod:`acktr.kfac.layers`)
+    :param lr: eta_max, the largest step scale
+    :param damping: lambda, in units of the Fisher
+    :param target_kl: delta, the bound on the predicted KL of one step in nats; ``None`` for none
+    :param momentum: decay of the running sum of natural gradients; the bound holds with it
+    :param weight_decay: decoupled: added to the step after preconditioning
+    :param stat_decay: rho of the running averages, in (0, 1]; 1 averages all batches alike
+    :param fisher: ``"curvature-propagation"`` or ``"monte-carlo"``, see :mod:`acktr.kfac.fisher`
+    :param inverse: ``"cholesky"`` or ``"eigen"``, see :mod:`acktr.kfac.inverses`
+    :param factor_period: statistics are taken at every so many-th call of :meth:`update_curvature`
+    :param inverse_period: inverses are refreshed at every so many-th step
+    :param cold_start: so many first steps follow the plain gradient, within the same trust region,
+        while statistics gather
+    :param param_groups: groups as in every torch optimiser; default: one group with all parameters.
+        Parameters of ``module`` in no group are left alone
+    :raises ValueError: an argument out of its range, a layer divided between groups
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        lr: float = 0.25,
+        *,
+        damping: float = 0.01,
+        target_kl: float | None = 0.001,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        stat_decay: float = 0.95,
+        fisher: str = "curvature-propagation",
+        inverse: str = "cholesky",
+        factor_period: int = 1,
+        inverse_period: int = 1,
+        cold_start: int = 0,
+        param_groups: Sequence[dict[str, Any]] | None = None,
+    ) -> None:
+        check_options(stat_decay, fisher, inverse, factor_period, inverse_period)
+        self.module = module
+        self.stat_decay = stat_decay
+        self.fisher = fisher
+        self.inverse = inverse
+        self.factor_period = factor_period
+        self.inverse_period = inverse_period
+        self.defer_checks = any(p.device.type != "cpu" for p in module.parameters())
+        self.last_step: list[StepInfo] = []
+        self._blocks: list[list[Block]] = []  # one list for each parameter group
+        self._capture: Capture | None = None
+        self._curvature_calls = 0
+        defaults = {
+            "lr": lr,
+            "damping": damping,
+            "target_kl": target_kl,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+            "cold_start": cold_start,
+            "step": 0,
+        }
+        check_group(defaults)
+        device = next((p.device for p in module.parameters()), torch.device("cpu"))
+        self._counters = {name: torch.zeros((), device=device) for name in COUNTERS}
+        super().__init__(param_groups or [{"params": list(module.parameters())}], defaults)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of parameters of the module, as in every torch optimiser."""
+        check_group({**self.defaults, **param_group})
+        super().add_param_group(param_group)
+        params = self.param_groups[-1]["params"]
+        owned = [p for group in self.param_groups[:-1] for p in group["params"]]
+        try:
+            blocks = build_blocks(self.module, params, owned, self.stat_decay, self.inverse)
+        except ValueError:
+            self.param_groups.pop()
+            raise
+        self._blocks.append(blocks)
+
+    # ------------------------------------------------------------------ curvature
+
+    def capture(self) -> AbstractContextManager[None]:
+        """Record forward passes inside the context; outside of it they cost nothing.
+
+        With ``factor_period`` > 1 only the passes whose statistics will be used are recorded.
+        """
+        self._capture = None
+        if self._curvature_calls % self.factor_period:
+            return nullcontext()
+        layers = [(b.name, b.module) for b in self._all_blocks() if b.module is not None]
+        self._capture = Capture(layers)
+        return self._capture
+
+    def update_curvature(
+        self, *distributions: Distribution | Iterable[Distribution], retain_graph: bool = True
+    ) -> None:
+        """Average in the Fisher of the captured forward pass.
+
+        The backward pass goes to layer outputs only: no weight gradient is computed or touched.
+
+        :param distributions: the model's output distributions; several give the joint Fisher of
+            their product, as for an actor and a critic on a shared trunk
+        :param retain_graph: keep the graph for the backward pass of the loss
+        :raises RuntimeError: nothing was captured
+        :raises TypeError: a distribution whose Fisher is not known
+        :raises ValueError: distributions over different numbers of samples
+        """
+        self._curvature_calls += 1
+        capture, self._capture = self._capture, None
+        if (self._curvature_calls - 1) % self.factor_period:
+            return
+        if capture is None:
+            raise RuntimeError(
+                "Nothing was captured: run the forward pass inside `with kfac.capture():` before each "
+                "call of update_curvature."
+            )
+        flat = flatten_distributions(distributions)
+        batch = batch_size(flat)
+        blocks = self._all_blocks()
+        for block in blocks:
+            block.track_frozen()
+        bare = [
+            p
+            for b in blocks
+            if isinstance(b, DiagonalBlock) and b.layer is None
+            for p in b.params.values()
+        ]
+        records = [(name, r) for name, group in capture.records.items() for r in group]
+        if not records and not bare:
+            raise RuntimeError(
+                "No captured layer output needs a gradient: run the forward pass with gradients on."
+            )
+        pairs = [pair for d in flat for pair in output_cotangents(d, self.fisher)]
+        pairs = [pair for pair in pairs if pair.output.requires_grad]
+        layers = [r for _, r in records]
+        fed = [pair for pair in pairs if pair.root is None or reaches(pair.output, layers)]
+        # An output that no layer feeds (a state-independent log_std) has one Jacobian for all samples:
+        # one sign for all of them makes the estimate exact where parameters act elementwise.
+        unfed = [
+            (pair.output, pair.root * random_signs(pair.root[:1]))
+            for pair in pairs
+            if pair.root is not None and not reaches(pair.output, layers)
+        ]
+        common = _gradients(unfed, bare, retain_graph=True)
+        grads = _gradients(
+            [(pair.output, pair.cotangent) for pair in fed],
+            [*(r.edge for r in layers), *bare],
+            retain_graph,
+        )
+        with torch.no_grad():
+            squares: dict[int, Tensor] = {}
+            for p, own, shared in zip(bare, grads[len(records) :], common, strict=True):
+                parts = [] if own is None else [own.square() / batch]
+                parts += [] if shared is None else [(shared / batch).square()]
+                if parts:
+                    squares[id(p)] = torch.stack(parts).sum(0)
+            used: dict[str, tuple[list[Record], list[Tensor]]] = {}
+            for (name, record), grad in zip(records, grads, strict=False):
+                if grad is not None:
+                    entry = used.setdefault(name, ([], []))
+                    entry[0].append(record)
+                    entry[1].append(grad)
+            for block in blocks:
+                self._update_block(block, *used.get(block.name, ([], [])), squares, batch)
+
+    def _update_block(
+        self,
+        block: Block,
+        records: list[Record],
+        grads: list[Tensor],
+        squares: dict[int, Tensor],
+        batch: int,
+    ) -> None:
+        if not block.params:
+            return
+        if isinstance(block, DiagonalBlock) and block.layer is None:
+            found = [squares.get(id(p)) for p in block.params.values()]
+            seen = [square for square in found if square is not None]
+            if len(seen) == len(found):
+                self._counters["rejected_statistics"] += block.update_from_batch(seen)
+        elif grads:
+            assert isinstance(block, (KroneckerBlock, DiagonalBlock))
+            self._counters["rejected_statistics"] += block.update(records, grads, batch)
+
+    def factors(self) -> dict[str, tuple[Tensor, ...]]:
+        """Return the running averages by block name: ``(A, S)``, or the diagonals of the parameters.
+
+        The block of the Fisher is ``A (x) S``; the bias is the last coordinate of A.
+        """
+        return {b.name: b.average.values for b in self._all_blocks() if b.ready}
+
+    def fisher_blocks(self) -> dict[str, Tensor]:
+        """Return the dense blocks of the Fisher by name, for inspection and tests.
+
+        A layer's block acts on its ``(out, in + 1)`` matrix, bias last, flattened row by row.
+        """
+        return {b.name: b.dense() for b in self._all_blocks() if b.ready}
+
+    # ------------------------------------------------------------------ step
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """Take one step; parameters without a gradient stay where they are.
+
+        :param closure: re-evaluates the model and returns the loss
+        :raises RuntimeError: a layer has a gradient but no curvature
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self.last_step = []
+        for group, blocks in zip(self.param_groups, self._blocks, strict=True):
+            moving = [b for b in blocks if any(p.grad is not None for p in b.params.values())]
+            self._refresh(moving, group)
+            plans = self._precondition(moving, group)
+            info, finite = self._trust_region(plans, group)
+            self._apply(plans, info, finite, group)
+            self.last_step.append(info)
+        return loss
+
+    def _refresh(self, blocks: list[Block], group: dict[str, Any]) -> None:
+        for block in blocks:
+            if not block.ready:
+                raise RuntimeError(
+                    f"Layer {block.name!r} has a gradient but no curvature: run its forward pass "
+                    "inside `with kfac.capture():` and call update_curvature before step."
+                )
+            if group["step"] % self.inverse_period == 0 or not block.has_inverse:
+                block.refresh(group["damping"], self._counters, self.defer_checks)
+
+    def _precondition(self, blocks: list[Block], group: dict[str, Any]) -> list[_Plan]:
+        cold = group["step"] < group["cold_start"]
+        plans = []
+        for block in blocks:
+            params = list(block.params.values())
+            grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
+            velocity = grads if cold else block.precondition(grads, group["damping"])
+            if group["momentum"]:
+                velocity = [
+                    v.add(self.state[p]["momentum_buffer"], alpha=group["momentum"])
+                    if "momentum_buffer" in self.state[p]
+                    else v
+                    for p, v in zip(params, velocity, strict=True)
+                ]
+            steps = velocity
+            if group["weight_decay"]:
+                decay = group["weight_decay"]
+                steps = [v.add(p, alpha=decay) for p, v in zip(params, velocity, strict=True)]
+            plans.append(_Plan(block, params, velocity, steps))
+        return plans
+
+    def _trust_region(
+        self, plans: list[_Plan], group: dict[str, Any]
+    ) -> tuple[StepInfo, Tensor]:
+        device = self._counters["rejected_steps"].device
+        quadratic = torch.zeros((), device=device)
+        finite = torch.ones((), dtype=torch.bool, device=device)
+        for plan in plans:
+            quadratic = quadratic + plan.block.quadratic(plan.steps)
+            # The quadratic form alone would miss a NaN in a direction without curvature.
+            finite = finite & torch.stack([s.sum() for s in plan.steps]).isfinite().all()
+        info = trust_region(quadratic, group["lr"], group["target_kl"])
+        return info, finite & quadratic.isfinite()
+
+    def _apply(
+        self, plans: list[_Plan], info: StepInfo, finite: Tensor, group: dict[str, Any]
+    ) -> None:
+        for plan in plans:
+            for p, velocity, step in zip(plan.params, plan.velocity, plan.steps, strict=True):
+                p.sub_(torch.where(finite, step * info.step_scale, 0.0))
+                if group["momentum"]:
+                    old = self.state[p].get("momentum_buffer", torch.zeros_like(p))
+                    self.state[p]["momentum_buffer"] = torch.where(finite, velocity, old)
+        if plans:
+            self._counters["rejected_steps"] += finite.logical_not()
+            group["step"] += 1
+
+    # ------------------------------------------------------------------ state
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """How often each guard acted since the start (reading them waits for the device)."""
+        return {name: int(value) for name, value in self._counters.items()}
+
+    def _all_blocks(self) -> list[Block]:
+        return [block for blocks in self._blocks for block in blocks]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that a resumed run needs, as tensors and plain containers."""
+        state = super().state_dict()
+        state["curvature"] = {block.name: block.state_dict() for block in self._all_blocks()}
+        state["curvature_calls"] = self._curvature_calls
+        state["counters"] = self.counters
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore :meth:`state_dict`.
+
+        :raises ValueError: the state of another model or of another optimiser; nothing is changed
+        """
+        names = {block.name for block in self._all_blocks()}
+        if state_dict.get("curvature", {}).keys() != names:
+            odd = sorted(names ^ state_dict.get("curvature", {}).keys())
+            raise ValueError(
+                f"This state belongs to another model: the curvature blocks {odd} are not in both."
+            )
+        super().load_state_dict(state_dict)
+        for block in self._all_blocks():
+            block.load_state_dict(state_dict["curvature"][block.name])
+        self._curvature_calls = state_dict["curvature_calls"]
+        for name, value in state_dict["counters"].items():
+            self._counters[name].fill_(value)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle and deepcopy everything but a capture under way, whose graph cannot be copied."""
+        own = {key: value for key, value in self.__dict__.items() if key in _OWN_STATE}
+        return {**super().__getstate__(), **own, "_capture": None}
+
+
+_OWN_STATE = {
+    "module",
+    "stat_decay",
+    "fisher",
+    "inverse",
+    "factor_period",
+    "inverse_period",
+    "defer_checks",
+    "last_step",
+    "_blocks",
+    "_curvature_calls",
+    "_counters",
+}
+
+
+def _gradients(
+    pairs: list[tuple[Tensor, Tensor]], inputs: list[Any], retain_graph: bool
+) -> list[Tensor | None]:
+    """Pull cotangents back to the inputs; ``None`` where an output does not depend on one."""
+    if not pairs or not inputs:
+        return [None] * len(inputs)
+    outputs, cotangents = zip(*pairs, strict=True)
+    grads = torch.autograd.grad(
+        outputs, inputs, cotangents, retain_graph=retain_graph, allow_unused=True
+    )
+    return list(grads)

@@ -1,0 +1,46 @@
+"""The KL trust region: from a bound in nats to the length of the step.
+
+To second order the KL divergence between the model before and after a step ``D`` is
+``D' F D / 2``. Wu et al. 2017, sec. 3.2, therefore scale the step by
+
+    eta = min(eta_max, sqrt(2 delta / (D' F D))).
+
+Two readings matter. ``D`` is the step that is really taken, with momentum and weight decay in it, and
+``F`` is the *undamped* Fisher: damping belongs to the direction, not to the distance.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class StepInfo(NamedTuple):
+    """What the trust region did to one parameter group in the last step.
+
+    :param step_scale: eta, 0-dim tensor
+    :param predicted_kl: ``eta^2 D' F D / 2`` in nats, 0-dim tensor
+    """
+
+    step_scale: Tensor
+    predicted_kl: Tensor
+
+
+def trust_region(quadratic: Tensor, max_scale: float | Tensor, target_kl: float | None) -> StepInfo:
+    """Scale a step so that its predicted KL stays within the bound.
+
+    :param quadratic: ``D' F D`` of the unscaled step, 0-dim tensor; if it is not finite the step is
+        refused (scale 0)
+    :param max_scale: eta_max, the learning rate
+    :param target_kl: delta in nats; ``None`` for no bound
+    """
+    finite = quadratic.isfinite()
+    quadratic = quadratic.clamp_min(0.0)
+    scale = torch.as_tensor(max_scale, dtype=quadratic.dtype, device=quadratic.device)
+    if target_kl is not None:
+        # A step without curvature has no bound of its own: sqrt(2 delta / 0) = inf, and eta_max rules.
+        scale = torch.minimum(scale, (2.0 * target_kl / quadratic).sqrt())
+    scale = torch.where(finite, scale, 0.0)
+    return StepInfo(scale, torch.where(finite, 0.5 * scale.square() * quadratic, 0.0))

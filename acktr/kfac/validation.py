@@ -1,0 +1,43 @@
+"""Checks of the optimiser's arguments: one sentence for each thing that can be wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from acktr.kfac.fisher import ESTIMATORS
+from acktr.kfac.inverses import INVERSES
+
+
+def check_options(
+    stat_decay: float, fisher: str, inverse: str, factor_period: int, inverse_period: int
+) -> None:
+    """Check what holds for the whole optimiser.
+
+    :raises ValueError: an argument out of its range
+    """
+    if not 0.0 < stat_decay <= 1.0:
+        raise ValueError(f"stat_decay must lie in (0, 1], got {stat_decay}.")
+    if fisher not in ESTIMATORS:
+        raise ValueError(f"fisher must be one of {', '.join(ESTIMATORS)}, got {fisher!r}.")
+    if inverse not in INVERSES:
+        raise ValueError(f"inverse must be one of {', '.join(INVERSES)}, got {inverse!r}.")
+    for name, period in (("factor_period", factor_period), ("inverse_period", inverse_period)):
+        if period < 1:
+            raise ValueError(f"{name} must be at least 1, got {period}.")
+
+
+def check_group(group: Mapping[str, Any]) -> None:
+    """Check what each parameter group may set for itself.
+
+    :raises ValueError: a value out of its range
+    """
+    for name in ("lr", "damping", "weight_decay", "cold_start"):
+        if not group[name] >= 0:
+            raise ValueError(f"{name} must be 0 or more, got {group[name]}.")
+    if not 0.0 <= group["momentum"] < 1.0:
+        raise ValueError(f"momentum must lie in [0, 1), got {group['momentum']}.")
+    if group["target_kl"] is not None and not group["target_kl"] > 0:
+        raise ValueError(
+            f"target_kl must be positive (nats), or None for no bound, got {group['target_kl']}."
+        )

@@ -1,0 +1,82 @@
+"""Checks of ACKTR's arguments and the schedules they may name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from stable_baselines3.common.type_aliases import Schedule
+from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
+
+from acktr.errors import ConfigurationError
+
+CRITIC_NORMS = ("gauss-newton", "euclidean")
+
+
+def as_schedule(value: float | str | Schedule) -> Schedule:
+    """Turn a number, ``"lin_X"`` (from X linearly to 0) or a callable into a schedule.
+
+    :raises ConfigurationError: a string of another form, or a number below 0
+    """
+    if isinstance(value, str):
+        kind, _, start = value.partition("_")
+        try:
+            number = float(start)
+        except ValueError:
+            number = math.nan
+        if kind != "lin" or not number >= 0:
+            raise ConfigurationError(
+                f"A schedule must be a number, a callable or 'lin_X' with X >= 0, not {value!r}."
+            )
+        return FloatSchedule(LinearSchedule(number, 0.0, 1.0))
+    if not callable(value) and not value >= 0:
+        raise ConfigurationError(f"A schedule must not be negative, got {value}.")
+    return FloatSchedule(value)
+
+
+_AT_LEAST: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "n_steps": (lambda x: x >= 1, "must be at least 1"),
+    "n_critic_updates": (lambda x: x >= 1, "must be at least 1"),
+    "gamma": (lambda x: 0 <= x <= 1, "must lie in [0, 1]"),
+    "gae_lambda": (lambda x: 0 <= x <= 1, "must lie in [0, 1]"),
+    "momentum": (lambda x: 0 <= x < 1, "must lie in [0, 1)"),
+    "damping": (lambda x: x >= 0, "must be 0 or more"),
+    "critic_damping": (lambda x: x >= 0, "must be 0 or more"),
+    "weight_decay": (lambda x: x >= 0, "must be 0 or more"),
+    "vf_coef": (lambda x: x >= 0, "must be 0 or more"),
+    "critic_learning_rate": (lambda x: x is None or x > 0, "must be positive, or None"),
+    "critic_target_kl": (lambda x: x is None or x > 0, "must be positive (nats), or None"),
+    "critic_norm": (lambda x: x in CRITIC_NORMS, f"must be one of {', '.join(CRITIC_NORMS)}"),
+    "critic_std": (
+        lambda x: x == "adaptive" or (not isinstance(x, str) and x > 0),
+        "must be positive, or 'adaptive'",
+    ),
+}
+
+
+def check_arguments(arguments: Mapping[str, Any]) -> None:
+    """Check the constructor's arguments.
+
+    :param arguments: by name
+    :raises ConfigurationError: names the argument, its range and what was given
+    """
+    for name, (holds, range_) in _AT_LEAST.items():
+        if not holds(arguments[name]):
+            raise ConfigurationError(f"{name} {range_}, got {arguments[name]!r}.")
+    target_kl = arguments["target_kl"]
+    if not callable(target_kl) and not isinstance(target_kl, str) and not target_kl > 0:
+        raise ConfigurationError(f"target_kl must be positive (nats), got {target_kl!r}.")
+    for name in ("learning_rate", "target_kl"):
+        as_schedule(arguments[name])
+    for name in ("optimizer_class", "optimizer_kwargs"):
+        if name in (arguments["policy_kwargs"] or {}):
+            raise ConfigurationError(
+                f"policy_kwargs must not hold {name}: ACKTR's optimiser is K-FAC; its options go into "
+                "kfac_kwargs."
+            )
+    if (arguments["policy_kwargs"] or {}).get("use_sde"):
+        raise ConfigurationError(
+            "gSDE (use_sde) is not supported: its Fisher is not that of a Gaussian in the mean; leave "
+            "it out."
+        )

@@ -1,0 +1,81 @@
+"""Policies of ACKTR: SB3's, with the paper's network for pixels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.policies import (
+    ActorCriticPolicy,
+    MultiInputActorCriticPolicy,
+)
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from torch import Tensor, nn
+
+
+class PaperCNN(BaseFeaturesExtractor):
+    """The paper's network for 84 x 84 pixels: 32 8x8/4, 64 4x4/2, **32** 3x3/1, 512 units.
+
+    The third layer has half the filters of the DQN network, which keeps the input factor of the fully
+    connected layer at 1569 instead of 3137 (Wu et al. 2017, sec. 5).
+
+    :param observation_space: images, channels first
+    :param features_dim: width of the fully connected layer
+    :param normalized_image: the images lie in [0, 1] already
+    """
+
+    def __init__(
+        self, observation_space: spaces.Box, features_dim: int = 512, normalized_image: bool = False
+    ) -> None:
+        super().__init__(observation_space, features_dim)
+        channels = observation_space.shape[0]
+        self.cnn = nn.Sequential(
+            nn.Conv2d(channels, 32, 8, stride=4),
+            nn.ReLU(),
+            nn.Conv2d(32, 64, 4, stride=2),
+            nn.ReLU(),
+            nn.Conv2d(64, 32, 3, stride=1),
+            nn.ReLU(),
+            nn.Flatten(),
+        )
+        with torch.no_grad():
+            width = self.cnn(torch.zeros(1, *observation_space.shape)).shape[1]
+        self.linear = nn.Sequential(nn.Linear(width, features_dim), nn.ReLU())
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """Map ``(B, C, H, W)`` to ``(B, features_dim)``."""
+        return self.linear(self.cnn(observations))
+
+
+class CnnPolicy(ActorCriticPolicy):
+    """Actor and critic on one shared :class:`PaperCNN`, each with a linear head."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("features_extractor_class", PaperCNN)
+        if kwargs.get("net_arch") is None:
+            kwargs["net_arch"] = []
+        super().__init__(*args, **kwargs)
+
+
+MlpPolicy = ActorCriticPolicy
+MultiInputPolicy = MultiInputActorCriticPolicy
+
+
+def actor_and_critic_parameters(
+    policy: ActorCriticPolicy,
+) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Return the parameters that actions depend on and those that values depend on.
+
+    A shared trunk is in both. The policy is asked for its modules; no name is guessed.
+    """
+    extractors = (policy.pi_features_extractor, policy.vf_features_extractor)
+    actor = [extractors[0], policy.mlp_extractor.policy_net, policy.action_net]
+    critic = [extractors[1], policy.mlp_extractor.value_net, policy.value_net]
+    actor_params, critic_params = (
+        list(dict.fromkeys(p for module in modules for p in module.parameters()))
+        for modules in (actor, critic)
+    )
+    if isinstance(getattr(policy, "log_std", None), nn.Parameter):
+        actor_params.append(policy.log_std)
+    return actor_params, critic_params

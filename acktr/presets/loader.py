@@ -1,0 +1,164 @@
+"""From an environment id to a configuration: preset, section, ``--set``, options, in that order.
+
+A preset file holds a ``default`` section and sections for single environments, which change only
+what they name. Values of ``--set`` are YAML; a dotted key reaches into a mapping.
+"""
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from acktr.envs import lookup
+from acktr.errors import ConfigurationError
+from acktr.presets.schema import Configuration, setting_names, unknown_setting, validate
+
+FAMILIES = ("classic", "mujoco", "atari")
+FALLBACK = "classic"
+
+
+class Resolution(NamedTuple):
+    """A configuration, and what the user should be told about how it came about."""
+
+    configuration: Configuration
+    notes: list[str]
+
+
+class _Loader(yaml.SafeLoader):
+    """``safe_load`` that also reads ``1e-3`` as a number, as YAML 1.2 does and 1.1 does not."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+
+def resolve(
+    env_id: str,
+    *,
+    preset: str | None = None,
+    overrides: Sequence[str] = (),
+    options: Mapping[str, Any] | None = None,
+) -> Resolution:
+    """Find the preset of an environment and apply what the user changed.
+
+    :param env_id: an id that :func:`acktr.envs.make_vec_env` accepts
+    :param preset: a family, a section of one, or the path of a YAML file; by default the family
+        that the id belongs to
+    :param overrides: ``key=value`` strings, each for one setting
+    :param options: settings that win over all others; those that are ``None`` are left out
+    :return: the configuration and notes for the user
+    :raises ConfigurationError: for an unknown environment, preset or setting, or a wrong value
+    """
+    family = lookup.family(env_id)
+    notes = []
+    if preset is None and family is None:
+        notes.append(
+            f"{env_id} belongs to no preset family: using the default section of "
+            f"{FALLBACK!r} (--preset chooses another)."
+        )
+    sections, section, name = _find(preset or family or FALLBACK, env_id)
+    settings = _merge(sections.get("default", {}), sections.get(section, {}))
+    for override in overrides:
+        _apply(settings, override)
+    settings.update({k: v for k, v in (options or {}).items() if v is not None})
+    return Resolution(validate({**settings, "env_id": env_id, "preset": name}), notes)
+
+
+def _find(preset: str, env_id: str) -> tuple[dict[str, Any], str, str]:
+    """Return the sections of a preset file, the section that applies, and a name for both."""
+    if preset in FAMILIES:
+        sections, section = _load_family(preset), env_id
+    elif preset.endswith((".yaml", ".yml")) or Path(preset).is_file():
+        sections, section = _load_file(Path(preset)), env_id
+    else:
+        owners = {key: family for family in FAMILIES for key in _load_family(family)}
+        owners.pop("default", None)
+        if preset not in owners:
+            choices = [*FAMILIES, *owners]
+            nearest = difflib.get_close_matches(preset, choices, n=1) or choices
+            raise ConfigurationError(
+                f"There is no preset {preset!r}: use {' or '.join(nearest)}, or a YAML file's path."
+            )
+        sections, section, preset = _load_family(owners[preset]), preset, owners[preset]
+    return sections, section, f"{preset}: {section if section in sections else 'default'}"
+
+
+def _load_family(family: str) -> dict[str, Any]:
+    text = resources.files("acktr.presets").joinpath(f"{family}.yaml").read_text(encoding="utf-8")
+    return _check_sections(_parse(text, f"{family}.yaml"), f"{family}.yaml")
+
+
+def _load_file(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"The preset file {path} cannot be read: {error}.") from error
+    return _check_sections(_parse(text, str(path)), str(path))
+
+
+def _check_sections(sections: Any, where: str) -> dict[str, Any]:
+    if not isinstance(sections, dict) or not all(isinstance(v, dict) for v in sections.values()):
+        raise ConfigurationError(
+            f"{where} must hold sections, each a mapping of settings: "
+            "'default:' and, if you like, environment ids."
+        )
+    known = setting_names()
+    for section, settings in sections.items():
+        for key in settings:
+            if key not in known:
+                raise unknown_setting(str(key), known, f"{where}, section {section}")
+        _expand_normalize(settings)
+    return sections
+
+
+def _apply(settings: dict[str, Any], override: str) -> None:
+    path, separator, text = override.partition("=")
+    keys = path.strip().split(".")
+    if not separator or not all(keys):
+        raise ConfigurationError(f"--set {override!r} is not of the form key=value.")
+    known = setting_names()
+    if keys[0] not in known:
+        raise unknown_setting(keys[0], known, "--set")
+    target = settings
+    for depth, key in enumerate(keys[:-1], start=1):
+        inner = target.get(key)
+        if inner is not None and not isinstance(inner, dict):
+            raise ConfigurationError(
+                f"--set {override!r}: {'.'.join(keys[:depth])} is {inner!r}, not a mapping."
+            )
+        # A copy: the sections of a preset file stay as they are.
+        target[key] = dict(inner or {})
+        target = target[key]
+    target[keys[-1]] = _parse(text, f"--set {override!r}")
+    _expand_normalize(settings)
+
+
+def _expand_normalize(settings: dict[str, Any]) -> None:
+    """Write ``normalize: true`` and ``false`` as the mapping that dotted keys can reach into."""
+    switch = settings.get("normalize")
+    if isinstance(switch, bool):
+        settings["normalize"] = {"norm_obs": switch, "norm_reward": switch}
+
+
+def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in changes.items():
+        inner = merged.get(key)
+        both = isinstance(inner, Mapping) and isinstance(value, Mapping)
+        merged[key] = _merge(inner, value) if both else value  # type: ignore[arg-type]
+    return merged
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        problem = " ".join(str(error).split())
+        raise ConfigurationError(f"{where} is not valid YAML: {problem}.") from error

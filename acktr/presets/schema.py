@@ -1,0 +1,140 @@
+"""The configuration of a run: every setting, typed, each with the nearest name for a misspelt one.
+
+Settings of the run are the fields of :class:`Configuration`; the arguments of the ACKTR constructor
+are added to them from its signature, so that no hyperparameter is listed twice.
+"""
+
+import difflib
+import functools
+import inspect
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    create_model,
+)
+
+from acktr.algorithm import ACKTR
+from acktr.envs.make import choose_backend
+from acktr.errors import ConfigurationError
+from acktr.presets.classes import check_policy, resolve_classes
+
+# What the run itself decides about the constructor's arguments.
+_NOT_ARGUMENTS = {"self", "policy", "env", "seed", "device", "tensorboard_log", "_init_setup_model"}
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, frozen=True)
+
+
+class Normalize(_Strict):
+    """Settings of SB3's ``VecNormalize``; it is used if one of the two switches is on."""
+
+    norm_obs: bool = True
+    norm_reward: bool = True
+    clip_obs: PositiveFloat = 10.0
+    clip_reward: PositiveFloat = 10.0
+    epsilon: PositiveFloat = 1e-8
+    norm_obs_keys: list[str] | None = None
+
+
+class Configuration(_Strict):
+    """All settings of one run; :func:`validate` adds the algorithm's arguments as fields."""
+
+    env_id: str
+    preset: str
+    # Evaluations and environments count on from it, and numpy's generators end at 2**32.
+    seed: int = Field(0, ge=0, lt=2**31)
+    device: str = "auto"
+    backend: str = "auto"
+    n_timesteps: PositiveInt
+    n_envs: PositiveInt = 8
+    policy: str = "auto"
+    """A name ACKTR knows, or "auto": chosen by the observation space."""
+    normalize: Normalize = Normalize(norm_obs=False, norm_reward=False)
+    frame_stack: PositiveInt | None = None
+    env_kwargs: dict[str, Any] = Field(default_factory=dict)
+    eval_interval: NonNegativeInt | None = None
+    """Steps between evaluations during training; by default 20 of them, 0 for none."""
+    n_eval_episodes: PositiveInt = 5
+    n_final_eval_episodes: NonNegativeInt = 20
+
+    def algorithm_arguments(self) -> dict[str, Any]:
+        """Arguments for the ACKTR constructor, other than policy, env, seed and device."""
+        names = type(self).model_fields.keys() - Configuration.model_fields.keys()
+        return {name: getattr(self, name) for name in names}
+
+    def evaluation_interval(self) -> int:
+        """Steps between evaluations during training, 0 for none."""
+        return max(self.n_timesteps // 20, 1) if self.eval_interval is None else self.eval_interval
+
+
+@functools.cache
+def complete_model() -> type[Configuration]:
+    """:class:`Configuration` with one more field for each argument of the ACKTR constructor."""
+    hints = typing.get_type_hints(ACKTR.__init__)
+    fields: dict[str, Any] = {
+        name: (hints.get(name, Any), parameter.default)
+        for name, parameter in inspect.signature(ACKTR.__init__).parameters.items()
+        if name not in _NOT_ARGUMENTS
+    }
+    return create_model("CompleteConfiguration", __base__=Configuration, **fields)
+
+
+def setting_names() -> list[str]:
+    """Names that a preset or ``--set`` may give."""
+    return [name for name in complete_model().model_fields if name not in ("env_id", "preset")]
+
+
+def validate(settings: Mapping[str, Any]) -> Configuration:
+    """Check a mapping of settings and fill in the defaults.
+
+    :param settings: what a preset, the command line or a run's ``config.yaml`` gives
+    :return: the complete configuration
+    :raises ConfigurationError: for an unknown name (the nearest is named) or a wrong value
+    """
+    try:
+        configuration = complete_model()(**settings)
+    except ValidationError as error:
+        raise ConfigurationError(_explain(error)) from error
+    policy_kwargs = configuration.algorithm_arguments()["policy_kwargs"]
+    check_policy(configuration.policy, policy_kwargs)
+    resolve_classes(policy_kwargs)
+    choose_backend(configuration.backend)
+    return configuration
+
+
+def unknown_setting(name: str, known: Iterable[str], where: str) -> ConfigurationError:
+    """Say that a setting does not exist, and which one was probably meant.
+
+    :param name: the misspelt name
+    :param known: the names that exist
+    :param where: the file or option that gave it
+    """
+    known = sorted(known)
+    nearest = difflib.get_close_matches(name, known, n=1)
+    advice = f"did you mean {nearest[0]!r}?" if nearest else f"choose from {', '.join(known)}."
+    return ConfigurationError(f"Unknown setting {name!r} in {where}: {advice}")
+
+
+def _explain(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    path = [str(part) for part in problem["loc"]]
+    if problem["type"] == "extra_forbidden":
+        nested = path[0] == "normalize" and len(path) > 1
+        model = Normalize if nested else complete_model()
+        where = "normalize" if nested else "the configuration"
+        return str(unknown_setting(path[-1], model.model_fields, where))
+    # The rest of the path names the branch of a union: only a nested model has settings inside.
+    name = ".".join(path[:2]) if path[0] == "normalize" else path[0]
+    if problem["type"] == "missing":
+        return f"The setting {name!r} is missing: give it in the preset or with --set {name}=VALUE."
+    return f"The setting {name} = {problem['input']!r} is not valid: {problem['msg'].lower()}."

@@ -1,0 +1,232 @@
+"""Rollout storage on the device and the loop that fills it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.preprocessing import get_action_dim, get_obs_shape
+from stable_baselines3.common.utils import obs_as_tensor
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
+from torch import Tensor
+
+from acktr.errors import DivergenceError
+
+Observations = Tensor | dict[str, Tensor]
+
+
+class RolloutBatch(NamedTuple):
+    """One rollout, flattened over steps and environments: B = n_steps n_envs.
+
+    :param observations: ``(B, *obs)``, or a dict of such tensors
+    :param actions: ``(B, action_dim)``; ``(B,)`` for Discrete
+    :param values: the critic's values when the rollout ended, ``(B,)``
+    :param advantages: ``(B,)``
+    :param returns: ``advantages + values``, ``(B,)``
+    """
+
+    observations: Observations
+    actions: Tensor
+    values: Tensor
+    advantages: Tensor
+    returns: Tensor
+
+
+class RolloutStorage:
+    """Preallocated tensors ``(n_steps, n_envs, ...)`` on the device, each written once a rollout.
+
+    Takes the constructor of SB3's ``RolloutBuffer``, whose place it fills.
+
+    :param buffer_size: n_steps
+    :param observation_space: of one environment
+    :param action_space: of one environment
+    :param device: where the learner computes
+    :param gae_lambda: lambda of the generalised advantage estimator; 1 gives k-step returns
+    :param gamma: discount factor
+    :param n_envs: number of environments
+    """
+
+    def __init__(
+        self,
+        buffer_size: int,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        device: torch.device | str = "cpu",
+        gae_lambda: float = 1.0,
+        gamma: float = 0.99,
+        n_envs: int = 1,
+    ) -> None:
+        self.gae_lambda = gae_lambda
+        self.gamma = gamma
+        size = (buffer_size, n_envs)
+
+        def allocate(space: spaces.Space) -> Tensor:
+            kept = np.uint8 if space.dtype == np.uint8 else np.float32
+            dtype = torch.from_numpy(np.empty(0, kept)).dtype
+            shape = get_obs_shape(space)
+            assert isinstance(shape, tuple)
+            return torch.zeros((*size, *shape), dtype=dtype, device=device)
+
+        self.observations: Observations
+        if isinstance(observation_space, spaces.Dict):
+            self.observations = {k: allocate(s) for k, s in observation_space.spaces.items()}
+        else:
+            self.observations = allocate(observation_space)
+        discrete = isinstance(action_space, spaces.Discrete)
+        action_shape = () if discrete else (get_action_dim(action_space),)
+        self.actions = torch.zeros((*size, *action_shape), device=device)
+        self.rewards = torch.zeros(size, device=device)
+        self.episode_starts = torch.zeros(size, device=device)
+        self.values = torch.zeros(size, device=device)
+        self.advantages = torch.zeros(size, device=device)
+
+    def reset(self) -> None:
+        """Begin a new rollout: nothing to clear, every entry is written again."""
+
+    def add(
+        self, step: int, obs: Observations, actions: Tensor, rewards: np.ndarray, starts: np.ndarray
+    ) -> None:
+        """Write one step of all environments."""
+        if isinstance(self.observations, dict):
+            assert isinstance(obs, dict)
+            for key, stored in self.observations.items():
+                stored[step] = obs[key].reshape(stored.shape[1:])
+        else:
+            assert isinstance(obs, Tensor)
+            self.observations[step] = obs.reshape(self.observations.shape[1:])
+        self.actions[step] = actions.reshape(self.actions.shape[1:])
+        self.rewards[step] = torch.as_tensor(rewards)
+        self.episode_starts[step] = torch.as_tensor(starts)
+
+    def compute_advantages(self, last_values: Tensor, last_dones: np.ndarray) -> None:
+        """Generalised advantage estimation (Schulman et al. 2016, eq. 16), backwards in time.
+
+        ``A_t = delta_t + gamma lambda A_{t+1}``, ``delta_t = r_t + gamma V_{t+1} - V_t``, both cut
+        where an episode ended.
+
+        :param last_values: values of the observations after the last step, ``(n_envs,)``
+        :param last_dones: whether the last step ended an episode, ``(n_envs,)``
+        """
+        ended = torch.as_tensor(last_dones, dtype=torch.float32, device=self.values.device)
+        alive = 1.0 - torch.cat([self.episode_starts[1:], ended.unsqueeze(0)])
+        next_values = torch.cat([self.values[1:], last_values.unsqueeze(0)])
+        deltas = self.rewards + self.gamma * next_values * alive - self.values
+        decay = self.gamma * self.gae_lambda * alive
+        advantage = torch.zeros_like(last_values)
+        for step in reversed(range(len(deltas))):
+            advantage = torch.addcmul(deltas[step], decay[step], advantage)
+            self.advantages[step] = advantage
+
+    def batch(self) -> RolloutBatch:
+        """Return the whole rollout as views, without a copy of the observations."""
+        if isinstance(self.observations, dict):
+            obs: Observations = {k: v.flatten(0, 1) for k, v in self.observations.items()}
+        else:
+            obs = self.observations.flatten(0, 1)
+        values, advantages = self.values.flatten(), self.advantages.flatten()
+        return RolloutBatch(
+            obs, self.actions.flatten(0, 1), values, advantages, values + advantages
+        )
+
+
+def check_finite(model: OnPolicyAlgorithm, env: VecEnv, obs: object, rewards: np.ndarray) -> None:
+    """Stop before a value that is not finite enters the rollout.
+
+    :raises DivergenceError: names what is not finite, the step and the environment
+    """
+    arrays = list(obs.values()) if isinstance(obs, dict) else [obs]
+    arrays = [np.asarray(x) for x in arrays]
+    if all(np.isfinite(x).all() for x in (*arrays, rewards)):
+        return
+    normalize = unwrap_vec_normalize(env)
+    if isinstance(normalize, VecNormalize):  # one bad observation has spoiled the mean of all
+        raw, rewards = normalize.get_original_obs(), normalize.get_original_reward()
+        arrays = [np.asarray(x) for x in (raw.values() if isinstance(raw, dict) else [raw])]
+    for what, parts in (("reward", [rewards]), ("observation", arrays)):
+        bad = [~np.isfinite(x).reshape(env.num_envs, -1).all(1) for x in parts]
+        indices = np.flatnonzero(np.any(bad, axis=0))
+        if len(indices):
+            raise DivergenceError(
+                f"A {what} that is not finite came from environment {indices[0]} at step "
+                f"{model.num_timesteps}; no parameter was changed: look at what the environment "
+                "returns there."
+            )
+    raise DivergenceError(
+        f"Normalisation gave a value that is not finite at step {model.num_timesteps}; no parameter "
+        "was changed: bound what the environment returns."
+    )
+
+
+def collect_rollout(
+    model: OnPolicyAlgorithm,
+    env: VecEnv,
+    callback: BaseCallback,
+    rollout_buffer: RolloutStorage,
+    n_rollout_steps: int,
+) -> bool:
+    """Fill the storage with one rollout, as ``OnPolicyAlgorithm.collect_rollouts`` does.
+
+    Local names are SB3's, because callbacks read them. The critic is not asked step by step: values of
+    the whole rollout and of all truncated ends come from one batched forward pass each.
+
+    :param model: its policy acts, its counters and last observations are moved on
+    :param env: the environments
+    :param callback: called at each step
+    :param rollout_buffer: filled
+    :param n_rollout_steps: steps of each environment
+    :return: False if the callback asked to stop
+    :raises DivergenceError: an observation or reward that is not finite
+    """
+    policy = model.policy
+    policy.set_training_mode(False)
+    rollout_buffer.reset()
+    callback.on_rollout_start()
+    truncated: list[tuple[int, int, object]] = []
+    bounds = model.action_space if isinstance(model.action_space, spaces.Box) else None
+    for n_steps in range(n_rollout_steps):
+        with torch.no_grad():
+            obs_tensor = obs_as_tensor(model._last_obs, model.device)  # type: ignore[arg-type]
+            action_tensor = policy.get_distribution(obs_tensor).sample()
+        actions = action_tensor.cpu().numpy().reshape(-1, *model.action_space.shape)
+        # Outside its bounds a Gaussian action means the bound itself.
+        clipped_actions = actions if bounds is None else np.clip(actions, bounds.low, bounds.high)
+        new_obs, rewards, dones, infos = env.step(clipped_actions)
+        check_finite(model, env, new_obs, rewards)
+        model.num_timesteps += env.num_envs
+        callback.update_locals(locals())
+        if not callback.on_step():
+            return False
+        model._update_info_buffer(infos, dones)
+        for idx in np.flatnonzero(dones):
+            if infos[idx].get("TimeLimit.truncated") and "terminal_observation" in infos[idx]:
+                truncated.append((n_steps, int(idx), infos[idx]["terminal_observation"]))
+        assert model._last_episode_starts is not None
+        rollout_buffer.add(n_steps, obs_tensor, action_tensor, rewards, model._last_episode_starts)
+        model._last_obs = new_obs  # type: ignore[assignment]
+        model._last_episode_starts = dones
+
+    with torch.no_grad():
+        flat = rollout_buffer.batch().observations
+        rollout_buffer.values.copy_(policy.predict_values(flat).view_as(rollout_buffer.values))
+        last_values = policy.predict_values(obs_as_tensor(new_obs, model.device)).flatten()
+        if truncated:
+            # A cut by time is no end: what would have come counts as gamma V (SB3 issue #633).
+            steps, indices, ends = (list(x) for x in zip(*truncated, strict=True))
+            end_values = policy.predict_values(_stack(ends, model)).flatten()
+            rollout_buffer.rewards[steps, indices] += rollout_buffer.gamma * end_values
+    rollout_buffer.compute_advantages(last_values, dones)
+    callback.update_locals(locals())
+    callback.on_rollout_end()
+    return True
+
+
+def _stack(observations: list, model: OnPolicyAlgorithm) -> Observations:
+    """Batch single observations as the environment returned them."""
+    if isinstance(observations[0], dict):
+        stacked = {k: np.stack([o[k] for o in observations]) for k in observations[0]}
+        return obs_as_tensor(stacked, model.device)
+    return obs_as_tensor(np.stack(observations), model.device)

@@ -1,0 +1,20 @@
+"""Sphinx settings; ``make check`` builds into ``docs/_build`` and takes no warning."""
+
+from importlib.metadata import version as installed_version
+
+project = "acktr"
+author = "The acktr authors"
+project_copyright = f"2026, {author}"
+release = version = installed_version("acktr")
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.viewcode"]
+exclude_patterns = ["_build"]
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
+autodoc_member_order = "bysource"
+
+html_theme = "furo"
+html_title = f"acktr {release}"

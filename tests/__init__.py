@@ -1,0 +1,1 @@
+"""Tests of acktr; the folders mirror the package."""

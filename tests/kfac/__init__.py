@@ -1,0 +1,1 @@
+"""Tests of acktr.kfac, written from the mathematics and the public interface alone."""

@@ -1,0 +1,75 @@
+"""Fixtures: float64, a fixed seed, and sign patterns that make curvature propagation exact."""
+
+import math
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+import acktr.kfac.fisher
+from acktr.kfac import KFAC
+
+
+@pytest.fixture(autouse=True)
+def float64_and_seed() -> Iterator[None]:
+    """Equality tests need float64; every test starts from the same seed."""
+    torch.set_default_dtype(torch.float64)
+    torch.manual_seed(0)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+class OrthogonalSigns:
+    """Signs whose average over ``n_patterns`` updates is E[r r'] = I, exactly.
+
+    Update k uses row k of a Hadamard matrix, one column per output coordinate; all samples share
+    it. So a plain average of ``n_patterns`` updates is the expectation, not an estimate of it.
+
+    :param per_location: one column per channel, shared by all positions
+    """
+
+    def __init__(self, n_patterns: int, per_location: bool) -> None:
+        rows = torch.ones(1, 1)
+        while len(rows) < n_patterns:
+            rows = torch.kron(rows, torch.tensor([[1.0, 1.0], [1.0, -1.0]]))
+        self.rows, self.per_location = rows, per_location
+        self.start(0)
+
+    def start(self, pattern: int) -> None:
+        self.left = self.rows[pattern]
+
+    def __call__(self, like: Tensor) -> Tensor:
+        shape = like.shape[1:]
+        if self.per_location:
+            shape = (like.shape[1], *[1] * (like.dim() - 2))
+        width = math.prod(shape)
+        assert width <= len(self.left), "more output coordinates than sign patterns"
+        signs, self.left = self.left[:width], self.left[width:]
+        return signs.reshape(shape).expand_as(like).to(like).clone()
+
+
+@pytest.fixture
+def observe(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """``observe(kfac, forward)``: exact curvature of ``forward()``, a list of distributions.
+
+    The optimiser must average plainly (``stat_decay=1``). ``n_patterns`` is at least the number of
+    signs that one sample needs (two for each dimension of a Normal).
+    """
+
+    def run(
+        kfac: KFAC,
+        forward: Callable[[], list],
+        n_patterns: int = 16,
+        per_location: bool = False,
+    ) -> None:
+        signs = OrthogonalSigns(n_patterns, per_location)
+        with monkeypatch.context() as patch:
+            patch.setattr(acktr.kfac.fisher, "random_signs", signs)
+            for pattern in range(len(signs.rows)):
+                signs.start(pattern)
+                with kfac.capture():
+                    distributions = forward()
+                kfac.update_curvature(*distributions)
+
+    return run

@@ -1,0 +1,92 @@
+"""Tiny environments with one quirk each; importing this module registers them."""
+
+import signal
+from typing import ClassVar
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+OBSERVATION = spaces.Box(-1.0, 1.0, (3,), np.float32)
+EPISODE_LENGTH = 10
+
+
+class Toy(gym.Env):
+    """Pays 1 for action 1, in episodes of 10 steps."""
+
+    metadata: ClassVar = {"render_modes": ["rgb_array"], "render_fps": 10}
+    observation_space: spaces.Space = OBSERVATION
+    action_space: spaces.Space = spaces.Discrete(2)
+
+    def __init__(self, render_mode=None):
+        self.render_mode = render_mode
+
+    def render(self):
+        raise RuntimeError("no display")
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.time = 0
+        return self._observe(), {}
+
+    def step(self, action):
+        self.time += 1
+        reward = float(np.asarray(action).flat[0] == 1)
+        return self._observe(), reward, False, self.time >= EPISODE_LENGTH, {}
+
+    def _observe(self):
+        return self.np_random.uniform(-1, 1, 3).astype(np.float32)
+
+
+class ToyDict(Toy):
+    observation_space = spaces.Dict({"a": OBSERVATION, "b": spaces.Discrete(4)})
+
+    def _observe(self):
+        return {"a": super()._observe(), "b": 1}
+
+
+class Broken(Toy):
+    """Returns NaN in its third episode."""
+
+    def __init__(self, where="reward", render_mode=None):
+        super().__init__(render_mode)
+        self.where = where
+        self.episode = 0
+
+    def reset(self, *, seed=None, options=None):
+        self.episode += 1
+        return super().reset(seed=seed)
+
+    def step(self, action):
+        observation, reward, terminated, truncated, info = super().step(action)
+        if self.episode == 3 and (self.where != "terminal" or truncated):
+            if self.where == "reward":
+                reward = float("nan")
+            else:
+                observation = np.full(3, np.nan, np.float32)
+        return observation, reward, terminated, truncated, info
+
+
+class PressesCtrlC(Toy):
+    """Sends this process a SIGINT in its fifth episode."""
+
+    def __init__(self, render_mode=None):
+        super().__init__(render_mode)
+        self.episode = 0
+
+    def reset(self, *, seed=None, options=None):
+        self.episode += 1
+        if self.episode == 5:
+            signal.raise_signal(signal.SIGINT)
+        return super().reset(seed=seed)
+
+
+for name, cls, kwargs in (
+    ("Toy-v0", Toy, {}),
+    ("ToyDict-v0", ToyDict, {}),
+    # The checker would warn of the NaN that it is there to return.
+    ("Broken-v0", Broken, {"disable_env_checker": True}),
+    ("PressesCtrlC-v0", PressesCtrlC, {}),
+):
+    if name not in gym.registry:
+        gym.register(name, cls, **kwargs)
