@@ -33,6 +33,9 @@ from acktr.rollout import RolloutBatch, RolloutStorage, collect_rollout
 
 
 MAX_KL_CORRECTION = 1.4  # of the feedback, in one update
+KL_TOLERANCE = 1.5  # a step is rescaled if its measured KL is off by more than this factor
+MAX_CORRECTIONS = 2  # of one step
+MAX_EXTENSION = 2.0  # a step is not made longer than this at once
 
 
 class ACKTR(OnPolicyAlgorithm):
@@ -157,6 +160,7 @@ class ACKTR(OnPolicyAlgorithm):
         self.normalize_advantage = normalize_advantage
         self.kfac_kwargs = kfac_kwargs or {}
         self.kl_scale = 1.0  # what the feedback multiplies target_kl with
+        self.kl_corrections = 0  # steps rescaled since the start
         self.bellman_std = 1.0  # running sigma of the critic when critic_std is "adaptive"
         if _init_setup_model:
             self._setup_model()
@@ -231,12 +235,14 @@ class ACKTR(OnPolicyAlgorithm):
         target_kl = self.target_kl_schedule(self._current_progress_remaining)
         self._update_learning_rate(self.policy.optimizer)
         self.policy.optimizer.param_groups[0]["target_kl"] = max(target_kl * self.kl_scale, 1e-12)
+        before = [p.detach().clone() for p in self.policy.optimizer.param_groups[0]["params"]]
         actor_losses, old = self._update_actor(batch)
-        kl = self._measured_kl(old, batch)
+        first_kl = kl = self._measured_kl(old, batch)
+        if self.kl_feedback and target_kl > 0:
+            kl = self._correct_step(before, old, batch, kl, target_kl)
+            self._adapt_kl_scale(first_kl, target_kl)
         self._n_updates += 1
         self._log(batch, {**critic_losses, **actor_losses}, kl, target_kl)
-        if self.kl_feedback and target_kl > 0:
-            self._adapt_kl_scale(kl, target_kl)
 
     def _update_actor(self, batch: RolloutBatch) -> tuple[dict[str, Tensor], list[Any]]:
         """One natural-gradient step of the actor, and of the critic where it shares the trunk."""
@@ -299,6 +305,25 @@ class ACKTR(OnPolicyAlgorithm):
                 (decay * self.bellman_std**2 + (1.0 - decay) * variance) ** 0.5, 1e-3
             )
 
+    @torch.no_grad()
+    def _correct_step(
+        self, before: list[Tensor], old: list[Any], batch: RolloutBatch, kl: float, target_kl: float
+    ) -> float:
+        """Rescale a step whose measured KL is far off ``target_kl``, and return the KL measured then.
+
+        KL grows with the square of the step, so ``sqrt(target_kl / kl)`` is the factor to try.
+        """
+        params = self.policy.optimizer.param_groups[0]["params"]
+        for _ in range(MAX_CORRECTIONS):
+            if 1.0 / KL_TOLERANCE <= kl / target_kl <= KL_TOLERANCE:
+                break
+            self.kl_corrections += 1
+            factor = min(max((target_kl / max(kl, 1e-12)) ** 0.5, 0.1), MAX_EXTENSION)
+            for p, start in zip(params, before, strict=True):
+                p.copy_(start + factor * (p - start))
+            kl = self._measured_kl(old, batch)
+        return kl
+
     def _adapt_kl_scale(self, kl: float, target_kl: float) -> None:
         """Move the bound given to K-FAC so that the measured KL meets ``target_kl``.
 
@@ -336,6 +361,7 @@ class ACKTR(OnPolicyAlgorithm):
         record("train/predicted_kl", info.predicted_kl.item())
         record("train/target_kl", target_kl)
         record("train/kl_scale", self.kl_scale)
+        record("train/kl_corrections", self.kl_corrections)
         record("train/step_scale", info.step_scale.item())
         record("train/damping", kfac.param_groups[0]["damping"])
         critic = self.policy.critic_optimizer

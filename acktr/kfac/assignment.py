@@ -28,6 +28,10 @@ def build_blocks(
     :param inverse: key of :data:`acktr.kfac.inverses.INVERSES`
     :raises ValueError: a parameter that the model does not hold, a layer divided between groups
     """
+    if not params:
+        raise ValueError("A parameter group, or the module itself, holds no parameters.")
+    if len({id(p) for p in params}) < len(params):
+        raise ValueError("A parameter group holds a parameter more than once.")
     names = {id(p): name for name, p in module.named_parameters()}
     wanted, others = {id(p) for p in params}, {id(p) for p in owned}
     if wanted - names.keys():

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from acktr.kfac.capture import Record
-from acktr.kfac.factors import RunningAverage, gram, homogeneous_gram
+from acktr.kfac.factors import RunningAverage, gram
 from acktr.kfac.inverses import SafeInverse, multiply_right
 from acktr.kfac.layers import DiagonalLayer, KroneckerLayer
 
@@ -78,12 +78,34 @@ class Block:
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything the block has learned."""
-        return {"average": self.average.state_dict(), "params": list(self.params)}
+        trainable = [name in self.params for name in self.all_params]
+        return {"average": self.average.state_dict(), "trainable": trainable}
+
+    def check_state(self, state: dict[str, Any]) -> None:
+        """Refuse a state of other shapes.
+
+        :raises ValueError: names the block and both shapes
+        """
+        shapes = [tuple(value.shape) for value in state["average"]["values"]]
+        params = self._params_of(state)
+        if shapes and shapes != self.shapes(params):
+            raise ValueError(
+                f"The curvature of block {self.name!r} has shapes {shapes} in this state, but the "
+                f"model needs {self.shapes(params)}."
+            )
+
+    def shapes(self, params: dict[str, nn.Parameter]) -> list[tuple[int, ...]]:
+        """Return the shapes of the statistics for these trainable parameters."""
+        raise NotImplementedError
+
+    def _params_of(self, state: dict[str, Any]) -> dict[str, nn.Parameter]:
+        named = zip(self.all_params.items(), state["trainable"], strict=True)
+        return {name: p for (name, p), trains in named if trains}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore :meth:`state_dict`."""
         like = next(iter(self.all_params.values()))
-        self.params = {name: self.all_params[name] for name in state["params"]}
+        self.params = self._params_of(state)
         self.average.load_state_dict(state["average"], like)
 
 
@@ -128,13 +150,10 @@ class KroneckerBlock(Block):
         return self.average.update((self._input_factor(a, g, batch), S))
 
     def _input_factor(self, a: Tensor, g: Tensor, batch: int) -> Tensor:
-        if not a.is_floating_point():  # indices of one-hot rows: A is diagonal
-            weight = self.params["weight"]
-            return g.new_zeros(weight.shape[0]).index_add_(0, a, g.new_full(a.shape, 1.0 / batch))
         if "weight" not in self.params:  # only the bias learns: its input is the constant 1
             groups = g.shape[:-2]
             return g.new_full((*groups, 1, 1), g.shape[-2] / batch)
-        return homogeneous_gram(a, batch) if "bias" in self.params else gram(a, batch)
+        return self.layer.input_factor(self.module, a, batch, "bias" in self.params)
 
     @property
     def has_inverse(self) -> bool:
@@ -187,6 +206,28 @@ class KroneckerBlock(Block):
     def state_dict(self) -> dict[str, Any]:
         """Return factors, inverse and its age."""
         return {**super().state_dict(), "inverse": self.inverse.state_dict()}
+
+    def check_state(self, state: dict[str, Any]) -> None:
+        """Refuse other shapes, and an inverse of the other form."""
+        super().check_state(state)
+        if len(state["inverse"]["tensors"]) not in (0, len(self.inverse.form.names)):
+            raise ValueError(
+                f"The inverse of block {self.name!r} in this state is not of the form "
+                f"inverse={self.inverse.kind!r}: load it into a KFAC with the other form."
+            )
+
+    def shapes(self, params: dict[str, nn.Parameter]) -> list[tuple[int, ...]]:
+        """Return the shapes of A and S."""
+        if "weight" not in params:
+            matrix = self.layer.bias_to_vector(self.module, params["bias"]).unsqueeze(-1)
+            diagonal = False
+        else:
+            matrix = self.layer.to_matrix(self.module, params["weight"])
+            diagonal = self.layer.diagonal_input
+        *groups, rows, columns = matrix.shape
+        columns += "bias" in params and "weight" in params
+        A = (columns,) if diagonal else (*groups, columns, columns)
+        return [A, (*groups, rows, rows)]
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore :meth:`state_dict`."""
@@ -244,6 +285,10 @@ class DiagonalBlock(Block):
             for d, f in zip(steps, self.average.values, strict=True)
         ]
         return torch.stack(parts).sum()
+
+    def shapes(self, params: dict[str, nn.Parameter]) -> list[tuple[int, ...]]:
+        """Return the lengths of the diagonals."""
+        return [(p.numel(),) for p in params.values()]
 
     def dense(self) -> Tensor:
         """Return a diagonal matrix over the block's parameters, flattened in order."""

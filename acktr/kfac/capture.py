@@ -36,7 +36,8 @@ class Capture:
 
     def __enter__(self) -> None:
         for name, module in self.modules:
-            self._handles.append(module.register_forward_hook(self._hook(name)))
+            hook = self._hook(name)
+            self._handles.append(module.register_forward_hook(hook, with_kwargs=True))
 
     def __exit__(
         self,
@@ -49,10 +50,13 @@ class Capture:
         self._handles.clear()
 
     def _hook(self, name: str) -> Any:
-        def record(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        def record(
+            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+        ) -> None:
             if output.requires_grad:
+                inputs = args[0] if args else next(iter(kwargs.values()))
                 edge = get_gradient_edge(output)
-                self.records.setdefault(name, []).append(Record(args[0].detach(), edge))
+                self.records.setdefault(name, []).append(Record(inputs.detach(), edge))
 
         return record
 

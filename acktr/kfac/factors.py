@@ -36,6 +36,12 @@ class RunningAverage:
             value.lerp_(torch.where(finite, x, value), weight)
         return finite.logical_not()
 
+    @property
+    def accepted(self) -> Tensor:
+        """Whether any statistics were taken in (0-dim bool tensor)."""
+        assert self.count is not None
+        return self.count > 0
+
     def state_dict(self) -> dict[str, Any]:
         """Return the averages and their count as plain containers of tensors."""
         return {"values": list(self.values), "count": self.count}

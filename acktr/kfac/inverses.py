@@ -53,7 +53,9 @@ def spd_inverse(matrix: Tensor) -> tuple[Tensor, Tensor]:
         inverse = matrix.reciprocal()
         return inverse, inverse.isfinite().all() & (matrix > 0).all()
     root, info = torch.linalg.cholesky_ex(matrix)
-    inverse = torch.cholesky_inverse(root)
+    # Not cholesky_inverse: it looks at the diagonal of the root from the host, and raises.
+    eye = torch.eye(root.shape[-1], dtype=root.dtype, device=root.device)
+    inverse = torch.cholesky_solve(eye.expand_as(root), root)
     return inverse, (info == 0).all() & trace(inverse).isfinite()
 
 

@@ -20,19 +20,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from acktr.kfac.factors import gram, homogeneous_gram
+
 
 class KroneckerLayer:
     """Adapter of a layer that computes ``s = W a + b``; this one serves :class:`torch.nn.Linear`."""
+
+    diagonal_input = False  # whether A is diagonal and kept as a vector
 
     def rows(self, module: nn.Module, inputs: Tensor, grads: Tensor) -> tuple[Tensor, Tensor]:
         """Return the rows of ``a`` and ``g``.
 
         :param inputs: the layer's input
         :param grads: gradient of the summed log-likelihood in the layer's output
-        :return: ``(M, in)`` and ``(M, out)``; ``(G, M, in)`` and ``(G, M, out)`` for G groups; an
-            integer vector ``(M,)`` of indices where ``a`` is one-hot
+        :return: ``(M, in)`` and ``(M, out)``; ``(G, M, in)`` and ``(G, M, out)`` for G groups
         """
         return inputs.reshape(-1, inputs.shape[-1]), grads.reshape(-1, grads.shape[-1])
+
+    def input_factor(self, module: nn.Module, a: Tensor, batch: int, bias: bool) -> Tensor:
+        """Return ``A = sum a a' / N``, with the constant 1 as last coordinate if there is a bias."""
+        return homogeneous_gram(a, batch) if bias else gram(a, batch)
 
     def to_matrix(self, module: nn.Module, weight: Tensor) -> Tensor:
         """Arrange a tensor shaped like the weight as ``(out, in)`` or ``(G, out, in)``."""
@@ -92,14 +99,27 @@ class ConvolutionLayer(KroneckerLayer):
 class EmbeddingLayer(KroneckerLayer):
     """Embedding: a linear layer on one-hot inputs, so A is diagonal and kept as a vector."""
 
+    diagonal_input = True
+
     def rows(self, module: nn.Module, inputs: Tensor, grads: Tensor) -> tuple[Tensor, Tensor]:
-        """Return indices ``(M,)`` and gradients ``(M, dim)``, padding left out."""
+        """Return indices ``(M,)`` and gradients ``(M, dim)``; padding counts in neither factor."""
         assert isinstance(module, nn.Embedding)
         indices, g = inputs.reshape(-1), grads.reshape(-1, grads.shape[-1])
         if module.padding_idx is not None:
-            kept = indices != module.padding_idx
-            indices, g = indices[kept], g[kept]
+            # Zero the padding rows and let the others stand for them: dropping rows would have to
+            # wait for their number.
+            kept = (indices != module.padding_idx).to(g)
+            g = g * (kept * (kept.numel() / kept.sum().clamp_min(1.0)).sqrt()).unsqueeze(-1)
         return indices, g
+
+    def input_factor(self, module: nn.Module, a: Tensor, batch: int, bias: bool) -> Tensor:
+        """Return the diagonal of A: how often each word came, over N."""
+        assert isinstance(module, nn.Embedding)
+        ones = module.weight.new_full(a.shape, 1.0 / batch)
+        A = module.weight.new_zeros(module.num_embeddings).index_add_(0, a, ones)
+        if module.padding_idx is not None:
+            A[module.padding_idx] = 0.0
+        return A
 
     def to_matrix(self, module: nn.Module, weight: Tensor) -> Tensor:
         """``(words, dim)`` to ``(dim, words)``."""

@@ -125,7 +125,9 @@ class KFAC(Optimizer):
         check_group(defaults)
         device = next((p.device for p in module.parameters()), torch.device("cpu"))
         self._counters = {name: torch.zeros((), device=device) for name in COUNTERS}
-        super().__init__(param_groups or [{"params": list(module.parameters())}], defaults)
+        groups = [{"params": list(module.parameters())}] if param_groups is None else param_groups
+        # Copies: torch writes the defaults into the dictionaries it is given.
+        super().__init__([dict(group) for group in groups], defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters of the module, as in every torch optimiser."""
@@ -189,12 +191,13 @@ class KFAC(Optimizer):
             for p in b.params.values()
         ]
         records = [(name, r) for name, group in capture.records.items() for r in group]
-        if not records and not bare:
-            raise RuntimeError(
-                "No captured layer output needs a gradient: run the forward pass with gradients on."
-            )
         pairs = [pair for d in flat for pair in output_cotangents(d, self.fisher)]
         pairs = [pair for pair in pairs if pair.output.requires_grad]
+        if not pairs or not (records or bare):
+            raise RuntimeError(
+                "The distributions do not depend on a captured layer: build them from the outputs of "
+                "the captured forward pass, with gradients on."
+            )
         layers = [r for _, r in records]
         fed = [pair for pair in pairs if pair.root is None or reaches(pair.output, layers)]
         # An output that no layer feeds (a state-independent log_std) has one Jacobian for all samples:
@@ -273,9 +276,13 @@ class KFAC(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self.last_step = []
-        for group, blocks in zip(self.param_groups, self._blocks, strict=True):
-            moving = [b for b in blocks if any(p.grad is not None for p in b.params.values())]
+        groups = [
+            (group, [b for b in blocks if any(p.grad is not None for p in b.params.values())])
+            for group, blocks in zip(self.param_groups, self._blocks, strict=True)
+        ]
+        for group, moving in groups:
             self._refresh(moving, group)
+        for group, moving in groups:
             plans = self._precondition(moving, group)
             info, finite = self._trust_region(plans, group)
             self._apply(plans, info, finite, group)
@@ -298,18 +305,18 @@ class KFAC(Optimizer):
         for block in blocks:
             params = list(block.params.values())
             grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
-            velocity = grads if cold else block.precondition(grads, group["damping"])
-            if group["momentum"]:
-                velocity = [
-                    v.add(self.state[p]["momentum_buffer"], alpha=group["momentum"])
-                    if "momentum_buffer" in self.state[p]
-                    else v
-                    for p, v in zip(params, velocity, strict=True)
-                ]
-            steps = velocity
-            if group["weight_decay"]:
-                decay = group["weight_decay"]
-                steps = [v.add(p, alpha=decay) for p, v in zip(params, velocity, strict=True)]
+            natural = grads if cold else block.precondition(grads, group["damping"])
+            velocity, steps = [], []
+            for p, direction in zip(params, natural, strict=True):
+                if p.grad is None:
+                    direction = torch.zeros_like(p)
+                elif group["momentum"] and "momentum_buffer" in self.state[p]:
+                    direction = direction.add(
+                        self.state[p]["momentum_buffer"], alpha=group["momentum"]
+                    )
+                velocity.append(direction)
+                decays = group["weight_decay"] and p.grad is not None
+                steps.append(direction.add(p, alpha=group["weight_decay"]) if decays else direction)
             plans.append(_Plan(block, params, velocity, steps))
         return plans
 
@@ -321,6 +328,7 @@ class KFAC(Optimizer):
         finite = torch.ones((), dtype=torch.bool, device=device)
         for plan in plans:
             quadratic = quadratic + plan.block.quadratic(plan.steps)
+            finite = finite & plan.block.average.accepted
             # The quadratic form alone would miss a NaN in a direction without curvature.
             finite = finite & torch.stack([s.sum() for s in plan.steps]).isfinite().all()
         info = trust_region(quadratic, group["lr"], group["target_kl"])
@@ -332,7 +340,7 @@ class KFAC(Optimizer):
         for plan in plans:
             for p, velocity, step in zip(plan.params, plan.velocity, plan.steps, strict=True):
                 p.sub_(torch.where(finite, step * info.step_scale, 0.0))
-                if group["momentum"]:
+                if group["momentum"] and p.grad is not None:
                     old = self.state[p].get("momentum_buffer", torch.zeros_like(p))
                     self.state[p]["momentum_buffer"] = torch.where(finite, velocity, old)
         if plans:
@@ -368,6 +376,8 @@ class KFAC(Optimizer):
             raise ValueError(
                 f"This state belongs to another model: the curvature blocks {odd} are not in both."
             )
+        for block in self._all_blocks():
+            block.check_state(state_dict["curvature"][block.name])
         super().load_state_dict(state_dict)
         for block in self._all_blocks():
             block.load_state_dict(state_dict["curvature"][block.name])

@@ -20,7 +20,7 @@ class Probe(nn.Module):
         self.seen: list[StorageWeakRef] = []
 
     def forward(self, x: Tensor) -> Tensor:
-        y = x * 1.0
+        y = x.sigmoid()  # its backward pass keeps the result
         self.seen += [StorageWeakRef(t.untyped_storage()) for t in (x, y)]
         return y
 
@@ -142,6 +142,10 @@ class NoHostSync(TorchDispatchMode):
             torch.ops.aten.equal.default,
             torch.ops.aten.nonzero.default,
             torch.ops.aten.masked_select.default,
+            # These read their error code on the host.
+            torch.ops.aten._linalg_check_errors.default,
+            torch.ops.aten._linalg_eigh.default,
+            torch.ops.aten.cholesky_inverse.default,
         }
     )
 
@@ -152,13 +156,13 @@ class NoHostSync(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("inverse", ["cholesky", "eigen"])
 @pytest.mark.parametrize(
     "settings",
     [{}, {"momentum": 0.9, "weight_decay": 0.1}, {"target_kl": None}, {"cold_start": 1}],
     ids=["defaults", "momentum", "unbounded", "cold-start"],
 )
-def test_no_host_sync(settings, inverse):
+def test_no_host_sync(settings):
+    """The Cholesky form only: an eigendecomposition in torch always looks at its own success."""
     net = nn.ModuleDict(
         {
             "body": nn.Sequential(
@@ -168,7 +172,7 @@ def test_no_host_sync(settings, inverse):
             "embed": nn.Embedding(4, 8, padding_idx=0),
         }
     )  # fmt: skip
-    kfac = KFAC(net, inverse=inverse, **settings)
+    kfac = KFAC(net, **settings)
     kfac.defer_checks = True
     image, token = torch.randn(6, 2, 3, 3), torch.randint(4, (6,))
     for _ in range(3):

@@ -52,6 +52,7 @@ CASES += [(nn.Conv1d, (9,), options) for options in CONV1D.values()]
 IDS = [f"conv2d-{name}" for name in CONV2D] + [f"conv1d-{name}" for name in CONV1D]
 
 
+@pytest.mark.filterwarnings("ignore:Using padding=.same. with even kernel")
 @pytest.mark.parametrize(("kind", "shape", "options"), CASES, ids=IDS)
 def test_convolution_is_exact(kind, shape, options, observe):
     options = {"in_channels": 2, "out_channels": 4, "kernel_size": 3, **options}

@@ -121,6 +121,18 @@ def test_statistics_that_are_not_finite(value, first, inverse, net_and_kfac):
     assert not torch.equal(net[0].weight, start), "it must learn again once the data are good"
 
 
+@pytest.mark.parametrize("inverse", ["cholesky", "eigen"])
+def test_without_any_accepted_statistics_nothing_moves(inverse, net_and_kfac):
+    """No Fisher means no distance: a step then would be bounded by nothing."""
+    net, kfac = net_and_kfac(inverse=inverse)
+    update(net, kfac, torch.full((16, 4), math.nan))
+    kfac.zero_grad()
+    net(torch.randn(16, 4)).square().mean().backward()
+    before = [p.detach().clone() for p in net.parameters()]
+    kfac.step()
+    assert all(torch.equal(p, q) for p, q in zip(before, net.parameters(), strict=True))
+
+
 @pytest.mark.parametrize("target_kl", [1e-3, None])
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_a_gradient_that_is_not_finite_never_reaches_the_parameters(
