@@ -6,8 +6,7 @@ batch for the actor, inside a KL trust region, and one or more for the critic.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from gymnasium import spaces
@@ -18,10 +17,11 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
-from torch.distributions import Normal, kl_divergence
+from torch.distributions import Normal
 
 from acktr.errors import ConfigurationError, DivergenceError
 from acktr.kfac import KFAC
+from acktr.kl import adapt_scale, as_list, mean_kl, rescale_step
 from acktr.options import as_schedule, check_arguments
 from acktr.policies import (
     CnnPolicy,
@@ -30,12 +30,6 @@ from acktr.policies import (
     actor_and_critic_parameters,
 )
 from acktr.rollout import RolloutBatch, RolloutStorage, collect_rollout
-
-
-MAX_KL_CORRECTION = 1.4  # of the feedback, in one update
-KL_TOLERANCE = 1.5  # a step is rescaled if its measured KL is off by more than this factor
-MAX_CORRECTIONS = 2  # of one step
-MAX_EXTENSION = 2.0  # a step is not made longer than this at once
 
 
 class ACKTR(OnPolicyAlgorithm):
@@ -160,7 +154,7 @@ class ACKTR(OnPolicyAlgorithm):
         self.normalize_advantage = normalize_advantage
         self.kfac_kwargs = kfac_kwargs or {}
         self.kl_scale = 1.0  # what the feedback multiplies target_kl with
-        self.kl_corrections = 0  # steps rescaled since the start
+        self.kl_rescales = 0  # steps rescaled since the start
         self.bellman_std = 1.0  # running sigma of the critic when critic_std is "adaptive"
         if _init_setup_model:
             self._setup_model()
@@ -183,23 +177,39 @@ class ACKTR(OnPolicyAlgorithm):
             )
         critic = [p for p in critic if p not in trunk]
         gauss_newton = self.critic_norm == "gauss-newton"
-        self.joint = self.shared and gauss_newton
-        if self.joint:
+        if self.shared and gauss_newton:
             actor, critic = actor + critic, []
         self.policy.optimizer = self._kfac(
             actor, damping=self.damping, momentum=self.momentum, lr=self.lr_schedule(1.0)
         )
-        critic_optimizer: torch.optim.Optimizer | None = None
-        if critic and gauss_newton:
-            critic_optimizer = self._kfac(
-                critic,
-                damping=self.critic_damping,
-                target_kl=self.critic_target_kl,
-                lr=self.critic_learning_rate or 0.3,
+        if not critic:
+            self._set_critic_optimizer(None)
+        elif gauss_newton:
+            self._set_critic_optimizer(
+                self._kfac(
+                    critic,
+                    damping=self.critic_damping,
+                    target_kl=self.critic_target_kl,
+                    lr=self.critic_learning_rate or 0.3,
+                )
             )
-        elif critic:
-            critic_optimizer = torch.optim.Adam(critic, lr=self.critic_learning_rate or 1e-3)
-        self.policy.critic_optimizer = critic_optimizer  # type: ignore[assignment]
+        else:
+            rate = self.critic_learning_rate or 1e-3
+            self._set_critic_optimizer(torch.optim.Adam(critic, lr=rate))
+
+    @property
+    def kfac(self) -> KFAC:
+        """The actor's optimiser; on a shared trunk with a Gauss-Newton critic, that of both."""
+        return cast(KFAC, self.policy.optimizer)
+
+    @property
+    def critic_optimizer(self) -> torch.optim.Optimizer | None:
+        """What steps the parameters that only the critic has; ``None`` if K-FAC steps them too."""
+        return cast("torch.optim.Optimizer | None", getattr(self.policy, "critic_optimizer", None))
+
+    def _set_critic_optimizer(self, optimizer: torch.optim.Optimizer | None) -> None:
+        # It lives beside `optimizer` on the policy: on `self`, save() would pickle it.
+        self.policy.__dict__["critic_optimizer"] = optimizer
 
     def _kfac(self, params: list[nn.Parameter], **group: Any) -> KFAC:
         kwargs = {"weight_decay": self.weight_decay, "target_kl": None, **self.kfac_kwargs}
@@ -207,7 +217,7 @@ class ACKTR(OnPolicyAlgorithm):
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         names = ["policy", "policy.optimizer"]
-        if self.policy.critic_optimizer is not None:
+        if self.critic_optimizer is not None:
             names.append("policy.critic_optimizer")
         return names, []
 
@@ -226,60 +236,81 @@ class ACKTR(OnPolicyAlgorithm):
     def train(self) -> None:
         """Update the critic, then the actor, on the last rollout."""
         self.policy.set_training_mode(True)
-        batch = self.rollout_buffer.batch()  # type: ignore[attr-defined]
+        batch = self.rollout_buffer.batch()  # type: ignore[attr-defined]  # a RolloutStorage
         self._update_bellman_std(batch)
-        critic_losses = {}
-        if self.policy.critic_optimizer is not None and not self.shared:
+        losses = {}
+        if not self.shared:
             for _ in range(self.n_critic_updates):
-                critic_losses = self._update_critic(batch)
+                losses["value_loss"] = self._update_critic(batch)
         target_kl = self.target_kl_schedule(self._current_progress_remaining)
-        self._update_learning_rate(self.policy.optimizer)
-        self.policy.optimizer.param_groups[0]["target_kl"] = max(target_kl * self.kl_scale, 1e-12)
-        before = [p.detach().clone() for p in self.policy.optimizer.param_groups[0]["params"]]
+        self._update_learning_rate(self.kfac)
+        group = self.kfac.param_groups[0]
+        # The tiny floor: a linear schedule ends at a radius of 0, which is no trust region.
+        group["target_kl"] = max(target_kl * self.kl_scale, 1e-12)
+        before = [p.detach().clone() for p in group["params"]]
         actor_losses, old = self._update_actor(batch)
-        first_kl = kl = self._measured_kl(old, batch)
+
+        def measure() -> float:
+            with torch.no_grad():
+                new = self.policy.get_distribution(batch.observations).distribution
+            return mean_kl(old, as_list(new))
+
+        kl = measure()
         if self.kl_feedback and target_kl > 0:
-            kl = self._correct_step(before, old, batch, kl, target_kl)
-            self._adapt_kl_scale(first_kl, target_kl)
+            self.kl_scale = adapt_scale(self.kl_scale, kl, target_kl)
+            room = group["lr"] / max(self.kfac.last_step[0].step_scale.item(), 1e-12)
+            kl, rescales = rescale_step(group["params"], before, measure, kl, target_kl, room)
+            self.kl_rescales += rescales
         self._n_updates += 1
-        self._log(batch, {**critic_losses, **actor_losses}, kl, target_kl)
+        self._log(batch, {**losses, **actor_losses}, kl, target_kl)
 
     def _update_actor(self, batch: RolloutBatch) -> tuple[dict[str, Tensor], list[Any]]:
-        """One natural-gradient step of the actor, and of the critic where it shares the trunk."""
-        kfac = self.policy.optimizer
+        """One natural-gradient step of the actor, and of the critic where it shares the trunk.
+
+        :return: the losses, and the action distributions before the step
+        """
         advantages = batch.advantages
         if self.normalize_advantage and len(advantages) > 1:
             advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
-        with kfac.capture():
+        with self.kfac.capture():
             distribution = self.policy.get_distribution(batch.observations)
-            model = as_list(distribution.distribution)
-            values = self.policy.predict_values(batch.observations).flatten() if self.shared else None
-        log_prob = distribution.log_prob(batch.actions)
-        entropy = distribution.entropy()
+            # SB3 keeps one wrapper and fills it anew: hold on to what is in it now.
+            actions = as_list(distribution.distribution)
+            log_prob = distribution.log_prob(batch.actions)
+            entropy = distribution.entropy()
+            values = self._values(batch) if self.shared else None
         entropy_loss = -(log_prob if entropy is None else entropy).mean()
         policy_loss = -(advantages * log_prob).mean()
         loss = policy_loss + self.ent_coef * entropy_loss
         losses = {"policy_gradient_loss": policy_loss, "entropy_loss": entropy_loss}
+        model = list(actions)
         if values is not None:
             losses["value_loss"] = self._value_loss(values, batch)
             loss = loss + self.vf_coef * losses["value_loss"]
+            # The joint model p(a, v | s) of a shared trunk; a first-order critic has no Fisher.
+            model += [Normal(values, self._sigma())] if self.critic_optimizer is None else []
         self._check_loss(loss)
-        kfac.update_curvature(*model, *([Normal(values, self._sigma())] if self.joint else []))
-        self._step(loss, kfac, self.policy.critic_optimizer if self.shared else None)
-        return losses, model
+        self.kfac.update_curvature(*model)
+        self._step(loss, self.kfac, self.critic_optimizer if self.shared else None)
+        return losses, actions
 
-    def _update_critic(self, batch: RolloutBatch) -> dict[str, Tensor]:
-        """One step of a critic that has its own network."""
-        optimizer = self.policy.critic_optimizer
-        gauss_newton = isinstance(optimizer, KFAC)
-        with optimizer.capture() if gauss_newton else nullcontext():
-            values = self.policy.predict_values(batch.observations).flatten()
+    def _update_critic(self, batch: RolloutBatch) -> Tensor:
+        """One step of a critic that has its own network; returns its loss."""
+        optimizer = self.critic_optimizer
+        if isinstance(optimizer, KFAC):
+            with optimizer.capture():
+                values = self._values(batch)
+            optimizer.update_curvature(Normal(values, self._sigma()))
+        else:
+            values = self._values(batch)
         loss = self._value_loss(values, batch)
         self._check_loss(loss)
-        if gauss_newton:
-            optimizer.update_curvature(Normal(values, self._sigma()))
         self._step(loss, optimizer)
-        return {"value_loss": loss}
+        return loss
+
+    def _values(self, batch: RolloutBatch) -> Tensor:
+        """Values of the batch's observations, ``(B,)``."""
+        return self.policy.predict_values(batch.observations).flatten()
 
     def _value_loss(self, values: Tensor, batch: RolloutBatch) -> Tensor:
         """Negative log-likelihood of the returns under N(V, sigma^2), without its constant."""
@@ -301,46 +332,7 @@ class ACKTR(OnPolicyAlgorithm):
         if self.critic_std == "adaptive":
             variance = (batch.returns - batch.values).square().mean().item()
             decay = 0.95 if self._n_updates else 0.0
-            self.bellman_std = max(
-                (decay * self.bellman_std**2 + (1.0 - decay) * variance) ** 0.5, 1e-3
-            )
-
-    @torch.no_grad()
-    def _correct_step(
-        self, before: list[Tensor], old: list[Any], batch: RolloutBatch, kl: float, target_kl: float
-    ) -> float:
-        """Rescale a step whose measured KL is far off ``target_kl``, and return the KL measured then.
-
-        KL grows with the square of the step, so ``sqrt(target_kl / kl)`` is the factor to try.
-        """
-        params = self.policy.optimizer.param_groups[0]["params"]
-        for _ in range(MAX_CORRECTIONS):
-            if 1.0 / KL_TOLERANCE <= kl / target_kl <= KL_TOLERANCE:
-                break
-            self.kl_corrections += 1
-            factor = min(max((target_kl / max(kl, 1e-12)) ** 0.5, 0.1), MAX_EXTENSION)
-            for p, start in zip(params, before, strict=True):
-                p.copy_(start + factor * (p - start))
-            kl = self._measured_kl(old, batch)
-        return kl
-
-    def _adapt_kl_scale(self, kl: float, target_kl: float) -> None:
-        """Move the bound given to K-FAC so that the measured KL meets ``target_kl``.
-
-        K-FAC leaves out what layers do together, so its quadratic form promises too little KL, by a
-        factor that changes slowly over training: a multiplicative controller finds and holds it.
-        """
-        ratio = target_kl / max(kl, 1e-12)
-        self.kl_scale *= min(max(ratio, 1.0 / MAX_KL_CORRECTION), MAX_KL_CORRECTION)
-        self.kl_scale = min(max(self.kl_scale, 1e-6), 1e6)
-
-    @torch.no_grad()
-    def _measured_kl(self, old: list[Any], batch: RolloutBatch) -> float:
-        """KL(old || new) in nats, averaged over the rollout's observations."""
-        new = as_list(self.policy.get_distribution(batch.observations).distribution)
-        parts = [kl_divergence(p, q).flatten(1).sum(1) if p.mean.ndim > 1 else kl_divergence(p, q)
-                 for p, q in zip(old, new, strict=True)]
-        return torch.stack(parts).sum(0).mean().item()
+            self.bellman_std = max((decay * self.bellman_std**2 + (1.0 - decay) * variance) ** 0.5, 1e-3)
 
     def _check_loss(self, loss: Tensor) -> None:
         if not torch.isfinite(loss):
@@ -349,11 +341,9 @@ class ACKTR(OnPolicyAlgorithm):
                 "target_kl or raise damping, and look at the returns."
             )
 
-    def _log(
-        self, batch: RolloutBatch, losses: dict[str, Tensor], kl: float, target_kl: float
-    ) -> None:
+    def _log(self, batch: RolloutBatch, losses: dict[str, Tensor], kl: float, target_kl: float) -> None:
         record = self.logger.record
-        kfac = self.policy.optimizer
+        kfac, critic = self.kfac, self.critic_optimizer
         for name, loss in losses.items():
             record(f"train/{name}", loss.item())
         info = kfac.last_step[0]
@@ -361,10 +351,9 @@ class ACKTR(OnPolicyAlgorithm):
         record("train/predicted_kl", info.predicted_kl.item())
         record("train/target_kl", target_kl)
         record("train/kl_scale", self.kl_scale)
-        record("train/kl_corrections", self.kl_corrections)
+        record("train/kl_rescales", self.kl_rescales)
         record("train/step_scale", info.step_scale.item())
         record("train/damping", kfac.param_groups[0]["damping"])
-        critic = self.policy.critic_optimizer
         guards = [o for o in (kfac, critic) if isinstance(o, KFAC)]
         record("train/fallbacks", sum(sum(o.counters.values()) for o in guards))
         if isinstance(critic, KFAC):
@@ -389,8 +378,3 @@ class ACKTR(OnPolicyAlgorithm):
         return super().learn(
             total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar
         )
-
-
-def as_list(distribution: Any) -> list[Any]:
-    """Return the torch distributions of an action: SB3 keeps a list for MultiDiscrete."""
-    return list(distribution) if isinstance(distribution, (list, tuple)) else [distribution]

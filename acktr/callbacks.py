@@ -92,9 +92,7 @@ class EpisodeTable(BaseCallback):
                 self.count += 1
                 self._last_returns.append(episode["r"])
                 seconds = round(time.perf_counter() - self._start, 3)
-                self.table.append(
-                    (self.num_timesteps, episode["r"], episode["l"], seconds, int(index))
-                )
+                self.table.append((self.num_timesteps, episode["r"], episode["l"], seconds, int(index)))
         return True
 
 

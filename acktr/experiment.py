@@ -311,9 +311,7 @@ def _load(
         configuration = validate(run.read_configuration())
     except ConfigurationError as error:
         raise CheckpointError(f"{run.path}/config.yaml cannot be used: {error}") from error
-    env = build_environment(
-        configuration, n_envs=n_envs, training=False, wrapper=wrapper, **env_kwargs
-    )
+    env = build_environment(configuration, n_envs=n_envs, training=False, wrapper=wrapper, **env_kwargs)
     try:
         model = build_model(configuration, env, configuration.seed + _EVALUATION_SEED)
         normalization = unwrap_vec_normalize(env)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -128,9 +128,11 @@ class RolloutStorage:
         else:
             obs = self.observations.flatten(0, 1)
         values, advantages = self.values.flatten(), self.advantages.flatten()
-        return RolloutBatch(
-            obs, self.actions.flatten(0, 1), values, advantages, values + advantages
-        )
+        return RolloutBatch(obs, self.actions.flatten(0, 1), values, advantages, values + advantages)
+
+
+def _arrays(obs: Any) -> list[np.ndarray]:
+    return [np.asarray(x) for x in (obs.values() if isinstance(obs, dict) else [obs])]
 
 
 def check_finite(model: OnPolicyAlgorithm, env: VecEnv, obs: object, rewards: np.ndarray) -> None:
@@ -138,14 +140,13 @@ def check_finite(model: OnPolicyAlgorithm, env: VecEnv, obs: object, rewards: np
 
     :raises DivergenceError: names what is not finite, the step and the environment
     """
-    arrays = list(obs.values()) if isinstance(obs, dict) else [obs]
-    arrays = [np.asarray(x) for x in arrays]
+    arrays = _arrays(obs)
     if all(np.isfinite(x).all() for x in (*arrays, rewards)):
         return
     normalize = unwrap_vec_normalize(env)
     if isinstance(normalize, VecNormalize):  # one bad observation has spoiled the mean of all
         raw, rewards = normalize.get_original_obs(), normalize.get_original_reward()
-        arrays = [np.asarray(x) for x in (raw.values() if isinstance(raw, dict) else [raw])]
+        arrays = _arrays(raw)
     for what, parts in (("reward", [rewards]), ("observation", arrays)):
         bad = [~np.isfinite(x).reshape(env.num_envs, -1).all(1) for x in parts]
         indices = np.flatnonzero(np.any(bad, axis=0))
@@ -186,12 +187,13 @@ def collect_rollout(
     rollout_buffer.reset()
     callback.on_rollout_start()
     truncated: list[tuple[int, int, object]] = []
+    new_obs: Any = model._last_obs
     bounds = model.action_space if isinstance(model.action_space, spaces.Box) else None
     for n_steps in range(n_rollout_steps):
         with torch.no_grad():
-            obs_tensor = obs_as_tensor(model._last_obs, model.device)  # type: ignore[arg-type]
+            obs_tensor = obs_as_tensor(new_obs, model.device)
             action_tensor = policy.get_distribution(obs_tensor).sample()
-        actions = action_tensor.cpu().numpy().reshape(-1, *model.action_space.shape)
+        actions = action_tensor.cpu().numpy().reshape(-1, *(model.action_space.shape or ()))
         # Outside its bounds a Gaussian action means the bound itself.
         clipped_actions = actions if bounds is None else np.clip(actions, bounds.low, bounds.high)
         new_obs, rewards, dones, infos = env.step(clipped_actions)
@@ -206,7 +208,7 @@ def collect_rollout(
                 truncated.append((n_steps, int(idx), infos[idx]["terminal_observation"]))
         assert model._last_episode_starts is not None
         rollout_buffer.add(n_steps, obs_tensor, action_tensor, rewards, model._last_episode_starts)
-        model._last_obs = new_obs  # type: ignore[assignment]
+        model._last_obs = new_obs
         model._last_episode_starts = dones
 
     with torch.no_grad():
@@ -215,8 +217,9 @@ def collect_rollout(
         last_values = policy.predict_values(obs_as_tensor(new_obs, model.device)).flatten()
         if truncated:
             # A cut by time is no end: what would have come counts as gamma V (SB3 issue #633).
-            steps, indices, ends = (list(x) for x in zip(*truncated, strict=True))
+            ends = [observation for _, _, observation in truncated]
             end_values = policy.predict_values(_stack(ends, model)).flatten()
+            steps, indices = [step for step, _, _ in truncated], [idx for _, idx, _ in truncated]
             rollout_buffer.rewards[steps, indices] += rollout_buffer.gamma * end_values
     rollout_buffer.compute_advantages(last_values, dones)
     callback.update_locals(locals())
@@ -224,9 +227,11 @@ def collect_rollout(
     return True
 
 
-def _stack(observations: list, model: OnPolicyAlgorithm) -> Observations:
+def _stack(observations: list[Any], model: OnPolicyAlgorithm) -> Observations:
     """Batch single observations as the environment returned them."""
+    stacked: Any
     if isinstance(observations[0], dict):
-        stacked = {k: np.stack([o[k] for o in observations]) for k in observations[0]}
-        return obs_as_tensor(stacked, model.device)
-    return obs_as_tensor(np.stack(observations), model.device)
+        stacked = {key: np.stack([o[key] for o in observations]) for key in observations[0]}
+    else:
+        stacked = np.stack(observations)
+    return obs_as_tensor(stacked, model.device)

@@ -83,13 +83,9 @@ class Run:
                 "give another with --out."
             ) from error
         if holds_run(path):
-            raise ConfigurationError(
-                f"{path} already holds a run: give another directory with --out."
-            )
+            raise ConfigurationError(f"{path} already holds a run: give another directory with --out.")
         if not os.access(path, os.W_OK):
-            raise ConfigurationError(
-                f"{path} cannot be written: give another directory with --out."
-            )
+            raise ConfigurationError(f"{path} cannot be written: give another directory with --out.")
         return cls(path)
 
     @classmethod
@@ -127,9 +123,7 @@ class Run:
         try:
             configuration = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise CheckpointError(
-                f"{path} cannot be read: {' '.join(str(error).split())}."
-            ) from error
+            raise CheckpointError(f"{path} cannot be read: {' '.join(str(error).split())}.") from error
         if not isinstance(configuration, dict) or "env_id" not in configuration:
             raise CheckpointError(f"{path} is not the configuration of a run: env_id is missing.")
         return configuration
@@ -234,9 +228,7 @@ def read_table(path: Path, columns: Sequence[str]) -> dict[str, np.ndarray]:
         with path.open(newline="", encoding="utf-8") as file:
             rows = [[float(row[name]) for name in columns] for row in csv.DictReader(file)]
     except (OSError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} is damaged ({error!r}): restore it, or train again."
-        ) from error
+        raise CheckpointError(f"{path} is damaged ({error!r}): restore it, or train again.") from error
     return dict(zip(columns, np.asarray(rows).reshape(-1, len(columns)).T, strict=True))
 
 

@@ -13,10 +13,9 @@ import acktr
 from acktr.cli.evaluate import evaluate
 from acktr.cli.plot import plot
 from acktr.cli.record import record
-from acktr.cli.train import train
+from acktr.cli.train import INTERRUPTED, train
 from acktr.errors import AcktrError
 
-INTERRUPTED = 130
 _COMMANDS: dict[str, Callable[..., int]] = {
     "train": train,
     "evaluate": evaluate,

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from acktr.experiment import Result
     from acktr.runs import Run
 
-_INTERRUPTED = 130
+INTERRUPTED = 130
 
 
 def train(
@@ -71,7 +71,7 @@ def train(
         with ProgressCallback(title, enabled=progress) as bar, _StopOnCtrlC(run) as stop:
             result = experiment.train(run, callbacks=[bar], should_stop=lambda: stop.requested)
     print(_summary(run, result))
-    return _INTERRUPTED if result.interrupted else 0
+    return INTERRUPTED if result.interrupted else 0
 
 
 class _StopOnCtrlC:

@@ -120,9 +120,7 @@ def _atari_kwargs(spec: EnvSpec, env_kwargs: dict[str, Any]) -> dict[str, Any]:
     # AtariWrapper skips and max-pools frames itself: the game must deliver every one of them.
     settings = {**spec.kwargs, "frameskip": 1, **env_kwargs}
     if settings.get("obs_type", "rgb") == "ram" or "-ram" in spec.id:
-        raise ConfigurationError(
-            f"{spec.id} observes the RAM: use the id that observes the screen."
-        )
+        raise ConfigurationError(f"{spec.id} observes the RAM: use the id that observes the screen.")
     if settings["frameskip"] != 1:
         raise ConfigurationError(
             f"{spec.id} with frameskip={settings['frameskip']}: leave it at 1, "

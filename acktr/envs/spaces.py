@@ -27,9 +27,7 @@ def _action_problem(space: spaces.Space) -> str | None:
         if not np.issubdtype(space.dtype, np.floating):
             return f"has a Box action space of {space.dtype}: ACKTR needs floating-point actions"
         if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
-            return (
-                "has unbounded actions: give each a finite range with RescaleAction or ClipAction"
-            )
+            return "has unbounded actions: give each a finite range with RescaleAction or ClipAction"
         return None
     if isinstance(space, spaces.Discrete):
         if space.start != 0:

@@ -192,7 +192,7 @@ class KroneckerBlock(Block):
         """``tr(D' S D A)``."""
         A, S = self.average.values
         D = self._to_matrix(steps)
-        return (D * multiply_right(S @ D, A)).sum()
+        return torch.sum(D * multiply_right(S @ D, A))
 
     def dense(self) -> Tensor:
         """``kron(S, A)``; with groups, one such block after the other on the diagonal."""
@@ -252,11 +252,10 @@ class DiagonalBlock(Block):
         super().__init__(name, module, params, decay)
         self.layer = layer
 
-    def update(
-        self, records: list[Record], grads: list[Tensor], batch: int
-    ) -> Tensor:
+    def update(self, records: list[Record], grads: list[Tensor], batch: int) -> Tensor:
         """Average in the mean square of the gradients sample by sample, over all uses."""
-        assert self.layer is not None and self.module is not None
+        assert self.layer is not None
+        assert self.module is not None
         squares = [torch.zeros_like(p) for p in self.params.values()]
         for record, grad in zip(records, grads, strict=True):
             by_name = self.layer.sample_gradients(self.module, record.inputs, grad)
@@ -274,15 +273,12 @@ class DiagonalBlock(Block):
 
     def precondition(self, grads: Sequence[Tensor], damping: float) -> list[Tensor]:
         """``g / (F + lambda)``."""
-        return [
-            g / (f.view_as(g) + damping) for g, f in zip(grads, self.average.values, strict=True)
-        ]
+        return [g / (f.view_as(g) + damping) for g, f in zip(grads, self.average.values, strict=True)]
 
     def quadratic(self, steps: Sequence[Tensor]) -> Tensor:
         """``sum F D^2``."""
         parts = [
-            (f * d.reshape(-1).square()).sum()
-            for d, f in zip(steps, self.average.values, strict=True)
+            (f * d.reshape(-1).square()).sum() for d, f in zip(steps, self.average.values, strict=True)
         ]
         return torch.stack(parts).sum()
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import singledispatch
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -99,8 +99,8 @@ def output_cotangents(distribution: Distribution, estimator: str) -> list[Output
     )
 
 
-@output_cotangents.register
-def _independent(distribution: Independent, estimator: str) -> list[OutputCotangent]:
+@output_cotangents.register(Independent)
+def _independent(distribution: Independent[Any], estimator: str) -> list[OutputCotangent]:
     # Independent only says which dimensions belong to one event; the log-likelihood is the sum.
     return output_cotangents(distribution.base_dist, estimator)
 

@@ -61,7 +61,8 @@ def spd_inverse(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 def multiply_right(matrix: Tensor, factor: Tensor) -> Tensor:
     """``matrix @ factor``, where a vector is a diagonal."""
-    return matrix * factor if factor.ndim == 1 else matrix @ factor
+    product: Tensor = matrix * factor if factor.ndim == 1 else matrix @ factor
+    return product
 
 
 class CholeskyInverse:
@@ -195,7 +196,8 @@ class SafeInverse:
     def load_state_dict(self, state: dict[str, object], like: Tensor) -> None:
         """Restore :meth:`state_dict` onto the device and dtype of ``like``."""
         tensors, boost, age = state["tensors"], state["boost"], state["age"]
-        assert isinstance(tensors, list) and isinstance(age, int)
+        assert isinstance(tensors, list)
+        assert isinstance(age, int)
         self.tensors = [x.to(like, copy=True) for x in tensors]
         self.boost = boost.to(like, copy=True) if isinstance(boost, Tensor) else None
         self.age = age

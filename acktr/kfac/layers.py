@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -204,10 +203,10 @@ def find_layer(module: nn.Module) -> Layer | None:
     return next((_REGISTRY[t] for t in type(module).__mro__ if t in _REGISTRY), None)
 
 
-for _type in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
-    register_layer(_type, ConvolutionLayer())
-for _type in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
-    register_layer(_type, NormalizationLayer(_batch_norm, channel_axis=True))
+for _convolution in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
+    register_layer(_convolution, ConvolutionLayer())
+for _normalization in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
+    register_layer(_normalization, NormalizationLayer(_batch_norm, channel_axis=True))
 register_layer(nn.Linear, KroneckerLayer())
 register_layer(nn.Embedding, EmbeddingLayer())
 register_layer(nn.LayerNorm, NormalizationLayer(_layer_norm, channel_axis=False))

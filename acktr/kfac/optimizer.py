@@ -22,14 +22,10 @@ from torch.distributions import Distribution
 from torch.optim import Optimizer
 
 from acktr.kfac.assignment import build_blocks
-from acktr.kfac.blocks import Block, DiagonalBlock, KroneckerBlock
-from acktr.kfac.capture import Capture, Record, reaches
-from acktr.kfac.fisher import (
-    batch_size,
-    flatten_distributions,
-    output_cotangents,
-    random_signs,
-)
+from acktr.kfac.blocks import Block
+from acktr.kfac.capture import Capture
+from acktr.kfac.curvature import take_statistics
+from acktr.kfac.fisher import flatten_distributions
 from acktr.kfac.trust_region import StepInfo, trust_region
 from acktr.kfac.validation import check_group, check_options
 
@@ -180,73 +176,8 @@ class KFAC(Optimizer):
                 "call of update_curvature."
             )
         flat = flatten_distributions(distributions)
-        batch = batch_size(flat)
-        blocks = self._all_blocks()
-        for block in blocks:
-            block.track_frozen()
-        bare = [
-            p
-            for b in blocks
-            if isinstance(b, DiagonalBlock) and b.layer is None
-            for p in b.params.values()
-        ]
-        records = [(name, r) for name, group in capture.records.items() for r in group]
-        pairs = [pair for d in flat for pair in output_cotangents(d, self.fisher)]
-        pairs = [pair for pair in pairs if pair.output.requires_grad]
-        if not pairs or not (records or bare):
-            raise RuntimeError(
-                "The distributions do not depend on a captured layer: build them from the outputs of "
-                "the captured forward pass, with gradients on."
-            )
-        layers = [r for _, r in records]
-        fed = [pair for pair in pairs if pair.root is None or reaches(pair.output, layers)]
-        # An output that no layer feeds (a state-independent log_std) has one Jacobian for all samples:
-        # one sign for all of them makes the estimate exact where parameters act elementwise.
-        unfed = [
-            (pair.output, pair.root * random_signs(pair.root[:1]))
-            for pair in pairs
-            if pair.root is not None and not reaches(pair.output, layers)
-        ]
-        common = _gradients(unfed, bare, retain_graph=True)
-        grads = _gradients(
-            [(pair.output, pair.cotangent) for pair in fed],
-            [*(r.edge for r in layers), *bare],
-            retain_graph,
-        )
-        with torch.no_grad():
-            squares: dict[int, Tensor] = {}
-            for p, own, shared in zip(bare, grads[len(records) :], common, strict=True):
-                parts = [] if own is None else [own.square() / batch]
-                parts += [] if shared is None else [(shared / batch).square()]
-                if parts:
-                    squares[id(p)] = torch.stack(parts).sum(0)
-            used: dict[str, tuple[list[Record], list[Tensor]]] = {}
-            for (name, record), grad in zip(records, grads, strict=False):
-                if grad is not None:
-                    entry = used.setdefault(name, ([], []))
-                    entry[0].append(record)
-                    entry[1].append(grad)
-            for block in blocks:
-                self._update_block(block, *used.get(block.name, ([], [])), squares, batch)
-
-    def _update_block(
-        self,
-        block: Block,
-        records: list[Record],
-        grads: list[Tensor],
-        squares: dict[int, Tensor],
-        batch: int,
-    ) -> None:
-        if not block.params:
-            return
-        if isinstance(block, DiagonalBlock) and block.layer is None:
-            found = [squares.get(id(p)) for p in block.params.values()]
-            seen = [square for square in found if square is not None]
-            if len(seen) == len(found):
-                self._counters["rejected_statistics"] += block.update_from_batch(seen)
-        elif grads:
-            assert isinstance(block, (KroneckerBlock, DiagonalBlock))
-            self._counters["rejected_statistics"] += block.update(records, grads, batch)
+        refused = take_statistics(self._all_blocks(), capture, flat, self.fisher, retain_graph)
+        self._counters["rejected_statistics"] += refused
 
     def factors(self) -> dict[str, tuple[Tensor, ...]]:
         """Return the running averages by block name: ``(A, S)``, or the diagonals of the parameters.
@@ -265,7 +196,7 @@ class KFAC(Optimizer):
     # ------------------------------------------------------------------ step
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step; parameters without a gradient stay where they are.
 
         :param closure: re-evaluates the model and returns the loss
@@ -311,18 +242,14 @@ class KFAC(Optimizer):
                 if p.grad is None:
                     direction = torch.zeros_like(p)
                 elif group["momentum"] and "momentum_buffer" in self.state[p]:
-                    direction = direction.add(
-                        self.state[p]["momentum_buffer"], alpha=group["momentum"]
-                    )
+                    direction = direction.add(self.state[p]["momentum_buffer"], alpha=group["momentum"])
                 velocity.append(direction)
                 decays = group["weight_decay"] and p.grad is not None
                 steps.append(direction.add(p, alpha=group["weight_decay"]) if decays else direction)
             plans.append(_Plan(block, params, velocity, steps))
         return plans
 
-    def _trust_region(
-        self, plans: list[_Plan], group: dict[str, Any]
-    ) -> tuple[StepInfo, Tensor]:
+    def _trust_region(self, plans: list[_Plan], group: dict[str, Any]) -> tuple[StepInfo, Tensor]:
         device = self._counters["rejected_steps"].device
         quadratic = torch.zeros((), device=device)
         finite = torch.ones((), dtype=torch.bool, device=device)
@@ -334,9 +261,7 @@ class KFAC(Optimizer):
         info = trust_region(quadratic, group["lr"], group["target_kl"])
         return info, finite & quadratic.isfinite()
 
-    def _apply(
-        self, plans: list[_Plan], info: StepInfo, finite: Tensor, group: dict[str, Any]
-    ) -> None:
+    def _apply(self, plans: list[_Plan], info: StepInfo, finite: Tensor, group: dict[str, Any]) -> None:
         for plan in plans:
             for p, velocity, step in zip(plan.params, plan.velocity, plan.steps, strict=True):
                 p.sub_(torch.where(finite, step * info.step_scale, 0.0))
@@ -404,16 +329,3 @@ _OWN_STATE = {
     "_curvature_calls",
     "_counters",
 }
-
-
-def _gradients(
-    pairs: list[tuple[Tensor, Tensor]], inputs: list[Any], retain_graph: bool
-) -> list[Tensor | None]:
-    """Pull cotangents back to the inputs; ``None`` where an output does not depend on one."""
-    if not pairs or not inputs:
-        return [None] * len(inputs)
-    outputs, cotangents = zip(*pairs, strict=True)
-    grads = torch.autograd.grad(
-        outputs, inputs, cotangents, retain_graph=retain_graph, allow_unused=True
-    )
-    return list(grads)

@@ -10,6 +10,7 @@ from stable_baselines3.common import torch_layers
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
+from acktr import policies
 from acktr.algorithm import ACKTR
 from acktr.errors import ConfigurationError
 
@@ -47,9 +48,7 @@ def check_policy(policy: str, policy_kwargs: Mapping[str, Any] | None) -> None:
     for key in policy_kwargs or {}:
         if key not in allowed:
             nearest = difflib.get_close_matches(key, sorted(allowed), n=1)
-            advice = (
-                f"did you mean {nearest[0]!r}?" if nearest else f"{', '.join(sorted(allowed))}."
-            )
+            advice = f"did you mean {nearest[0]!r}?" if nearest else f"{', '.join(sorted(allowed))}."
             raise ConfigurationError(f"Unknown key {key!r} in policy_kwargs: {advice}")
 
 
@@ -68,7 +67,7 @@ def _find_class(key: str, name: str) -> type:
     known = {cls.__name__: cls for module in _modules() for cls in _module_classes(module)}
     # "torch.nn.Tanh" and "nn.Tanh" are common ways to write "Tanh".
     prefix, _, short = name.rpartition(".")
-    allowed_prefixes = {"", "nn", "torch.nn", *(module.__name__ for module in _modules())}
+    allowed_prefixes = {"", "nn", *(module.__name__ for module in _modules())}
     if prefix in allowed_prefixes and short in known:
         return known[short]
     nearest = difflib.get_close_matches(short, known, n=1)
@@ -77,7 +76,7 @@ def _find_class(key: str, name: str) -> type:
 
 
 def _modules() -> tuple[ModuleType, ...]:
-    return (nn, torch_layers)
+    return (nn, torch_layers, policies)
 
 
 def _module_classes(module: ModuleType) -> Iterator[type[nn.Module]]:

@@ -23,28 +23,32 @@ def float64_and_seed() -> Iterator[None]:
 class OrthogonalSigns:
     """Signs whose average over ``n_patterns`` updates is E[r r'] = I, exactly.
 
-    Update k uses row k of a Hadamard matrix, one column per output coordinate; all samples share
-    it. So a plain average of ``n_patterns`` updates is the expectation, not an estimate of it.
+    Update k uses row k of a Hadamard matrix, one column for each coordinate that needs its own. So
+    a plain average of ``n_patterns`` updates is the expectation, not an estimate of it.
 
-    :param per_location: one column per channel, shared by all positions
+    :param columns: ``"outputs"``: one for each output of a sample, shared by all samples, which is
+        enough where samples do not mix; ``"channels"``: shared by all positions too; ``"batch"``:
+        nothing is shared
     """
 
-    def __init__(self, n_patterns: int, per_location: bool) -> None:
+    def __init__(self, n_patterns: int, columns: str) -> None:
         rows = torch.ones(1, 1)
         while len(rows) < n_patterns:
             rows = torch.kron(rows, torch.tensor([[1.0, 1.0], [1.0, -1.0]]))
-        self.rows, self.per_location = rows, per_location
+        self.rows, self.columns = rows, columns
         self.start(0)
 
     def start(self, pattern: int) -> None:
         self.left = self.rows[pattern]
 
     def __call__(self, like: Tensor) -> Tensor:
-        shape = like.shape[1:]
-        if self.per_location:
-            shape = (like.shape[1], *[1] * (like.dim() - 2))
+        shape = {
+            "outputs": like.shape[1:],
+            "channels": (*like.shape[1:2], *[1] * (like.dim() - 2)),
+            "batch": like.shape,
+        }[self.columns]
         width = math.prod(shape)
-        assert width <= len(self.left), "more output coordinates than sign patterns"
+        assert width <= len(self.left), "more coordinates than sign patterns"
         signs, self.left = self.left[:width], self.left[width:]
         return signs.reshape(shape).expand_as(like).to(like).clone()
 
@@ -54,16 +58,16 @@ def observe(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """``observe(kfac, forward)``: exact curvature of ``forward()``, a list of distributions.
 
     The optimiser must average plainly (``stat_decay=1``). ``n_patterns`` is at least the number of
-    signs that one sample needs (two for each dimension of a Normal).
+    columns that one update needs (two for each dimension of a Normal).
     """
 
     def run(
         kfac: KFAC,
         forward: Callable[[], list],
         n_patterns: int = 16,
-        per_location: bool = False,
+        columns: str = "outputs",
     ) -> None:
-        signs = OrthogonalSigns(n_patterns, per_location)
+        signs = OrthogonalSigns(n_patterns, columns)
         with monkeypatch.context() as patch:
             patch.setattr(acktr.kfac.fisher, "random_signs", signs)
             for pattern in range(len(signs.rows)):

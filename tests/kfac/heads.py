@@ -27,15 +27,11 @@ def softplus_scale(outputs: Tensor) -> Tensor:
 
 CATEGORICAL = Head(3, lambda out: Categorical(logits=out), oracle.categorical)
 GAUSSIAN = Head(3, lambda out: Normal(out, 0.5), oracle.gaussian(0.5))
-GAUSSIAN_LOG_STD = Head(
-    4, lambda out: Normal(out[:, :2], out[:, 2:].exp()), oracle.gaussian_log_std
-)
+GAUSSIAN_LOG_STD = Head(4, lambda out: Normal(out[:, :2], out[:, 2:].exp()), oracle.gaussian_log_std)
 
 HEADS = {
     "categorical": CATEGORICAL,
-    "categorical-probs": Head(
-        3, lambda out: Categorical(probs=out.softmax(-1)), oracle.categorical
-    ),
+    "categorical-probs": Head(3, lambda out: Categorical(probs=out.softmax(-1)), oracle.categorical),
     "one-hot": Head(3, lambda out: OneHotCategorical(logits=out), oracle.categorical),
     "multi-discrete": Head(
         5,
@@ -56,9 +52,7 @@ HEADS = {
         lambda _: torch.diag(torch.tensor([4.0, 1.0, 0.25])),
     ),
     "gaussian-log-std": GAUSSIAN_LOG_STD,
-    "gaussian-softplus": Head(
-        4, lambda out: Normal(out[:, :2], softplus(out[:, 2:])), softplus_scale
-    ),
+    "gaussian-softplus": Head(4, lambda out: Normal(out[:, :2], softplus(out[:, 2:])), softplus_scale),
     "independent-gaussian": Head(
         4,
         lambda out: Independent(Normal(out[:, :2], out[:, 2:].exp()), 1),

@@ -90,7 +90,7 @@ def groups_of(net: nn.Sequential) -> dict[str, tuple[list, str]]:
             [{"params": first}, {"params": first + last}],
             "more than one",
         ),
-        "the same parameter twice in a group": ([{"params": first + first}], "twice|duplicate"),
+        "the same parameter twice in a group": ([{"params": first + first}], "more than once"),
         "weight and bias apart": ([{"params": first[:1]}, {"params": first[1:]}], "0"),
         "a stranger": ([{"params": [nn.Parameter(torch.ones(1))]}], "module|model"),
         "no parameters": ([], "empty|param"),
@@ -142,9 +142,7 @@ def test_update_curvature_twice_for_one_capture():
         kfac.update_curvature(Categorical(logits=out))
 
 
-@pytest.mark.parametrize(
-    "detach", [torch.Tensor.detach, torch.ones_like], ids=["detached", "constant"]
-)
+@pytest.mark.parametrize("detach", [torch.Tensor.detach, torch.ones_like], ids=["detached", "constant"])
 def test_distributions_that_do_not_depend_on_the_module(detach):
     kfac, out = captured()
     with pytest.raises((RuntimeError, ValueError), match=r"\w+ .{20,}"):

@@ -60,7 +60,7 @@ def test_convolution_is_exact(kind, shape, options, observe):
     x = torch.randn(3, options["in_channels"], *shape)
     kfac = KFAC(conv, stat_decay=1.0)
 
-    observe(kfac, lambda: [Normal(conv(x), 0.5)], per_location=True)
+    observe(kfac, lambda: [Normal(conv(x), 0.5)], columns="channels")
 
     groups = conv[0].groups
     a, s = kfac.factors()["0"]
@@ -81,7 +81,7 @@ def test_memory_layout_does_not_matter(memory_format, observe):
 
     def factors(x):
         kfac = KFAC(conv, stat_decay=1.0)
-        observe(kfac, lambda: [Normal(conv(x), 1.0)], per_location=True)
+        observe(kfac, lambda: [Normal(conv(x), 1.0)], columns="channels")
         return kfac.factors()["0"]
 
     for got, expected in zip(factors(x.to(memory_format=memory_format)), factors(x), strict=True):

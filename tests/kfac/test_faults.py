@@ -131,13 +131,12 @@ def test_without_any_accepted_statistics_nothing_moves(inverse, net_and_kfac):
     before = [p.detach().clone() for p in net.parameters()]
     kfac.step()
     assert all(torch.equal(p, q) for p, q in zip(before, net.parameters(), strict=True))
+    assert kfac.last_step[0].step_scale == 0, "the report must say that nothing moved"
 
 
 @pytest.mark.parametrize("target_kl", [1e-3, None])
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_a_gradient_that_is_not_finite_never_reaches_the_parameters(
-    momentum, target_kl, net_and_kfac
-):
+def test_a_gradient_that_is_not_finite_never_reaches_the_parameters(momentum, target_kl, net_and_kfac):
     """Nor the velocity: the next good gradient is followed again."""
     net, kfac = net_and_kfac(momentum=momentum, target_kl=target_kl)
     for bad in [False, True, False]:
@@ -147,4 +146,5 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_parameters(
         start = net[0].weight.detach().clone()
         kfac.step()
         assert_finite(net)
+        assert (kfac.last_step[0].step_scale == 0) == bad
     assert not torch.equal(net[0].weight, start)

@@ -126,9 +126,7 @@ NETS = {
 @pytest.mark.parametrize("inverse", ["cholesky", "eigen"])
 @pytest.mark.parametrize("target_kl", [None, 1e-3])
 @pytest.mark.parametrize(("build", "shape", "head"), NETS.values(), ids=NETS)
-def test_affine_reparametrisation_leaves_the_function_space_step(
-    build, shape, head, target_kl, inverse
-):
+def test_affine_reparametrisation_leaves_the_function_space_step(build, shape, head, target_kl, inverse):
     """Martens & Grosse 2015, theorem 1, with momentum, over three steps and no damping."""
     layers = build()
     wrapped = [reparametrise(m) if hasattr(m, "weight") else m for m in layers]

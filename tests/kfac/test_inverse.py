@@ -64,9 +64,7 @@ def test_damped_inverse(build, shape, inverse, batch):
     for name, layer in layers.items():
         a, s = kfac.factors()[name]
         groups = getattr(layer, "groups", 1)
-        rows = zip(
-            matrix(layer, step).chunk(groups), matrix(layer, grad).chunk(groups), strict=True
-        )
+        rows = zip(matrix(layer, step).chunk(groups), matrix(layer, grad).chunk(groups), strict=True)
         for i, (got, g) in enumerate(rows):
             pair = (a[i], s[i]) if groups > 1 else (a, s)
             expected = torch.linalg.solve(FORMULAS[inverse](*pair, DAMPING), g.flatten())

@@ -1,11 +1,9 @@
-"""Layer types: norms, embeddings, bare parameters, frozen parts, and layers nobody registered."""
-
-import warnings
+"""Layer types: norms, embeddings, frozen parts, in-place, unused and tied layers."""
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.distributions import Categorical, Normal
+from torch.distributions import Normal
 
 from acktr.kfac import KFAC
 
@@ -75,9 +73,7 @@ def test_norm_layers_have_the_exact_diagonal(build, width, shape, head: Head, ob
     close(kfac.fisher_blocks()["1"], diagonal.diag())
 
 
-@pytest.mark.parametrize(
-    ("kind", "shape"), [(nn.BatchNorm1d, (6, 3)), (nn.BatchNorm2d, (6, 3, 2, 2))]
-)
+@pytest.mark.parametrize(("kind", "shape"), [(nn.BatchNorm1d, (6, 3)), (nn.BatchNorm2d, (6, 3, 2, 2))])
 def test_batch_norm_in_training_uses_the_normalised_batch(kind, shape, observe):
     """dy/dweight is the normalised input, dy/dbias is 1; sum over positions, mean over samples."""
     norm = nn.Sequential(kind(3))
@@ -151,71 +147,6 @@ def test_padding_tokens_are_no_rows():
     close(a, torch.tensor([0.0, 1.0, 1.0, 0.0]) / 2)
     weight = net[2].weight.detach().view(2, 3)
     close(s, weight[0].outer(weight[0]))
-
-
-# ---------------------------------------------------------------- bare parameters
-
-
-class Scaled(nn.Module):
-    def __init__(self, scale) -> None:
-        super().__init__()
-        self.mean = nn.Linear(3, 2)
-        self.rho = nn.Parameter(torch.tensor([-0.5, 0.7]))
-        self.scale = scale
-
-    def forward(self, x: Tensor) -> Normal:
-        return Normal(self.mean(x), self.scale(self.rho))
-
-
-@pytest.mark.parametrize("fisher", ["curvature-propagation", "monte-carlo"])
-@pytest.mark.parametrize(
-    ("scale", "expected"),
-    [
-        (torch.exp, lambda rho: torch.full_like(rho, 2.0)),
-        (lambda rho: rho.exp().expand(7, 2), lambda rho: torch.full_like(rho, 2.0)),
-        (lambda rho: torch.ones(7, 2) * rho.exp(), lambda rho: torch.full_like(rho, 2.0)),
-        (
-            nn.functional.softplus,
-            lambda rho: 2 * (rho.sigmoid() / nn.functional.softplus(rho)) ** 2,
-        ),
-    ],
-    ids=["exp", "expanded", "sb3", "softplus"],
-)
-def test_a_state_independent_deviation_is_exact_in_any_draw(scale, expected, fisher):
-    net = Scaled(scale)
-    kfac = KFAC(net, fisher=fisher)
-    with kfac.capture():
-        dist = net(torch.randn(7, 3))
-    kfac.update_curvature(dist)
-    (diagonal,) = kfac.factors()["rho"]
-    close(diagonal, expected(net.rho.detach()))
-
-
-def test_bare_parameters_do_not_warn():
-    net = Scaled(torch.exp)
-    kfac = KFAC(net)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        with kfac.capture():
-            dist = net(torch.randn(7, 3))
-        kfac.update_curvature(dist)
-
-
-def test_a_bare_parameter_inside_the_network_is_exact_for_one_sample(observe):
-    class Gain(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first, self.last = nn.Linear(3, 4), nn.Linear(4, 3)
-            self.gain = nn.Parameter(torch.randn(4))
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.last(self.first(x).tanh() * self.gain)
-
-    net, x = Gain(), torch.randn(1, 3)
-    kfac = KFAC(net, stat_decay=1.0)
-    observe(kfac, lambda: [Categorical(logits=net(x))])
-    exact = oracle.dense_fisher(net, x, oracle.categorical).diagonal()
-    close(kfac.factors()["gain"][0], exact[oracle.parameter_positions(net)["gain"]])
 
 
 # ---------------------------------------------------------------- frozen parts
@@ -324,41 +255,3 @@ def test_a_tied_weight_is_stepped_once():
     kfac.step()
     assert net[0].weight.isfinite().all()
     assert net[2].weight is net[0].weight
-
-
-# ---------------------------------------------------------------- layers nobody registered
-
-
-@pytest.mark.parametrize(
-    ("layer", "n_in", "n_out"),
-    [(nn.PReLU(3), 3, 3), (nn.ConvTranspose1d(3, 3, 1), 3, 3)],
-    ids=["prelu", "conv-transpose"],
-)
-def test_an_unknown_layer_warns_once_and_gets_the_exact_diagonal(layer, n_in, n_out, observe):
-    layer = layer.double()
-
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.strange, self.head = layer, nn.Linear(n_out, 2)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.head(self.strange(x.unsqueeze(-1)).squeeze(-1))
-
-    net, x = Net(), torch.randn(1, n_in)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        kfac = KFAC(net, stat_decay=1.0)
-        observe(kfac, lambda: [Normal(net(x), 1.0)])
-        exact = oracle.dense_fisher(net, x, oracle.gaussian()).diagonal()
-        net(x).square().mean().backward()
-        kfac.step()
-    about_it = [w for w in caught if "strange" in str(w.message)]
-    assert len(about_it) == 1
-    assert about_it[0].category is UserWarning
-    assert type(layer).__name__ in str(about_it[0].message)
-
-    blocks = [f.flatten() for name, pair in kfac.factors().items() if name != "head" for f in pair]
-    rows = [p.flatten() for n, p in oracle.parameter_positions(net).items() if "strange" in n]
-    close(torch.cat(blocks), exact[torch.cat(rows)])
-    assert all(p.isfinite().all() for p in net.parameters())

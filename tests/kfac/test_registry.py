@@ -41,9 +41,7 @@ class Gain(nn.Module):
 
 
 class GainLayer(DiagonalLayer):
-    def sample_gradients(
-        self, module: nn.Module, inputs: Tensor, grads: Tensor
-    ) -> dict[str, Tensor]:
+    def sample_gradients(self, module: nn.Module, inputs: Tensor, grads: Tensor) -> dict[str, Tensor]:
         return {"gain": inputs * grads}
 
 
