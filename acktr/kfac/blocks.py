@@ -201,7 +201,8 @@ class KroneckerBlock(Block):
             A = torch.diag(A)
         if A.ndim == 2:
             return torch.kron(S, A)
-        return torch.block_diag(*(torch.kron(s, a) for s, a in zip(S, A, strict=True)))
+        blocks: Tensor = torch.block_diag(*map(torch.kron, S, A))
+        return blocks
 
     def state_dict(self) -> dict[str, Any]:
         """Return factors, inverse and its age."""

@@ -149,6 +149,17 @@ def test_distributions_that_do_not_depend_on_the_module(detach):
         kfac.update_curvature(Categorical(logits=detach(out)))
 
 
+def test_distributions_that_reach_no_layer_of_any_group():
+    """The critic's group alone, but the policy's distribution."""
+    net = nn.ModuleDict({"policy": nn.Linear(3, 2), "value": nn.Linear(3, 1)})
+    kfac = KFAC(net, param_groups=[{"params": list(net["value"].parameters())}])
+    x = torch.randn(6, 3)
+    with kfac.capture():
+        logits, _ = net["policy"](x), net["value"](x)
+    with pytest.raises(RuntimeError, match=r"distributions do not depend|captured"):
+        kfac.update_curvature(Categorical(logits=logits))
+
+
 def test_distributions_over_different_numbers_of_samples():
     kfac, out = captured()
     with pytest.raises(ValueError, match=r"samples.*5.*6|samples.*6.*5"):
