@@ -272,19 +272,25 @@ class ACKTR(OnPolicyAlgorithm):
         advantages = batch.advantages
         if self.normalize_advantage and len(advantages) > 1:
             advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+        obs: Any = batch.observations
         with self.kfac.capture():
-            distribution = self.policy.get_distribution(batch.observations)
-            # SB3 keeps one wrapper and fills it anew: hold on to what is in it now.
-            actions = as_list(distribution.distribution)
-            log_prob = distribution.log_prob(batch.actions)
-            entropy = distribution.entropy()
-            values = self._values(batch) if self.shared else None
+            if self.shared:
+                # One pass through the trunk: a second one would count as a second use of its layers.
+                values, log_prob, entropy = self.policy.evaluate_actions(obs, batch.actions)
+                distribution = self.policy.action_dist
+            else:
+                distribution = self.policy.get_distribution(obs)
+                values, log_prob = None, distribution.log_prob(batch.actions)
+                entropy = distribution.entropy()
+        # SB3 keeps one wrapper and fills it anew: hold on to what is in it now.
+        actions = as_list(distribution.distribution)
         entropy_loss = -(log_prob if entropy is None else entropy).mean()
         policy_loss = -(advantages * log_prob).mean()
         loss = policy_loss + self.ent_coef * entropy_loss
         losses = {"policy_gradient_loss": policy_loss, "entropy_loss": entropy_loss}
         model = list(actions)
         if values is not None:
+            values = values.flatten()
             losses["value_loss"] = self._value_loss(values, batch)
             loss = loss + self.vf_coef * losses["value_loss"]
             # The joint model p(a, v | s) of a shared trunk; a first-order critic has no Fisher.

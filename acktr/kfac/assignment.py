@@ -48,9 +48,11 @@ def build_blocks(
         own = {n: p for n, p in own.items() if id(p) in wanted}
         blocks.append(_layer_block(name, child, own, decay, inverse))
     covered = {id(p) for block in blocks for p in block.all_params.values()}
+    holders = {id(p): child for _, child, _ in unknown for p in child.parameters()}
     for p in params:
         if id(p) not in covered:
-            blocks.append(DiagonalBlock(names[id(p)], None, {"param": p}, decay))
+            # An unknown module is watched too: outputs that it feeds differ between samples.
+            blocks.append(DiagonalBlock(names[id(p)], holders.get(id(p)), {"param": p}, decay))
     for name, child, why in unknown:
         warnings.warn(
             f"K-FAC has no Kronecker block for {name or 'the model'} ({type(child).__name__}){why}: its "

@@ -147,7 +147,9 @@ class KroneckerBlock(Block):
         ]
         a, g = (torch.cat(rows, -2 if rows[0].ndim > 1 else 0) for rows in zip(*pairs, strict=True))
         S = gram(g, max(g.shape[-2], 1))
-        return self.average.update((self._input_factor(a, g, batch), S))
+        # Under autocast rows come in half precision; averages and inverses are kept in the weight's.
+        like = next(iter(self.params.values()))
+        return self.average.update((self._input_factor(a, g, batch).to(like), S.to(like)))
 
     def _input_factor(self, a: Tensor, g: Tensor, batch: int) -> Tensor:
         if "weight" not in self.params:  # only the bias learns: its input is the constant 1

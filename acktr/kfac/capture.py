@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -51,14 +51,26 @@ class Capture:
 
     def _hook(self, name: str) -> Any:
         def record(
-            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
         ) -> None:
-            if output.requires_grad:
-                inputs = args[0] if args else next(iter(kwargs.values()))
-                edge = get_gradient_edge(output)
-                self.records.setdefault(name, []).append(Record(inputs.detach(), edge))
+            inputs = args[0] if args else next(iter(kwargs.values()), None)
+            if isinstance(inputs, Tensor):
+                inputs = inputs.detach()
+            for tensor in _tensors(output):
+                if tensor.requires_grad:
+                    records = self.records.setdefault(name, [])
+                    records.append(Record(inputs, get_gradient_edge(tensor)))
 
         return record
+
+
+def _tensors(output: Any) -> Iterator[Tensor]:
+    """Yield the tensors of an output; layers without an adapter may return several."""
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, (tuple, list)):
+        for part in output:
+            yield from _tensors(part)
 
 
 def reaches(output: Tensor, records: Iterable[Record]) -> bool:

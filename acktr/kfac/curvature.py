@@ -36,7 +36,9 @@ def take_statistics(
     for block in blocks:
         block.track_frozen()
     bare = [p for block in blocks if _is_bare(block) for p in block.params.values()]
-    records = [(name, record) for name, group in capture.records.items() for record in group]
+    captured = [(name, record) for name, group in capture.records.items() for record in group]
+    layers = {block.name for block in blocks if not _is_bare(block)}
+    records = [(name, record) for name, record in captured if name in layers]
     pairs = [pair for d in distributions for pair in output_cotangents(d, estimator)]
     pairs = [pair for pair in pairs if pair.output.requires_grad]
     if not pairs or not (records or bare):
@@ -47,7 +49,7 @@ def take_statistics(
     fed: list[OutputCotangent] = []
     unfed: list[OutputCotangent] = []
     for pair in pairs:
-        alone = pair.root is not None and not reaches(pair.output, [r for _, r in records])
+        alone = pair.root is not None and not reaches(pair.output, [r for _, r in captured])
         (unfed if alone else fed).append(pair)
     # An output that no layer feeds (a state-independent log_std) has one Jacobian for all samples:
     # one sign for all of them makes the estimate exact where parameters act elementwise.
@@ -71,7 +73,13 @@ def take_statistics(
                 of_name[0].append(record)
                 of_name[1].append(grad)
         refused = [_update(b, *used.get(b.name, ([], [])), by_param, batch) for b in blocks]
-        return torch.stack([x.float() for x in refused if x is not None]).sum()
+        taken = [x.float() for x in refused if x is not None]
+        if not taken:
+            raise RuntimeError(
+                "The distributions do not depend on any parameter of this optimiser's groups: pass "
+                "those whose likelihood these parameters change."
+            )
+        return torch.stack(taken).sum()
 
 
 def _is_bare(block: Block) -> bool:

@@ -37,7 +37,8 @@ class OutputCotangent(NamedTuple):
 
     :param output: the parameter ``z``, shape ``(N, ...)``
     :param cotangent: a draw of ``v`` with ``E[v v'] = H``, same shape
-    :param root: ``H^{1/2}`` where it is diagonal, same shape; ``None`` where it is not
+    :param root: ``H^{1/2}`` of a standard deviation, same shape: the one parameter that is often the
+        same for all samples; ``None`` for all others
     """
 
     output: Tensor
@@ -134,7 +135,7 @@ def _bernoulli(distribution: Bernoulli, estimator: str) -> list[OutputCotangent]
         cotangent = distribution.sample() - probs
     else:
         cotangent = root * random_signs(root)
-    return [OutputCotangent(logits, cotangent, root)]
+    return [OutputCotangent(logits, cotangent, None)]
 
 
 @output_cotangents.register
@@ -153,7 +154,7 @@ def _normal(distribution: Normal, estimator: str) -> list[OutputCotangent]:
         mean_cotangent = random_signs(mean_root) * mean_root
         std_cotangent = random_signs(std_root) * std_root
     pairs = [
-        OutputCotangent(mean, mean_cotangent, mean_root),
+        OutputCotangent(mean, mean_cotangent, None),
         OutputCotangent(std, std_cotangent, std_root),
     ]
     return [pair for pair in pairs if pair.output.requires_grad]

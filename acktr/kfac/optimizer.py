@@ -118,7 +118,7 @@ class KFAC(Optimizer):
             "cold_start": cold_start,
             "step": 0,
         }
-        check_group(defaults)
+        check_group(defaults, defaults)
         device = next((p.device for p in module.parameters()), torch.device("cpu"))
         self._counters = {name: torch.zeros((), device=device) for name in COUNTERS}
         groups = [{"params": list(module.parameters())}] if param_groups is None else param_groups
@@ -127,7 +127,7 @@ class KFAC(Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters of the module, as in every torch optimiser."""
-        check_group({**self.defaults, **param_group})
+        check_group({**self.defaults, **param_group}, self.defaults)
         super().add_param_group(param_group)
         params = self.param_groups[-1]["params"]
         owned = [p for group in self.param_groups[:-1] for p in group["params"]]
@@ -258,8 +258,9 @@ class KFAC(Optimizer):
             finite = finite & plan.block.average.accepted
             # The quadratic form alone would miss a NaN in a direction without curvature.
             finite = finite & torch.stack([s.sum() for s in plan.steps]).isfinite().all()
+        finite = finite & quadratic.isfinite()
         info = trust_region(quadratic, group["lr"], group["target_kl"])
-        return info, finite & quadratic.isfinite()
+        return StepInfo(*(torch.where(finite, value, 0.0) for value in info)), finite
 
     def _apply(self, plans: list[_Plan], info: StepInfo, finite: Tensor, group: dict[str, Any]) -> None:
         for plan in plans:

@@ -31,16 +31,13 @@ class StepInfo(NamedTuple):
 def trust_region(quadratic: Tensor, max_scale: float | Tensor, target_kl: float | None) -> StepInfo:
     """Scale a step so that its predicted KL stays within the bound.
 
-    :param quadratic: ``D' F D`` of the unscaled step, 0-dim tensor; if it is not finite the step is
-        refused (scale 0)
+    :param quadratic: ``D' F D`` of the unscaled step, 0-dim tensor
     :param max_scale: eta_max, the learning rate
     :param target_kl: delta in nats; ``None`` for no bound
     """
-    finite = quadratic.isfinite()
     quadratic = quadratic.clamp_min(0.0)
     scale = torch.as_tensor(max_scale, dtype=quadratic.dtype, device=quadratic.device)
     if target_kl is not None:
         # A step without curvature has no bound of its own: sqrt(2 delta / 0) = inf, and eta_max rules.
         scale = torch.minimum(scale, (2.0 * target_kl / quadratic).sqrt())
-    scale = torch.where(finite, scale, 0.0)
-    return StepInfo(scale, torch.where(finite, 0.5 * scale.square() * quadratic, 0.0))
+    return StepInfo(scale, 0.5 * scale.square() * quadratic)

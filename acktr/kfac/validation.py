@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
+
+from torch import Tensor
 
 from acktr.kfac.fisher import ESTIMATORS
 from acktr.kfac.inverses import INVERSES
@@ -27,15 +30,22 @@ def check_options(
             raise ValueError(f"{name} must be at least 1, got {period}.")
 
 
-def check_group(group: Mapping[str, Any]) -> None:
+def check_group(group: Mapping[str, Any], known: Mapping[str, Any]) -> None:
     """Check what each parameter group may set for itself.
 
-    :raises ValueError: a value out of its range
+    :param group: the settings of the group
+    :param known: the settings that there are
+    :raises ValueError: an unknown setting, or a value out of its range
     """
-    for name in ("lr", "damping", "weight_decay", "cold_start"):
-        if not group[name] >= 0:
-            raise ValueError(f"{name} must be 0 or more, got {group[name]}.")
-    if not 0.0 <= group["momentum"] < 1.0:
+    # torch's schedulers add keys of their own, such as initial_lr: only a new group is checked.
+    strangers = sorted(group.keys() - known.keys() - {"params"})
+    if strangers:
+        raise ValueError(f"A parameter group sets {strangers}; it may set {', '.join(known)}.")
+    for name in ("lr", "damping", "weight_decay", "cold_start", "momentum"):
+        value = group[name]
+        if not isinstance(value, (int, float, Tensor)) or not math.isfinite(value) or value < 0:
+            raise ValueError(f"{name} must be a finite number, 0 or more, got {value!r}.")
+    if not group["momentum"] < 1.0:
         raise ValueError(f"momentum must lie in [0, 1), got {group['momentum']}.")
     if group["target_kl"] is not None and not group["target_kl"] > 0:
         raise ValueError(
