@@ -14,12 +14,12 @@ from torch.utils.hooks import RemovableHandle
 class Record(NamedTuple):
     """One use of one layer in a captured forward pass.
 
-    :param inputs: the layer's input, detached
+    :param inputs: the layer's input, detached if it is a tensor
     :param edge: where the gradient of the layer's output flows. An edge, not the tensor: it stays
         valid when a later layer (``ReLU(inplace=True)``) overwrites the output.
     """
 
-    inputs: Tensor
+    inputs: Any
     edge: GradientEdge
 
 
