@@ -1,0 +1,84 @@
+"""The documentation keeps its word: its Python runs, and its tables leave nothing out."""
+
+import inspect
+import re
+from pathlib import Path
+
+import gymnasium as gym
+import pytest
+
+from acktr import ACKTR
+from acktr.cli import _COMMANDS
+from acktr.kfac import layers
+from acktr.presets.schema import setting_names
+
+ROOT = Path(__file__).parents[1]
+# Blocks of one page run one after another, as a reader would type them.
+PAGES = (
+    "README.md",
+    "acktr/kfac/README.md",
+    "docs/index.md",
+    "docs/quickstart.md",
+    "docs/environments.md",
+    "docs/kfac.md",
+)
+BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+# Shown are runs of use, run are the shortest that fill a rollout.
+SHORTER = (
+    (re.compile(r"learn\([\d_]+"), "learn(600"),
+    (re.compile(r", progress_bar=True"), ""),
+    (re.compile(r"range\(100\)"), "range(3)"),
+    (re.compile(r"n_eval_episodes=\d+"), "n_eval_episodes=1"),
+    (re.compile(r"_freq=[\d_]+"), "_freq=50"),
+)
+
+
+def read(page: str) -> str:
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_python_of_a_page_runs(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(layers, "_REGISTRY", dict(layers._REGISTRY))
+    if page == "README.md":
+        pytest.importorskip("mujoco")
+    if "tensorboard_log" in read(page):
+        pytest.importorskip("tensorboard")
+    known = set(gym.registry)
+    blocks = BLOCK.findall(read(page))
+    assert blocks
+    namespace: dict = {"__name__": page}
+    try:
+        for number, code in enumerate(blocks, start=1):
+            for pattern, replacement in SHORTER:
+                code = pattern.sub(replacement, code)
+            exec(compile(code, f"{page}, block {number}", "exec"), namespace)
+    finally:
+        for name in set(gym.registry) - known:
+            del gym.registry[name]
+
+
+def test_the_metrics_page_lists_what_is_logged():
+    listed = set(re.findall(r"^\| `(\w+/\w+)`", read("docs/metrics.md"), re.MULTILINE))
+    # A Gaussian policy with a critic of its own logs all there is.
+    model = ACKTR("MlpPolicy", "Pendulum-v1", n_steps=64, seed=0)
+    _, callback = model._setup_learn(64)
+    model.collect_rollouts(model.env, callback, model.rollout_buffer, 64)
+    model.train()
+    logged = set(model.logger.name_to_value)
+    others = {"time", "rollout", "eval"}
+    assert logged == {key for key in listed if key.split("/")[0] not in others}
+
+
+@pytest.mark.parametrize("command", _COMMANDS)
+def test_the_command_line_page_lists_every_option(command):
+    section = read("docs/cli.md").split(f"## acktr {command}\n")[1].split("\n## ")[0]
+    for name, parameter in inspect.signature(_COMMANDS[command]).parameters.items():
+        if parameter.kind is parameter.KEYWORD_ONLY:
+            assert f"| `--{name.strip('_').replace('_', '-')}" in section
+
+
+def test_the_command_line_page_lists_every_setting():
+    rows = re.findall(r"^\| (`.*?`) \|", read("docs/cli.md").split("## Settings")[1], re.MULTILINE)
+    assert sorted(re.findall(r"`(\w+)`", " ".join(rows))) == sorted(setting_names())

@@ -1,0 +1,45 @@
+"""The K-FAC example runs and shows what it claims, in its quick form."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "kfac_autoencoder.py"
+
+
+@pytest.fixture(scope="module")
+def example():
+    spec = importlib.util.spec_from_file_location("kfac_autoencoder", EXAMPLE)
+    module = importlib.util.module_from_spec(spec)
+    # Dataclasses look their module up by its name.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, spec.name, module)
+        spec.loader.exec_module(module)
+        yield module
+
+
+def test_kfac_needs_three_times_fewer_steps_than_the_best_adam(example, tmp_path, capsys):
+    ratios = example.main(["--quick", "--out", str(tmp_path / "figure.png")])
+    assert ratios.keys() == {4.0, 2.0}
+    assert min(ratio for found in ratios.values() for ratio in found) >= 3.0
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
+    printed = capsys.readouterr().out
+    assert "K-FAC steps" in printed
+    assert "min / median / max" in printed
+
+
+def test_the_loss_is_zero_for_a_perfect_copy(example):
+    images = example.draw_curves(5, 0)
+    assert images.shape == (5, 64)
+    assert 0 <= images.min() <= images.max() <= 1
+    logits = images.clamp(1e-7, 1 - 1e-7).logit()
+    assert example.nats_per_image(logits, images) == pytest.approx(0.0, abs=1e-3)
+    assert example.nats_per_image(logits + 1.0, images) > 0.1
+
+
+def test_a_run_counts_steps_to_a_loss(example):
+    run = example.Run("x", [5.0, 3.0, 4.0, 1.0], [0.0, 0.1, 0.2, 0.3])
+    assert [run.steps_to(t) for t in (5.0, 3.5, 2.0, 0.5)] == [0, 1, 3, None]
+    assert example.fastest([run], 0.5) == (None, 4)

@@ -1,0 +1,120 @@
+"""Arguments of ACKTR: each wrong one gets one clear sentence, each schedule its meaning."""
+
+import inspect
+import math
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+from acktr import ACKTR
+from acktr.errors import AcktrError, ConfigurationError
+from acktr.options import as_schedule, check_arguments
+from tests.small_envs import IMAGE, VECTOR, Small, small_env
+
+DEFAULTS = {
+    name: parameter.default for name, parameter in inspect.signature(ACKTR.__init__).parameters.items()
+}
+
+REFUSED = [
+    ("n_steps", 0, "at least 1"),
+    ("n_steps", -4, "at least 1"),
+    ("n_critic_updates", 0, "at least 1"),
+    ("gamma", 1.5, r"\[0, 1\]"),
+    ("gamma", -0.1, r"\[0, 1\]"),
+    ("gae_lambda", 2.0, r"\[0, 1\]"),
+    ("momentum", 1.0, r"\[0, 1\)"),
+    ("damping", -0.01, "0 or more"),
+    ("critic_damping", -1.0, "0 or more"),
+    ("weight_decay", -1.0, "0 or more"),
+    ("vf_coef", -0.5, "0 or more"),
+    ("target_kl", 0.0, "positive"),
+    ("target_kl", -0.01, "positive"),
+    ("target_kl", math.nan, "positive"),
+    ("target_kl", "lin_", "lin_X"),
+    ("target_kl", "cosine_0.1", "lin_X"),
+    ("learning_rate", "lin_fast", "lin_X"),
+    ("learning_rate", "lin_-0.1", "lin_X"),
+    ("learning_rate", "0.1", "lin_X"),
+    ("learning_rate", -0.25, "negative"),
+    ("learning_rate", math.nan, "negative"),
+    ("critic_learning_rate", 0.0, "positive"),
+    ("critic_target_kl", 0.0, "positive"),
+    ("critic_norm", "gauss_newton", "gauss-newton, euclidean"),
+    ("critic_std", 0.0, "'adaptive'"),
+    ("critic_std", "running", "'adaptive'"),
+    ("damping", math.nan, "0 or more"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "says"), REFUSED)
+def test_an_argument_out_of_range_is_refused_by_name(name, value, says):
+    with pytest.raises(ConfigurationError, match=says) as caught:
+        ACKTR("MlpPolicy", small_env(), **{name: value})
+    message = str(caught.value)
+    assert name in message or "schedule" in message
+    assert "\n" not in message
+    assert caught.value.exit_code == 2
+
+
+def test_the_defaults_pass():
+    check_arguments(DEFAULTS)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("optimizer_class", torch.optim.Adam), ("optimizer_kwargs", {"eps": 1e-5}), ("use_sde", True)],
+)
+def test_what_does_not_go_with_kfac_is_refused_by_name(key, value):
+    says = "gSDE" if key == "use_sde" else key
+    with pytest.raises(ConfigurationError, match=says):
+        ACKTR("MlpPolicy", small_env("Box"), policy_kwargs={key: value})
+
+
+@pytest.mark.parametrize("kwargs", [{"n_critic_updates": 2}, {"critic_target_kl": 0.1}])
+def test_a_shared_trunk_has_one_update_and_one_trust_region(kwargs):
+    with pytest.raises(ConfigurationError, match="share_features_extractor=False"):
+        ACKTR("CnnPolicy", small_env(observation=IMAGE), **kwargs)
+    separate = {"share_features_extractor": False, "features_extractor_kwargs": {"features_dim": 8}}
+    ACKTR("CnnPolicy", small_env(observation=IMAGE), policy_kwargs=separate, **kwargs)
+
+
+@pytest.mark.parametrize(
+    "space",
+    [spaces.Dict({"a": spaces.Discrete(2)}), spaces.Tuple([spaces.Discrete(2)] * 2)],
+    ids=["Dict", "Tuple"],
+)
+def test_unsupported_action_spaces_are_refused(space):
+    class Env(gym.Env):
+        observation_space = VECTOR
+        action_space = space
+
+    with pytest.raises((ConfigurationError, AssertionError), match=type(space).__name__):
+        ACKTR("MlpPolicy", Env())
+
+
+def test_kfac_options_are_checked():
+    with pytest.raises(ValueError, match="fisher"):
+        ACKTR("MlpPolicy", small_env(), kfac_kwargs={"fisher": "empirical"})
+
+
+def test_schedules():
+    assert as_schedule(0.3)(0.1) == 0.3
+    linear = as_schedule("lin_0.2")
+    np.testing.assert_allclose([linear(1.0), linear(0.5), linear(0.0)], [0.2, 0.1, 0.0])
+    assert as_schedule(lambda left: left**2)(0.5) == 0.25
+    assert as_schedule(0)(1.0) == 0.0
+    assert as_schedule("lin_2e-3")(1.0) == 2e-3
+
+
+def test_a_single_environment_and_a_single_step():
+    model = ACKTR("MlpPolicy", Small(VECTOR, spaces.Discrete(2)), n_steps=1, seed=0)
+    model.learn(3)
+    assert all(torch.isfinite(p).all() for p in model.policy.parameters())
+
+
+def test_errors_are_value_errors_with_exit_codes():
+    assert issubclass(ConfigurationError, AcktrError)
+    assert issubclass(ConfigurationError, ValueError)
