@@ -60,8 +60,10 @@ class ACKTR(OnPolicyAlgorithm):
     :param critic_learning_rate: eta_max of a separate critic; ``None`` for 0.3 with K-FAC and 1e-3 with
         Adam
     :param critic_damping: lambda of a separate critic's Gauss-Newton matrix
-    :param critic_target_kl: trust region of a separate critic: half the mean squared change of the
-        value in units of sigma; ``None`` for none
+    :param critic_trust_region: bound on the KL of one update of a separate critic,
+        ``E[(change of V)^2] / (2 sigma^2)``, as a fraction of its loss
+        ``E[(return - V)^2] / (2 sigma^2)``, so that it does not depend on the scale of rewards;
+        ``None`` for none
     :param n_critic_updates: updates of a separate critic per rollout
     :param normalize_advantage: to mean 0 and standard deviation 1
     :param kfac_kwargs: further arguments of :class:`acktr.kfac.KFAC` (``stat_decay``, ``inverse``, ...)
@@ -100,7 +102,7 @@ class ACKTR(OnPolicyAlgorithm):
         critic_std: float | str = 1.0,
         critic_learning_rate: float | None = None,
         critic_damping: float = 0.1,
-        critic_target_kl: float | None = None,
+        critic_trust_region: float | None = 0.05,
         n_critic_updates: int = 1,
         normalize_advantage: bool = True,
         kfac_kwargs: dict[str, Any] | None = None,
@@ -149,7 +151,7 @@ class ACKTR(OnPolicyAlgorithm):
         self.critic_std = critic_std
         self.critic_learning_rate = critic_learning_rate
         self.critic_damping = critic_damping
-        self.critic_target_kl = critic_target_kl
+        self.critic_trust_region = critic_trust_region
         self.n_critic_updates = n_critic_updates
         self.normalize_advantage = normalize_advantage
         self.kfac_kwargs = kfac_kwargs or {}
@@ -170,10 +172,10 @@ class ACKTR(OnPolicyAlgorithm):
         actor, critic = actor_and_critic_parameters(self.policy)
         trunk = set(actor) & set(critic)
         self.shared = bool(trunk)
-        if self.shared and (self.n_critic_updates > 1 or self.critic_target_kl is not None):
+        if self.shared and self.n_critic_updates > 1:
             raise ConfigurationError(
-                "n_critic_updates > 1 and critic_target_kl need a critic of its own, but this policy "
-                "shares its trunk: pass policy_kwargs=dict(share_features_extractor=False)."
+                "n_critic_updates > 1 needs a critic of its own, but this policy shares its trunk: pass "
+                "policy_kwargs=dict(share_features_extractor=False)."
             )
         critic = [p for p in critic if p not in trunk]
         gauss_newton = self.critic_norm == "gauss-newton"
@@ -189,7 +191,6 @@ class ACKTR(OnPolicyAlgorithm):
                 self._kfac(
                     critic,
                     damping=self.critic_damping,
-                    target_kl=self.critic_target_kl,
                     lr=self.critic_learning_rate or 0.3,
                 )
             )
@@ -306,11 +307,15 @@ class ACKTR(OnPolicyAlgorithm):
         if isinstance(optimizer, KFAC):
             with optimizer.capture():
                 values = self._values(batch)
-            optimizer.update_curvature(Normal(values, self._sigma()))
         else:
             values = self._values(batch)
         loss = self._value_loss(values, batch)
         self._check_loss(loss)
+        if isinstance(optimizer, KFAC):
+            optimizer.update_curvature(Normal(values, self._sigma()))
+            if self.critic_trust_region is not None:
+                bound = self.critic_trust_region * loss.item()
+                optimizer.param_groups[0]["target_kl"] = max(bound, 1e-12)
         self._step(loss, optimizer)
         return loss
 

@@ -46,7 +46,8 @@ _AT_LEAST: dict[str, tuple[Callable[[Any], bool], str]] = {
     "weight_decay": (lambda x: x >= 0, "must be 0 or more"),
     "vf_coef": (lambda x: x >= 0, "must be 0 or more"),
     "critic_learning_rate": (lambda x: x is None or x > 0, "must be positive, or None"),
-    "critic_target_kl": (lambda x: x is None or x > 0, "must be positive (nats), or None"),
+    "critic_trust_region": (lambda x: x is None or x > 0, "must be positive, or None"),
+    "ent_coef": (lambda x: x >= 0, "must be 0 or more"),
     "critic_norm": (lambda x: x in CRITIC_NORMS, f"must be one of {', '.join(CRITIC_NORMS)}"),
     "critic_std": (
         lambda x: x == "adaptive" or (not isinstance(x, str) and x > 0),
@@ -69,6 +70,12 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
         raise ConfigurationError(f"target_kl must be positive (nats), got {target_kl!r}.")
     for name in ("learning_rate", "target_kl"):
         as_schedule(arguments[name])
+    owned = {"lr", "damping", "momentum", "target_kl", "param_groups"}
+    for name in owned & (arguments["kfac_kwargs"] or {}).keys():
+        raise ConfigurationError(
+            f"kfac_kwargs must not hold {name}: ACKTR sets it from its own arguments (learning_rate, "
+            "damping, momentum, target_kl and their critic_ forms)."
+        )
     for name in ("optimizer_class", "optimizer_kwargs"):
         if name in (arguments["policy_kwargs"] or {}):
             raise ConfigurationError(

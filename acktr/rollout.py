@@ -135,30 +135,47 @@ def _arrays(obs: Any) -> list[np.ndarray]:
     return [np.asarray(x) for x in (obs.values() if isinstance(obs, dict) else [obs])]
 
 
-def check_finite(model: OnPolicyAlgorithm, env: VecEnv, obs: object, rewards: np.ndarray) -> None:
+def check_finite(
+    model: OnPolicyAlgorithm,
+    env: VecEnv,
+    obs: object,
+    rewards: np.ndarray,
+    ends: dict[int, object],
+) -> None:
     """Stop before a value that is not finite enters the rollout.
 
+    :param model: for its step counter
+    :param env: the environments
+    :param obs: what they returned, ``(n_envs, *obs)`` or a dict of such arrays
+    :param rewards: what they returned, ``(n_envs,)``
+    :param ends: last observations of the episodes that ended, by environment
     :raises DivergenceError: names what is not finite, the step and the environment
     """
+    for index, end in ends.items():
+        if not all(np.isfinite(x).all() for x in _arrays(end)):
+            raise _divergence("last observation", index, model)
     arrays = _arrays(obs)
     if all(np.isfinite(x).all() for x in (*arrays, rewards)):
         return
     normalize = unwrap_vec_normalize(env)
     if isinstance(normalize, VecNormalize):  # one bad observation has spoiled the mean of all
-        raw, rewards = normalize.get_original_obs(), normalize.get_original_reward()
-        arrays = _arrays(raw)
+        arrays = _arrays(normalize.get_original_obs())
+        rewards = normalize.get_original_reward()
     for what, parts in (("reward", [rewards]), ("observation", arrays)):
         bad = [~np.isfinite(x).reshape(env.num_envs, -1).all(1) for x in parts]
-        indices = np.flatnonzero(np.any(bad, axis=0))
-        if len(indices):
-            raise DivergenceError(
-                f"A {what} that is not finite came from environment {indices[0]} at step "
-                f"{model.num_timesteps}; no parameter was changed: look at what the environment "
-                "returns there."
-            )
+        culprits = np.flatnonzero(np.any(bad, axis=0))
+        if len(culprits):
+            raise _divergence(what, int(culprits[0]), model)
     raise DivergenceError(
         f"Normalisation gave a value that is not finite at step {model.num_timesteps}; no parameter "
         "was changed: bound what the environment returns."
+    )
+
+
+def _divergence(what: str, index: int, model: OnPolicyAlgorithm) -> DivergenceError:
+    return DivergenceError(
+        f"A {what} that is not finite came from environment {index} at step {model.num_timesteps}; no "
+        "parameter was changed: look at what the environment returns there."
     )
 
 
@@ -197,15 +214,19 @@ def collect_rollout(
         # Outside its bounds a Gaussian action means the bound itself.
         clipped_actions = actions if bounds is None else np.clip(actions, bounds.low, bounds.high)
         new_obs, rewards, dones, infos = env.step(clipped_actions)
-        check_finite(model, env, new_obs, rewards)
+        ends = {
+            int(idx): infos[idx]["terminal_observation"]
+            for idx in np.flatnonzero(dones)
+            if "terminal_observation" in infos[idx]
+        }
+        check_finite(model, env, new_obs, rewards, ends)
         model.num_timesteps += env.num_envs
         callback.update_locals(locals())
         if not callback.on_step():
             return False
         model._update_info_buffer(infos, dones)
-        for idx in np.flatnonzero(dones):
-            if infos[idx].get("TimeLimit.truncated") and "terminal_observation" in infos[idx]:
-                truncated.append((n_steps, int(idx), infos[idx]["terminal_observation"]))
+        cut = [idx for idx in ends if infos[idx].get("TimeLimit.truncated")]
+        truncated += [(n_steps, idx, ends[idx]) for idx in cut]
         assert model._last_episode_starts is not None
         rollout_buffer.add(n_steps, obs_tensor, action_tensor, rewards, model._last_episode_starts)
         model._last_obs = new_obs
@@ -217,9 +238,8 @@ def collect_rollout(
         last_values = policy.predict_values(obs_as_tensor(new_obs, model.device)).flatten()
         if truncated:
             # A cut by time is no end: what would have come counts as gamma V (SB3 issue #633).
-            ends = [observation for _, _, observation in truncated]
-            end_values = policy.predict_values(_stack(ends, model)).flatten()
-            steps, indices = [step for step, _, _ in truncated], [idx for _, idx, _ in truncated]
+            steps, indices, observations = map(list, zip(*truncated, strict=True))
+            end_values = policy.predict_values(_stack(observations, model)).flatten()
             rollout_buffer.rewards[steps, indices] += rollout_buffer.gamma * end_values
     rollout_buffer.compute_advantages(last_values, dones)
     callback.update_locals(locals())

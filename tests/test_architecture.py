@@ -135,9 +135,7 @@ def test_extras_are_imported_where_they_are_used():
 
 
 def test_kfac_works_without_stable_baselines3_and_gymnasium():
-    code = (
-        "import sys; sys.modules.update(stable_baselines3=None, gymnasium=None); import acktr.kfac"
-    )
+    code = "import sys; sys.modules.update(stable_baselines3=None, gymnasium=None); import acktr.kfac"
     subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=ROOT, check=True, timeout=120)
 
 

@@ -144,9 +144,7 @@ def test_first_value_that_is_not_finite_stops_before_any_statistics(where, step)
     env.reset()
     steps(env, step - 1)
     mean = env.obs_rms.mean.copy()
-    with pytest.raises(
-        DivergenceError, match=f"Environment 1 .* at its step {step} \\(step {3 * step}"
-    ):
+    with pytest.raises(DivergenceError, match=f"Environment 1 .* at its step {step} \\(step {3 * step}"):
         steps(env, 1)
     np.testing.assert_array_equal(env.obs_rms.mean, mean)
     assert np.isfinite(env.ret_rms.var)

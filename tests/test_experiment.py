@@ -124,9 +124,7 @@ def test_one_seed_gives_one_result(tmp_path):
 def test_evaluations_leave_training_as_it_is(tmp_path):
     with_evaluations = train(tmp_path / "with")
     without = train(tmp_path / "without", "eval_interval=0", "n_final_eval_episodes=0")
-    torch.testing.assert_close(
-        parameters(with_evaluations[2]), parameters(without[2]), rtol=0, atol=0
-    )
+    torch.testing.assert_close(parameters(with_evaluations[2]), parameters(without[2]), rtol=0, atol=0)
     assert without[1].evaluation is None
     with pytest.raises(CheckpointError, match=r"no best_model\.zip: no evaluation was made"):
         evaluate(without[0], best=True)

@@ -205,7 +205,6 @@ def test_infinity_is_not_finite_either():
         ACKTR("MlpPolicy", env, n_steps=8, seed=0).learn(16)
 
 
-@pytest.mark.xfail(reason="check_finite does not look at terminal observations", strict=True)
 @pytest.mark.parametrize("critic_std", [1.0, "adaptive"])
 def test_the_last_observation_of_a_cut_episode_is_watched_too(critic_std):
     env = small_env("Discrete", n_envs=2, length=5)

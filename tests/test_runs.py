@@ -64,9 +64,7 @@ def test_configuration_and_versions(tmp_path):
     }
     written = json.loads((run.path / "versions.json").read_text())
     assert written == json.loads(json.dumps(versions()))
-    assert {"python", "torch", "stable-baselines3", "gymnasium", "platform", "command"} <= set(
-        written
-    )
+    assert {"python", "torch", "stable-baselines3", "gymnasium", "platform", "command"} <= set(written)
 
 
 def test_tables(tmp_path):
@@ -78,9 +76,7 @@ def test_tables(tmp_path):
     assert tuple(run.evaluations()) == EVALUATION_COLUMNS
 
 
-@pytest.mark.parametrize(
-    "content", ["steps,return\n1,2\n", "steps,return,length,seconds,env\n1,x\n"]
-)
+@pytest.mark.parametrize("content", ["steps,return\n1,2\n", "steps,return,length,seconds,env\n1,x\n"])
 def test_damaged_table(tmp_path, content):
     run = make_run(tmp_path)
     (tmp_path / "episodes.csv").write_text(content)

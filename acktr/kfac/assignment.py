@@ -18,6 +18,7 @@ def build_blocks(
     owned: Sequence[nn.Parameter],
     decay: float,
     inverse: str,
+    weight_sharing: str,
 ) -> list[Block]:
     """Give each parameter of one group its block.
 
@@ -26,6 +27,7 @@ def build_blocks(
     :param owned: parameters of the earlier groups
     :param decay: rho of the running averages
     :param inverse: key of :data:`acktr.kfac.inverses.INVERSES`
+    :param weight_sharing: one of :data:`acktr.kfac.blocks.WEIGHT_SHARING`
     :raises ValueError: a parameter that the model does not hold, a layer divided between groups
     """
     if not params:
@@ -46,7 +48,7 @@ def build_blocks(
                 "and its bias into one."
             )
         own = {n: p for n, p in own.items() if id(p) in wanted}
-        blocks.append(_layer_block(name, child, own, decay, inverse))
+        blocks.append(_layer_block(name, child, own, decay, inverse, weight_sharing))
     covered = {id(p) for block in blocks for p in block.all_params.values()}
     holders = {id(p): child for _, child, _ in unknown for p in child.parameters()}
     for p in params:
@@ -64,11 +66,16 @@ def build_blocks(
 
 
 def _layer_block(
-    name: str, module: nn.Module, params: dict[str, nn.Parameter], decay: float, inverse: str
+    name: str,
+    module: nn.Module,
+    params: dict[str, nn.Parameter],
+    decay: float,
+    inverse: str,
+    weight_sharing: str,
 ) -> Block:
     layer = find_layer(module)
     if isinstance(layer, KroneckerLayer):
-        return KroneckerBlock(name, module, params, decay, layer, inverse)
+        return KroneckerBlock(name, module, params, decay, layer, inverse, weight_sharing)
     assert isinstance(layer, DiagonalLayer)
     return DiagonalBlock(name, module, params, decay, layer)
 

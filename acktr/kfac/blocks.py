@@ -18,6 +18,8 @@ from acktr.kfac.factors import RunningAverage, gram
 from acktr.kfac.inverses import SafeInverse, multiply_right
 from acktr.kfac.layers import DiagonalLayer, KroneckerLayer
 
+WEIGHT_SHARING = ("expand", "reduce")
+
 
 class Block:
     """Common part: names, parameters and the running average.
@@ -126,9 +128,11 @@ class KroneckerBlock(Block):
         decay: float,
         layer: KroneckerLayer,
         inverse: str,
+        weight_sharing: str,
     ) -> None:
         super().__init__(name, module, params, decay)
         self.layer = layer
+        self.weight_sharing = weight_sharing
         self.inverse = SafeInverse(inverse)
 
     def reset(self) -> None:
@@ -142,7 +146,7 @@ class KroneckerBlock(Block):
         M counts the rows of g: N for a plain layer, N T with T positions (KFC, sec. 3).
         """
         pairs = [
-            self.layer.rows(self.module, record.inputs, grad)
+            self._share(*self.layer.rows(self.module, record.inputs, grad), batch)
             for record, grad in zip(records, grads, strict=True)
         ]
         a, g = (torch.cat(rows, -2 if rows[0].ndim > 1 else 0) for rows in zip(*pairs, strict=True))
@@ -150,6 +154,19 @@ class KroneckerBlock(Block):
         # Under autocast rows come in half precision; averages and inverses are kept in the weight's.
         like = next(iter(self.params.values()))
         return self.average.update((self._input_factor(a, g, batch).to(like), S.to(like)))
+
+    def _share(self, a: Tensor, g: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+        """With ``"reduce"``, make one row of the T rows of each sample (Eschenhagen et al. 2023).
+
+        The gradient of a sample is ``sum_t g_t a_t'``. "expand" takes the T terms as independent,
+        "reduce" takes every ``a_t`` for their mean, which keeps what the positions do together.
+        """
+        positions = g.shape[-2] // batch
+        whole = a.is_floating_point() and g.shape[-2] == positions * batch
+        if self.weight_sharing == "expand" or positions <= 1 or not whole:
+            return a, g
+        a, g = (x.unflatten(-2, (batch, positions)) for x in (a, g))
+        return a.mean(-2), g.sum(-2)
 
     def _input_factor(self, a: Tensor, g: Tensor, batch: int) -> Tensor:
         if "weight" not in self.params:  # only the bias learns: its input is the constant 1

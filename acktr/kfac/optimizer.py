@@ -71,6 +71,9 @@ class KFAC(Optimizer):
     :param stat_decay: rho of the running averages, in (0, 1]; 1 averages all batches alike
     :param fisher: ``"curvature-propagation"`` or ``"monte-carlo"``, see :mod:`acktr.kfac.fisher`
     :param inverse: ``"cholesky"`` or ``"eigen"``, see :mod:`acktr.kfac.inverses`
+    :param weight_sharing: what the positions of a convolution (or of a sequence) do to each other:
+        ``"expand"`` takes them as independent (KFC), ``"reduce"`` sums them up (see
+        :meth:`acktr.kfac.blocks.KroneckerBlock._share`)
     :param factor_period: statistics are taken at every so many-th call of :meth:`update_curvature`
     :param inverse_period: inverses are refreshed at every so many-th step
     :param cold_start: so many first steps follow the plain gradient, within the same trust region,
@@ -92,16 +95,18 @@ class KFAC(Optimizer):
         stat_decay: float = 0.95,
         fisher: str = "curvature-propagation",
         inverse: str = "cholesky",
+        weight_sharing: str = "expand",
         factor_period: int = 1,
         inverse_period: int = 1,
         cold_start: int = 0,
         param_groups: Sequence[dict[str, Any]] | None = None,
     ) -> None:
-        check_options(stat_decay, fisher, inverse, factor_period, inverse_period)
+        check_options(stat_decay, fisher, inverse, weight_sharing, factor_period, inverse_period)
         self.module = module
         self.stat_decay = stat_decay
         self.fisher = fisher
         self.inverse = inverse
+        self.weight_sharing = weight_sharing
         self.factor_period = factor_period
         self.inverse_period = inverse_period
         self.defer_checks = any(p.device.type != "cpu" for p in module.parameters())
@@ -132,7 +137,9 @@ class KFAC(Optimizer):
         params = self.param_groups[-1]["params"]
         owned = [p for group in self.param_groups[:-1] for p in group["params"]]
         try:
-            blocks = build_blocks(self.module, params, owned, self.stat_decay, self.inverse)
+            blocks = build_blocks(
+                self.module, params, owned, self.stat_decay, self.inverse, self.weight_sharing
+            )
         except ValueError:
             self.param_groups.pop()
             raise
@@ -322,6 +329,7 @@ _OWN_STATE = {
     "stat_decay",
     "fisher",
     "inverse",
+    "weight_sharing",
     "factor_period",
     "inverse_period",
     "defer_checks",

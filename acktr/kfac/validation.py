@@ -8,12 +8,18 @@ from typing import Any
 
 from torch import Tensor
 
+from acktr.kfac.blocks import WEIGHT_SHARING
 from acktr.kfac.fisher import ESTIMATORS
 from acktr.kfac.inverses import INVERSES
 
 
 def check_options(
-    stat_decay: float, fisher: str, inverse: str, factor_period: int, inverse_period: int
+    stat_decay: float,
+    fisher: str,
+    inverse: str,
+    weight_sharing: str,
+    factor_period: int,
+    inverse_period: int,
 ) -> None:
     """Check what holds for the whole optimiser.
 
@@ -21,10 +27,14 @@ def check_options(
     """
     if not 0.0 < stat_decay <= 1.0:
         raise ValueError(f"stat_decay must lie in (0, 1], got {stat_decay}.")
-    if fisher not in ESTIMATORS:
-        raise ValueError(f"fisher must be one of {', '.join(ESTIMATORS)}, got {fisher!r}.")
-    if inverse not in INVERSES:
-        raise ValueError(f"inverse must be one of {', '.join(INVERSES)}, got {inverse!r}.")
+    choices = (
+        ("fisher", fisher, ESTIMATORS),
+        ("inverse", inverse, tuple(INVERSES)),
+        ("weight_sharing", weight_sharing, WEIGHT_SHARING),
+    )
+    for name, value, allowed in choices:
+        if value not in allowed:
+            raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}.")
     for name, period in (("factor_period", factor_period), ("inverse_period", inverse_period)):
         if period < 1:
             raise ValueError(f"{name} must be at least 1, got {period}.")
