@@ -258,8 +258,8 @@ class ACKTR(OnPolicyAlgorithm):
 
         kl = measure()
         if self.kl_feedback and target_kl > 0:
-            self.kl_scale = adapt_scale(self.kl_scale, kl, target_kl)
             room = group["lr"] / max(self.kfac.last_step[0].step_scale.item(), 1e-12)
+            self.kl_scale = adapt_scale(self.kl_scale, kl, target_kl, room)
             kl, rescales = rescale_step(group["params"], before, measure, kl, target_kl, room)
             self.kl_rescales += rescales
         self._n_updates += 1

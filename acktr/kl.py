@@ -36,14 +36,18 @@ def mean_kl(old: Sequence[Any], new: Sequence[Any]) -> float:
         return sum(part.reshape(len(part), -1).sum(1).mean().item() for part in parts)
 
 
-def adapt_scale(scale: float, kl: float, target_kl: float) -> float:
+def adapt_scale(scale: float, kl: float, target_kl: float, room: float) -> float:
     """Move the multiplier of the bound so that the measured KL meets its target.
 
     :param scale: multiplier that led to ``kl``
     :param kl: measured, nats
     :param target_kl: nats
+    :param room: how much longer the step could have been before it met eta_max: where that rules, a
+        larger bound would change nothing, and the multiplier must not run away
     """
     ratio = target_kl / max(kl, 1e-12)
+    if room <= 1.0 + 1e-6:
+        ratio = min(ratio, 1.0)
     scale *= min(max(ratio, 1.0 / MAX_ADAPTATION), MAX_ADAPTATION)
     return min(max(scale, 1e-6), 1e6)
 
