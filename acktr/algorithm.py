@@ -6,6 +6,8 @@ batch for the actor, inside a KL trust region, and one or more for the critic.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any, ClassVar, cast
 
 import torch
@@ -26,6 +28,7 @@ from acktr.options import as_schedule, check_arguments
 from acktr.policies import (
     CnnPolicy,
     MlpPolicy,
+    Model,
     MultiInputPolicy,
     actor_and_critic_parameters,
 )
@@ -253,10 +256,9 @@ class ACKTR(OnPolicyAlgorithm):
 
         def measure() -> float:
             with torch.no_grad():
-                new = self.policy.get_distribution(batch.observations).distribution
-            return mean_kl(old, as_list(new))
+                return mean_kl(old, self._model(batch).distributions)
 
-        kl = measure()
+        kl = self._first_kl(measure, before)
         if self.kl_feedback and target_kl > 0:
             room = group["lr"] / max(self.kfac.last_step[0].step_scale.item(), 1e-12)
             self.kl_scale = adapt_scale(self.kl_scale, kl, target_kl, room)
@@ -268,38 +270,41 @@ class ACKTR(OnPolicyAlgorithm):
     def _update_actor(self, batch: RolloutBatch) -> tuple[dict[str, Tensor], list[Any]]:
         """One natural-gradient step of the actor, and of the critic where it shares the trunk.
 
-        :return: the losses, and the action distributions before the step
+        :return: the losses, and the model's distributions before the step
         """
         advantages = batch.advantages
         if self.normalize_advantage and len(advantages) > 1:
             advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
-        obs: Any = batch.observations
         with self.kfac.capture():
-            if self.shared:
-                # One pass through the trunk: a second one would count as a second use of its layers.
-                values, log_prob, entropy = self.policy.evaluate_actions(obs, batch.actions)
-                distribution = self.policy.action_dist
-            else:
-                distribution = self.policy.get_distribution(obs)
-                values, log_prob = None, distribution.log_prob(batch.actions)
-                entropy = distribution.entropy()
-        # SB3 keeps one wrapper and fills it anew: hold on to what is in it now.
-        actions = as_list(distribution.distribution)
-        entropy_loss = -(log_prob if entropy is None else entropy).mean()
-        policy_loss = -(advantages * log_prob).mean()
+            model = self._model(batch)
+        entropy_loss = -(model.log_prob if model.entropy is None else model.entropy).mean()
+        policy_loss = -(advantages * model.log_prob).mean()
         loss = policy_loss + self.ent_coef * entropy_loss
         losses = {"policy_gradient_loss": policy_loss, "entropy_loss": entropy_loss}
-        model = list(actions)
-        if values is not None:
-            values = values.flatten()
-            losses["value_loss"] = self._value_loss(values, batch)
+        if model.values is not None:
+            losses["value_loss"] = self._value_loss(model.values, batch)
             loss = loss + self.vf_coef * losses["value_loss"]
-            # The joint model p(a, v | s) of a shared trunk; a first-order critic has no Fisher.
-            model += [Normal(values, self._sigma())] if self.critic_optimizer is None else []
         self._check_loss(loss)
-        self.kfac.update_curvature(*model)
+        self.kfac.update_curvature(*model.distributions)
         self._step(loss, self.kfac, self.critic_optimizer if self.shared else None)
-        return losses, actions
+        return losses, model.distributions
+
+    def _model(self, batch: RolloutBatch) -> Model:
+        """Evaluate the actor on a batch, and the critic if it shares the trunk."""
+        obs: Any = batch.observations
+        if not self.shared:
+            distribution = self.policy.get_distribution(obs)
+            log_prob, entropy = distribution.log_prob(batch.actions), distribution.entropy()
+            return Model(as_list(distribution.distribution), log_prob, entropy, None)
+        # One pass through the trunk: a second one would count as a second use of its layers.
+        values, log_prob, entropy = self.policy.evaluate_actions(obs, batch.actions)
+        values = values.flatten()
+        # SB3 keeps one wrapper and fills it anew: hold on to what is in it now.
+        distributions = as_list(self.policy.action_dist.distribution)
+        if self.critic_optimizer is None:
+            # p(a, v | s) = pi(a | s) N(v | V(s), sigma^2); a first-order critic has no Fisher.
+            distributions.append(Normal(values, self._sigma()))
+        return Model(distributions, log_prob, entropy, values)
 
     def _update_critic(self, batch: RolloutBatch) -> Tensor:
         """One step of a critic that has its own network; returns its loss."""
@@ -344,6 +349,22 @@ class ACKTR(OnPolicyAlgorithm):
             variance = (batch.returns - batch.values).square().mean().item()
             decay = 0.95 if self._n_updates else 0.0
             self.bellman_std = max((decay * self.bellman_std**2 + (1.0 - decay) * variance) ** 0.5, 1e-3)
+
+    @torch.no_grad()
+    def _first_kl(self, measure: Callable[[], float], before: list[Tensor]) -> float:
+        """Measure the step's KL; take back a step that left the networks without finite outputs."""
+        try:
+            kl = measure()
+        except ValueError:  # torch's distributions refuse NaN
+            kl = math.nan
+        if not math.isfinite(kl):
+            for p, start in zip(self.kfac.param_groups[0]["params"], before, strict=True):
+                p.copy_(start)
+            raise DivergenceError(
+                f"The update at step {self.num_timesteps} made the networks' outputs not finite and was "
+                "taken back: lower target_kl or learning_rate, or raise damping."
+            )
+        return kl
 
     def _check_loss(self, loss: Tensor) -> None:
         if not torch.isfinite(loss):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from gymnasium import spaces
@@ -12,6 +12,21 @@ from stable_baselines3.common.policies import (
 )
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
+
+
+class Model(NamedTuple):
+    """What the optimised networks say of one batch of B samples.
+
+    :param distributions: of the action's parts and, in the joint model, of the value
+    :param log_prob: of the actions taken, ``(B,)``
+    :param entropy: of the policy, ``(B,)``; ``None`` where it has no closed form
+    :param values: ``(B,)``; ``None`` where the critic has a network of its own
+    """
+
+    distributions: list[Any]
+    log_prob: Tensor
+    entropy: Tensor | None
+    values: Tensor | None
 
 
 class PaperCNN(BaseFeaturesExtractor):
