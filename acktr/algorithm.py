@@ -6,8 +6,6 @@ batch for the actor, inside a KL trust region, and one or more for the critic.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from typing import Any, ClassVar, cast
 
 import torch
@@ -23,7 +21,7 @@ from torch.distributions import Normal
 
 from acktr.errors import ConfigurationError, DivergenceError
 from acktr.kfac import KFAC
-from acktr.kl import adapt_scale, as_list, mean_kl, rescale_step
+from acktr.kl import adapt_scale, as_list, mean_kl, measure_or_restore, rescale_step
 from acktr.options import as_schedule, check_arguments
 from acktr.policies import (
     CnnPolicy,
@@ -258,7 +256,7 @@ class ACKTR(OnPolicyAlgorithm):
             with torch.no_grad():
                 return mean_kl(old, self._model(batch).distributions)
 
-        kl = self._first_kl(measure, before)
+        kl = measure_or_restore(measure, group["params"], before)
         if self.kl_feedback and target_kl > 0:
             room = group["lr"] / max(self.kfac.last_step[0].step_scale.item(), 1e-12)
             self.kl_scale = adapt_scale(self.kl_scale, kl, target_kl, room)
@@ -349,22 +347,6 @@ class ACKTR(OnPolicyAlgorithm):
             variance = (batch.returns - batch.values).square().mean().item()
             decay = 0.95 if self._n_updates else 0.0
             self.bellman_std = max((decay * self.bellman_std**2 + (1.0 - decay) * variance) ** 0.5, 1e-3)
-
-    @torch.no_grad()
-    def _first_kl(self, measure: Callable[[], float], before: list[Tensor]) -> float:
-        """Measure the step's KL; take back a step that left the networks without finite outputs."""
-        try:
-            kl = measure()
-        except ValueError:  # torch's distributions refuse NaN
-            kl = math.nan
-        if not math.isfinite(kl):
-            for p, start in zip(self.kfac.param_groups[0]["params"], before, strict=True):
-                p.copy_(start)
-            raise DivergenceError(
-                f"The update at step {self.num_timesteps} made the networks' outputs not finite and was "
-                "taken back: lower target_kl or learning_rate, or raise damping."
-            )
-        return kl
 
     def _check_loss(self, loss: Tensor) -> None:
         if not torch.isfinite(loss):

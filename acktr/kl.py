@@ -7,12 +7,15 @@ the bound finds and holds it; a step that still lands far off is rescaled.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
+
+from acktr.errors import DivergenceError
 
 KL_TOLERANCE = 1.5  # a step is rescaled if its measured KL is off by more than this factor
 MAX_RESCALES = 2  # of one step
@@ -34,6 +37,31 @@ def mean_kl(old: Sequence[Any], new: Sequence[Any]) -> float:
     with torch.no_grad():
         parts = [kl_divergence(p, q) for p, q in zip(old, new, strict=True)]
         return sum(part.reshape(len(part), -1).sum(1).mean().item() for part in parts)
+
+
+@torch.no_grad()
+def measure_or_restore(
+    measure: Callable[[], float], params: Sequence[nn.Parameter], before: Sequence[Tensor]
+) -> float:
+    """Measure the KL of a step; take back a step that left the networks without finite outputs.
+
+    :param measure: measures the KL of the parameters as they are, nats
+    :param params: as they are after the step
+    :param before: what they were before it
+    :raises DivergenceError: the outputs are not finite; the parameters are as before the step
+    """
+    try:
+        kl = measure()
+    except ValueError:  # torch's distributions refuse NaN
+        kl = math.nan
+    if not math.isfinite(kl):
+        for p, start in zip(params, before, strict=True):
+            p.copy_(start)
+        raise DivergenceError(
+            "The last step made the networks' outputs not finite and was taken back: lower target_kl or "
+            "learning_rate, or raise damping."
+        )
+    return kl
 
 
 def adapt_scale(scale: float, kl: float, target_kl: float, room: float) -> float:

@@ -1,0 +1,74 @@
+"""The measured-KL control: hand-worked steps of the controller, and steps that are rescaled."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.distributions import Categorical, Normal
+
+from acktr.errors import DivergenceError
+from acktr.kl import adapt_scale, as_list, mean_kl, measure_or_restore, rescale_step
+
+
+def test_mean_kl_sums_the_parts_and_averages_the_samples():
+    old = [Normal(torch.zeros(5, 2), 1.0), Normal(torch.zeros(5), 2.0)]
+    new = [Normal(torch.full((5, 2), 0.1), 1.0), Normal(torch.full((5,), 0.4), 2.0)]
+    assert mean_kl(old, new) == pytest.approx(2 * 0.1**2 / 2 + 0.4**2 / 8)
+
+
+def test_as_list_keeps_the_parts_of_a_multi_discrete_action():
+    parts = [Categorical(logits=torch.zeros(3, 2)), Categorical(logits=torch.zeros(3, 4))]
+    assert as_list(parts) == parts
+    assert as_list(parts[0]) == [parts[0]]
+
+
+@pytest.mark.parametrize(
+    ("kl", "room", "expected"),
+    [
+        (0.01, 9.0, 0.5),  # on target
+        (0.0125, 9.0, 0.4),  # 0.5 * 0.01 / 0.0125
+        (0.1, 9.0, 0.5 / 1.4),  # never by more than 1.4 at once
+        (0.001, 9.0, 0.5 * 1.4),
+        (0.001, 1.0, 0.5),  # eta_max rules: a larger bound would change nothing
+        (0.1, 1.0, 0.5 / 1.4),
+    ],
+)
+def test_the_multiplier_of_the_bound(kl, room, expected):
+    assert adapt_scale(0.5, kl, 0.01, room) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("step", "room", "kl", "rescales"),
+    [
+        (1.0, 9.0, 0.5, 0),  # on target
+        (4.0, 9.0, 0.5, 1),  # 16 times too far
+        (0.2, 9.0, 0.5 * 0.8**2, 2),  # twice as long, and again
+        (0.2, 2.0, 0.5 * 0.4**2, 1),  # eta_max leaves room for twice as long
+        (0.2, 1.0, 0.5 * 0.2**2, 0),
+    ],
+)
+def test_a_step_far_off_is_rescaled(step, room, kl, rescales):
+    """The mean of a unit Gaussian moves by ``step``: its KL is half the square."""
+    p, before = nn.Parameter(torch.full((1,), step)), torch.zeros(1)
+
+    def measure():
+        return 0.5 * p.item() ** 2
+
+    result = rescale_step([p], [before], measure, measure(), 0.5, room)
+    assert result == (pytest.approx(kl), rescales)
+    assert measure() == pytest.approx(kl)
+
+
+@pytest.mark.parametrize("kl", [math.nan, math.inf, None])
+def test_a_step_without_finite_outputs_is_taken_back(kl):
+    p, before = nn.Parameter(torch.full((2,), math.nan)), torch.ones(2)
+
+    def measure():
+        if kl is None:
+            raise ValueError("torch says so")
+        return kl
+
+    with pytest.raises(DivergenceError, match="taken back"):
+        measure_or_restore(measure, [p], [before])
+    assert torch.equal(p, before)
