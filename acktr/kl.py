@@ -1,8 +1,9 @@
 """Measured KL: how far the policy really moved, and how the trust region learns from it.
 
-K-FAC's quadratic form leaves out what layers do together, so it promises too little KL; on the MuJoCo
-tasks 5 to 20 times too little. The missing factor changes slowly, so a multiplicative controller on
-the bound finds and holds it; a step that still lands far off is rescaled.
+K-FAC's quadratic form leaves out what layers do together, and averages curvature over earlier batches
+while the step is fitted to the present one. So it promises too little KL: 5 to 20 times too little on
+MuJoCo. The missing factor changes slowly, so a multiplicative controller on the bound finds and holds
+it; a step that still lands far off is rescaled.
 """
 
 from __future__ import annotations

@@ -375,3 +375,12 @@ def test_the_saved_attributes_hold_no_optimiser_and_no_rollout(policy, tmp_path)
             assert word not in pickled, name
     attributes = {k: v for k, v in vars(model).items() if k != "policy"}
     assert not any(isinstance(v, torch.optim.Optimizer) for v in attributes.values())
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.ELU])
+def test_the_critic_is_stable_on_plain_rewards(activation):
+    """Values near 100 and an unbounded activation: a critic step without a bound diverges here."""
+    env = make_vec_env("CartPole-v1", n_envs=8, seed=0)
+    model = ACKTR("MlpPolicy", env, n_steps=32, seed=0, policy_kwargs={"activation_fn": activation})
+    model.learn(20 * 256)
+    assert model.policy.predict_values(torch.zeros(1, 4)).abs().item() < 1000
