@@ -151,7 +151,7 @@ def test_bad_preset_file(tmp_path, content, message):
         ("n_steps", "not of the form key=value"),
         ("=3", "not of the form key=value"),
         ("policy_kwargs..a=3", "not of the form key=value"),
-        ("n_steps.a=3", "n_steps is 32, not a mapping"),
+        ("n_steps.a=3", "n_steps is 64, not a mapping"),
         ("gamma=high", "gamma = 'high' is not valid"),
         ("n_steps=2.5", "n_steps = 2.5 is not valid"),
         ("n_envs=0", "n_envs = 0 is not valid: input should be greater than 0"),
