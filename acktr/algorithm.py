@@ -57,7 +57,7 @@ class ACKTR(OnPolicyAlgorithm):
     :param weight_decay: decoupled
     :param critic_norm: ``"gauss-newton"`` (K-FAC) or ``"euclidean"`` (first order: Adam)
     :param critic_std: sigma of the critic's Gaussian output, or ``"adaptive"`` for the running standard
-        deviation of the Bellman error (paper, sec. 3.1, "adaptive Gauss-Newton")
+        deviation of the Bellman error (the paper's "adaptive Gauss-Newton", sec. 5.3)
     :param critic_learning_rate: eta_max of a separate critic; ``None`` for 0.3 with K-FAC and 1e-3 with
         Adam
     :param critic_damping: lambda of a separate critic's Gauss-Newton matrix
@@ -68,6 +68,7 @@ class ACKTR(OnPolicyAlgorithm):
     :param n_critic_updates: updates of a separate critic per rollout
     :param normalize_advantage: to mean 0 and standard deviation 1
     :param kfac_kwargs: further arguments of :class:`acktr.kfac.KFAC` (``stat_decay``, ``inverse``, ...)
+    :param use_sde: must be False: gSDE is not supported, and refused by name
     :param stats_window_size: episodes in the logged averages
     :param tensorboard_log: where TensorBoard's files go
     :param policy_kwargs: for the policy; not ``optimizer_class``, the optimiser is K-FAC
@@ -107,6 +108,7 @@ class ACKTR(OnPolicyAlgorithm):
         n_critic_updates: int = 1,
         normalize_advantage: bool = True,
         kfac_kwargs: dict[str, Any] | None = None,
+        use_sde: bool = False,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
         policy_kwargs: dict[str, Any] | None = None,
@@ -342,7 +344,7 @@ class ACKTR(OnPolicyAlgorithm):
             optimizer.step()
 
     def _update_bellman_std(self, batch: RolloutBatch) -> None:
-        """Running standard deviation of the Bellman error (paper, sec. 3.1)."""
+        """Running standard deviation of the Bellman error (paper, sec. 5.3)."""
         if self.critic_std == "adaptive":
             variance = (batch.returns - batch.values).square().mean().item()
             decay = 0.95 if self._n_updates else 0.0
@@ -351,7 +353,7 @@ class ACKTR(OnPolicyAlgorithm):
     def _check_loss(self, loss: Tensor) -> None:
         if not torch.isfinite(loss):
             raise DivergenceError(
-                f"The loss is not finite at step {self.num_timesteps}; no parameter was changed: lower "
+                f"The loss is not finite at step {self.num_timesteps} and its step was not taken: lower "
                 "target_kl or raise damping, and look at the returns."
             )
 

@@ -82,7 +82,7 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
                 f"policy_kwargs must not hold {name}: ACKTR's optimiser is K-FAC; its options go into "
                 "kfac_kwargs."
             )
-    if (arguments["policy_kwargs"] or {}).get("use_sde"):
+    if arguments["use_sde"] or (arguments["policy_kwargs"] or {}).get("use_sde"):
         raise ConfigurationError(
             "gSDE (use_sde) is not supported: its Fisher is not that of a Gaussian in the mean; leave "
             "it out."

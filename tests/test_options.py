@@ -73,6 +73,11 @@ def test_what_does_not_go_with_kfac_is_refused_by_name(key, value):
         ACKTR("MlpPolicy", small_env("Box"), policy_kwargs={key: value})
 
 
+def test_gsde_is_refused_as_an_argument_too():
+    with pytest.raises(ConfigurationError, match="gSDE"):
+        ACKTR("MlpPolicy", small_env("Box"), use_sde=True)
+
+
 @pytest.mark.parametrize("kwargs", [{"n_critic_updates": 2}])
 def test_a_shared_trunk_has_one_update_and_one_trust_region(kwargs):
     with pytest.raises(ConfigurationError, match="share_features_extractor=False"):
