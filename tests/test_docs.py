@@ -1,5 +1,6 @@
 """The documentation keeps its word: its Python runs, and its tables leave nothing out."""
 
+import importlib
 import inspect
 import re
 from pathlib import Path
@@ -45,6 +46,7 @@ def test_the_python_of_a_page_runs(page, tmp_path, monkeypatch):
         pytest.importorskip("mujoco")
     if "tensorboard_log" in read(page):
         pytest.importorskip("tensorboard")
+    importlib.import_module("ale_py")  # registers its games once, and they must stay
     known = set(gym.registry)
     blocks = BLOCK.findall(read(page))
     assert blocks
