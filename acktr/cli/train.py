@@ -1,5 +1,6 @@
 """``acktr train``: train on an environment and leave a run directory."""
 
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -42,6 +43,8 @@ def train(
     :param progress: show how training goes
     """
     # Imported here: torch takes seconds, and --help should not.
+    import torch
+
     from acktr.cli.progress import ProgressCallback
     from acktr.experiment import Experiment
     from acktr.presets import resolve
@@ -61,6 +64,10 @@ def train(
     )
     for note in notes:
         print(f"acktr: {note}", file=sys.stderr)
+    if configuration.policy in ("MlpPolicy", "auto") and "OMP_NUM_THREADS" not in os.environ:
+        # Small networks gain nothing from threads, and with one of them a seed gives the same run on
+        # machines with more or fewer cores.
+        torch.set_num_threads(1)
     # Built and checked before the run directory is made: a refused configuration leaves nothing.
     with Experiment(configuration) as experiment:
         run = Run.create(env, out)
