@@ -134,7 +134,7 @@ class SafeInverse:
         self.form = INVERSES[kind]
         self.tensors: list[Tensor] = []
         self.boost: Tensor | None = None  # damping multiplier after failures, accelerators only
-        self.age = 0  # steps since the tensors were last refreshed
+        self.age = 0  # how often the tensors were used since they were made
 
     def refresh(
         self, A: Tensor, S: Tensor, damping: float, counters: dict[str, Tensor], defer: bool
@@ -187,6 +187,7 @@ class SafeInverse:
         """Precondition a gradient matrix; zero before the first good inverse."""
         if not self.tensors:
             return torch.zeros_like(gradient)
+        self.age += 1
         return self.form.apply(self.tensors, gradient)
 
     def state_dict(self) -> dict[str, object]:
