@@ -14,7 +14,6 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
-from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 from torch.distributions import Normal
@@ -22,6 +21,7 @@ from torch.distributions import Normal
 from acktr.errors import ConfigurationError, DivergenceError
 from acktr.kfac import KFAC
 from acktr.kl import adapt_scale, as_list, mean_kl, measure_or_restore, rescale_step
+from acktr.metrics import record_update
 from acktr.options import as_schedule, check_arguments
 from acktr.policies import (
     CnnPolicy,
@@ -53,6 +53,9 @@ class ACKTR(OnPolicyAlgorithm):
     :param kl_feedback: hold the *measured* KL at ``target_kl`` by scaling the bound that K-FAC's
         quadratic model is given
     :param damping: lambda of the actor's Fisher, or of the joint one
+    :param cg_iterations: conjugate-gradient iterations that correct K-FAC's direction by the exact
+        Fisher of the batch (:mod:`acktr.kfac.exact`); 0 for K-FAC's own direction
+    :param sub_sampling_factor: the exact Fisher looks at one sample in so many
     :param momentum: of the natural gradient
     :param weight_decay: decoupled
     :param critic_norm: ``"gauss-newton"`` (K-FAC) or ``"euclidean"`` (first order: Adam)
@@ -98,6 +101,8 @@ class ACKTR(OnPolicyAlgorithm):
         target_kl: float | str | Schedule = 0.01,
         kl_feedback: bool = True,
         damping: float = 0.01,
+        cg_iterations: int = 0,
+        sub_sampling_factor: int = 1,
         momentum: float = 0.0,
         weight_decay: float = 0.0,
         critic_norm: str = "gauss-newton",
@@ -148,6 +153,8 @@ class ACKTR(OnPolicyAlgorithm):
         self.target_kl = target_kl
         self.kl_feedback = kl_feedback
         self.damping = damping
+        self.cg_iterations = cg_iterations
+        self.sub_sampling_factor = sub_sampling_factor
         self.momentum = momentum
         self.weight_decay = weight_decay
         self.critic_norm = critic_norm
@@ -216,7 +223,8 @@ class ACKTR(OnPolicyAlgorithm):
         self.policy.__dict__["critic_optimizer"] = optimizer
 
     def _kfac(self, params: list[nn.Parameter], **group: Any) -> KFAC:
-        kwargs = {"weight_decay": self.weight_decay, "target_kl": None, **self.kfac_kwargs}
+        own = {"weight_decay": self.weight_decay, "cg_iterations": self.cg_iterations}
+        kwargs = {**own, "target_kl": None, **self.kfac_kwargs}
         return KFAC(self.policy, param_groups=[{"params": params, **group}], **kwargs)
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
@@ -265,7 +273,7 @@ class ACKTR(OnPolicyAlgorithm):
             kl, rescales = rescale_step(group["params"], before, measure, kl, target_kl, room)
             self.kl_rescales += rescales
         self._n_updates += 1
-        self._log(batch, {**losses, **actor_losses}, kl, target_kl)
+        record_update(self, batch, {**losses, **actor_losses}, kl, target_kl)
 
     def _update_actor(self, batch: RolloutBatch) -> tuple[dict[str, Tensor], list[Any]]:
         """One natural-gradient step of the actor, and of the critic where it shares the trunk.
@@ -286,6 +294,9 @@ class ACKTR(OnPolicyAlgorithm):
             loss = loss + self.vf_coef * losses["value_loss"]
         self._check_loss(loss)
         self.kfac.update_curvature(*model.distributions)
+        if self._sub_samples:
+            part = batch.sample(self.sub_sampling_factor)
+            self.kfac.use_exact_fisher(*self._model(part).distributions)
         self._step(loss, self.kfac, self.critic_optimizer if self.shared else None)
         return losses, model.distributions
 
@@ -318,6 +329,9 @@ class ACKTR(OnPolicyAlgorithm):
         self._check_loss(loss)
         if isinstance(optimizer, KFAC):
             optimizer.update_curvature(Normal(values, self._sigma()))
+            if self._sub_samples:
+                part = self._values(batch.sample(self.sub_sampling_factor))
+                optimizer.use_exact_fisher(Normal(part, self._sigma()))
             if self.critic_trust_region is not None:
                 bound = self.critic_trust_region * loss.item()
                 optimizer.param_groups[0]["target_kl"] = max(bound, 1e-12)
@@ -339,9 +353,14 @@ class ACKTR(OnPolicyAlgorithm):
         used = [optimizer for optimizer in optimizers if optimizer is not None]
         for optimizer in used:
             optimizer.zero_grad()
-        loss.backward()
+        # Conjugate gradients on the whole batch go through this graph once more.
+        loss.backward(retain_graph=self.cg_iterations > 0 and not self._sub_samples)
         for optimizer in used:
             optimizer.step()
+
+    @property
+    def _sub_samples(self) -> bool:
+        return self.cg_iterations > 0 and self.sub_sampling_factor > 1
 
     def _update_bellman_std(self, batch: RolloutBatch) -> None:
         """Running standard deviation of the Bellman error (paper, sec. 5.3)."""
@@ -356,30 +375,6 @@ class ACKTR(OnPolicyAlgorithm):
                 f"The loss is not finite at step {self.num_timesteps} and its step was not taken: lower "
                 "target_kl or raise damping, and look at the returns."
             )
-
-    def _log(self, batch: RolloutBatch, losses: dict[str, Tensor], kl: float, target_kl: float) -> None:
-        record = self.logger.record
-        kfac, critic = self.kfac, self.critic_optimizer
-        for name, loss in losses.items():
-            record(f"train/{name}", loss.item())
-        info = kfac.last_step[0]
-        record("train/kl", kl)
-        record("train/predicted_kl", info.predicted_kl.item())
-        record("train/target_kl", target_kl)
-        record("train/kl_scale", self.kl_scale)
-        record("train/kl_rescales", self.kl_rescales)
-        record("train/step_scale", info.step_scale.item())
-        record("train/damping", kfac.param_groups[0]["damping"])
-        guards = [o for o in (kfac, critic) if isinstance(o, KFAC)]
-        record("train/fallbacks", sum(sum(o.counters.values()) for o in guards))
-        if isinstance(critic, KFAC):
-            record("train/critic_step_scale", critic.last_step[0].step_scale.item())
-            record("train/critic_predicted_kl", critic.last_step[0].predicted_kl.item())
-        fit = explained_variance(batch.values.cpu().numpy(), batch.returns.cpu().numpy())
-        record("train/explained_variance", float(fit))
-        if hasattr(self.policy, "log_std"):
-            record("train/std", self.policy.log_std.exp().mean().item())
-        record("train/n_updates", self._n_updates, exclude="tensorboard")
 
     def learn(
         self,

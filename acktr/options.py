@@ -38,6 +38,8 @@ def as_schedule(value: float | str | Schedule) -> Schedule:
 _AT_LEAST: dict[str, tuple[Callable[[Any], bool], str]] = {
     "n_steps": (lambda x: x >= 1, "must be at least 1"),
     "n_critic_updates": (lambda x: x >= 1, "must be at least 1"),
+    "cg_iterations": (lambda x: isinstance(x, int) and x >= 0, "must be 0 or more"),
+    "sub_sampling_factor": (lambda x: isinstance(x, int) and x >= 1, "must be at least 1"),
     "gamma": (lambda x: 0 <= x <= 1, "must lie in [0, 1]"),
     "gae_lambda": (lambda x: 0 <= x <= 1, "must lie in [0, 1]"),
     "momentum": (lambda x: 0 <= x < 1, "must lie in [0, 1)"),
@@ -70,11 +72,11 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
         raise ConfigurationError(f"target_kl must be positive (nats), got {target_kl!r}.")
     for name in ("learning_rate", "target_kl"):
         as_schedule(arguments[name])
-    owned = {"lr", "damping", "momentum", "target_kl", "param_groups"}
+    owned = {"lr", "damping", "momentum", "target_kl", "cg_iterations", "param_groups"}
     for name in owned & (arguments["kfac_kwargs"] or {}).keys():
         raise ConfigurationError(
             f"kfac_kwargs must not hold {name}: ACKTR sets it from its own arguments (learning_rate, "
-            "damping, momentum, target_kl and their critic_ forms)."
+            "damping, momentum, target_kl, cg_iterations and their critic_ forms)."
         )
     for name in ("optimizer_class", "optimizer_kwargs"):
         if name in (arguments["policy_kwargs"] or {}):

@@ -35,6 +35,16 @@ class RolloutBatch(NamedTuple):
     advantages: Tensor
     returns: Tensor
 
+    def sample(self, factor: int) -> RolloutBatch:
+        """Draw one sample in ``factor`` without replacement, at least one."""
+        size = len(self.returns)
+        chosen = torch.randperm(size, device=self.returns.device)[: max(size // factor, 1)]
+
+        def pick(part: Observations) -> Any:
+            return {k: x[chosen] for k, x in part.items()} if isinstance(part, dict) else part[chosen]
+
+        return RolloutBatch(*map(pick, self))
+
 
 class RolloutStorage:
     """Preallocated tensors ``(n_steps, n_envs, ...)`` on the device, each written once a rollout.

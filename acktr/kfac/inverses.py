@@ -77,6 +77,12 @@ class CholeskyInverse:
         return [A_inverse, S_inverse], A_ok & S_ok
 
     @staticmethod
+    def multiply(A: Tensor, S: Tensor, damping: float | Tensor, matrix: Tensor) -> Tensor:
+        """Multiply a matrix ``(out, in)`` or ``(G, out, in)`` by the damped block."""
+        A, S = damp(A, S, damping)
+        return multiply_right(S @ matrix, A)
+
+    @staticmethod
     def apply(tensors: list[Tensor], gradient: Tensor) -> Tensor:
         """Precondition a gradient matrix of shape ``(out, in)`` or ``(G, out, in)``."""
         A_inverse, S_inverse = tensors
@@ -100,6 +106,11 @@ class EigenInverse:
         spectrum = s.clamp_min(0.0).unsqueeze(-1) * a.clamp_min(0.0).unsqueeze(-2)
         reciprocal = (spectrum + damping).reciprocal()
         return [A_vectors, S_vectors, reciprocal], reciprocal.isfinite().all()
+
+    @staticmethod
+    def multiply(A: Tensor, S: Tensor, damping: float | Tensor, matrix: Tensor) -> Tensor:
+        """Multiply a matrix ``(out, in)`` or ``(G, out, in)`` by the damped block."""
+        return multiply_right(S @ matrix, A) + damping * matrix
 
     @staticmethod
     def apply(tensors: list[Tensor], gradient: Tensor) -> Tensor:

@@ -3,11 +3,14 @@
 Martens & Grosse 2015 (arXiv 1503.05671), Grosse & Martens 2016 (1602.01407), Wu et al. 2017
 (1708.05144)::
 
-    curvature   A <- rho A + (1 - rho) E[a a'],  S <- rho S + (1 - rho) E[g g']
-    refresh     A^-1, S^-1 with damping
+    curvature     A <- rho A + (1 - rho) E[a a'],  S <- rho S + (1 - rho) E[g g']
+    refresh       A^-1, S^-1 with damping
     precondition  v <- momentum v + S^-1 (dL/dW) A^-1,  D = v + weight_decay W
     trust_region  eta = min(lr, sqrt(2 target_kl / (D' F D)))
-    apply       W <- W - eta D
+    apply         W <- W - eta D
+
+With ``cg_iterations`` conjugate gradients correct ``S^-1 (dL/dW) A^-1`` by the exact Fisher of the batch
+(:mod:`acktr.kfac.exact`).
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from acktr.kfac.assignment import build_blocks
 from acktr.kfac.blocks import Block
 from acktr.kfac.capture import Capture
 from acktr.kfac.curvature import take_statistics
+from acktr.kfac.exact import NaturalGradient, exact_natural_gradient, flatten
 from acktr.kfac.fisher import flatten_distributions
 from acktr.kfac.trust_region import StepInfo, trust_region
 from acktr.kfac.validation import check_group, check_options
@@ -58,9 +62,9 @@ class KFAC(Optimizer):
         loss.backward()
         kfac.step()
 
-    ``lr``, ``damping``, ``target_kl``, ``momentum``, ``weight_decay`` and ``cold_start`` live in
-    ``param_groups`` and may differ between groups and change at any time; each group has its own
-    trust region.
+    ``lr``, ``damping``, ``target_kl``, ``momentum``, ``weight_decay``, ``cold_start`` and
+    ``cg_iterations`` live in ``param_groups`` and may differ between groups and change at any time; each
+    group has its own trust region.
 
     :param module: the model; its layers are found by type (see :mod:`acktr.kfac.layers`)
     :param lr: eta_max, the largest step scale
@@ -78,6 +82,9 @@ class KFAC(Optimizer):
     :param inverse_period: inverses are refreshed at every so many-th step
     :param cold_start: so many first steps follow the plain gradient, within the same trust region,
         while statistics gather
+    :param cg_iterations: conjugate-gradient iterations towards the natural gradient of the *exact*
+        Fisher of the batch, with K-FAC as preconditioner and as damping (see :mod:`acktr.kfac.exact`);
+        the trust region then measures with the exact Fisher too. 0 takes K-FAC's direction as it is
     :param param_groups: groups as in every torch optimiser; default: one group with all parameters.
         Parameters of ``module`` in no group are left alone
     :raises ValueError: an argument out of its range, a layer divided between groups
@@ -99,6 +106,7 @@ class KFAC(Optimizer):
         factor_period: int = 1,
         inverse_period: int = 1,
         cold_start: int = 0,
+        cg_iterations: int = 0,
         param_groups: Sequence[dict[str, Any]] | None = None,
     ) -> None:
         check_options(stat_decay, fisher, inverse, weight_sharing, factor_period, inverse_period)
@@ -113,6 +121,7 @@ class KFAC(Optimizer):
         self.last_step: list[StepInfo] = []
         self._blocks: list[list[Block]] = []  # one list for each parameter group
         self._capture: Capture | None = None
+        self._exact: list[Distribution] = []  # what the exact Fisher of the next step is taken of
         self._curvature_calls = 0
         defaults = {
             "lr": lr,
@@ -121,6 +130,7 @@ class KFAC(Optimizer):
             "momentum": momentum,
             "weight_decay": weight_decay,
             "cold_start": cold_start,
+            "cg_iterations": cg_iterations,
             "step": 0,
         }
         check_group(defaults, defaults)
@@ -175,6 +185,9 @@ class KFAC(Optimizer):
         """
         self._curvature_calls += 1
         capture, self._capture = self._capture, None
+        flat = flatten_distributions(distributions)
+        if any(group["cg_iterations"] for group in self.param_groups):
+            self._exact = flat
         if (self._curvature_calls - 1) % self.factor_period:
             return
         if capture is None:
@@ -182,9 +195,18 @@ class KFAC(Optimizer):
                 "Nothing was captured: run the forward pass inside `with kfac.capture():` before each "
                 "call of update_curvature."
             )
-        flat = flatten_distributions(distributions)
         refused = take_statistics(self._all_blocks(), capture, flat, self.fisher, retain_graph)
         self._counters["rejected_statistics"] += refused
+
+    def use_exact_fisher(self, *distributions: Distribution | Iterable[Distribution]) -> None:
+        """Take the exact Fisher of the next step from other distributions than ``update_curvature``'s.
+
+        For example from a part of the batch, which makes each conjugate-gradient iteration cheaper.
+
+        :param distributions: the model's output distributions over some samples, with their graph
+        :raises TypeError: not a distribution
+        """
+        self._exact = flatten_distributions(distributions)
 
     def factors(self) -> dict[str, tuple[Tensor, ...]]:
         """Return the running averages by block name: ``(A, S)``, or the diagonals of the parameters.
@@ -220,9 +242,14 @@ class KFAC(Optimizer):
         ]
         for group, moving in groups:
             self._refresh(moving, group)
+        # All directions before the first step: the exact Fisher needs the parameters as they were.
+        prepared = []
         for group, moving in groups:
-            plans = self._precondition(moving, group)
-            info, finite = self._trust_region(plans, group)
+            natural = self._precondition(moving, group)
+            plans = self._plan(moving, natural.directions, group)
+            prepared.append((plans, *self._trust_region(plans, natural, group), group))
+        self._exact = []
+        for plans, info, finite, group in prepared:
             self._apply(plans, info, finite, group)
             self.last_step.append(info)
         return loss
@@ -237,13 +264,30 @@ class KFAC(Optimizer):
             if group["step"] % self.inverse_period == 0 or not block.has_inverse:
                 block.refresh(group["damping"], self._counters, self.defer_checks)
 
-    def _precondition(self, blocks: list[Block], group: dict[str, Any]) -> list[_Plan]:
-        cold = group["step"] < group["cold_start"]
+    def _precondition(self, blocks: list[Block], group: dict[str, Any]) -> NaturalGradient:
+        gradients = [
+            [torch.zeros_like(p) if p.grad is None else p.grad for p in block.params.values()]
+            for block in blocks
+        ]
+        if group["step"] < group["cold_start"] or not blocks:
+            return NaturalGradient(gradients)
+        damping = group["damping"]
+        if not group["cg_iterations"]:
+            pairs = zip(blocks, gradients, strict=True)
+            return NaturalGradient([b.precondition(g, damping) for b, g in pairs])
+        if not self._exact:
+            raise RuntimeError(
+                "cg_iterations > 0 needs the exact Fisher of this batch: call update_curvature or "
+                "use_exact_fisher before each step, and loss.backward(retain_graph=True)."
+            )
+        return exact_natural_gradient(self._exact, blocks, gradients, damping, group["cg_iterations"])
+
+    def _plan(
+        self, blocks: list[Block], directions: list[list[Tensor]], group: dict[str, Any]
+    ) -> list[_Plan]:
         plans = []
-        for block in blocks:
+        for block, natural in zip(blocks, directions, strict=True):
             params = list(block.params.values())
-            grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
-            natural = grads if cold else block.precondition(grads, group["damping"])
             velocity, steps = [], []
             for p, direction in zip(params, natural, strict=True):
                 if p.grad is None:
@@ -256,18 +300,33 @@ class KFAC(Optimizer):
             plans.append(_Plan(block, params, velocity, steps))
         return plans
 
-    def _trust_region(self, plans: list[_Plan], group: dict[str, Any]) -> tuple[StepInfo, Tensor]:
+    def _trust_region(
+        self, plans: list[_Plan], natural: NaturalGradient, group: dict[str, Any]
+    ) -> tuple[StepInfo, Tensor]:
         device = self._counters["rejected_steps"].device
-        quadratic = torch.zeros((), device=device)
         finite = torch.ones((), dtype=torch.bool, device=device)
         for plan in plans:
-            quadratic = quadratic + plan.block.quadratic(plan.steps)
             finite = finite & plan.block.average.accepted
             # The quadratic form alone would miss a NaN in a direction without curvature.
             finite = finite & torch.stack([s.sum() for s in plan.steps]).isfinite().all()
+        quadratic = self._quadratic(plans, natural, group, device)
         finite = finite & quadratic.isfinite()
         info = trust_region(quadratic, group["lr"], group["target_kl"])
-        return StepInfo(*(torch.where(finite, value, 0.0) for value in info)), finite
+        scale, predicted_kl = (torch.where(finite, value, 0.0) for value in info[:2])
+        solution = natural.solution
+        return StepInfo(scale, predicted_kl, solution.residual if solution else None), finite
+
+    def _quadratic(
+        self, plans: list[_Plan], natural: NaturalGradient, group: dict[str, Any], device: torch.device
+    ) -> Tensor:
+        """``D' F D`` of the steps: with the exact Fisher after conjugate gradients, else K-FAC's."""
+        if natural.fisher is None or natural.solution is None:
+            blocks = [plan.block.quadratic(plan.steps) for plan in plans]
+            return torch.stack(blocks).sum() if blocks else torch.zeros((), device=device)
+        steps = flatten([step for plan in plans for step in plan.steps])
+        if group["momentum"] or group["weight_decay"]:
+            return steps @ natural.fisher(steps)
+        return steps @ natural.solution.fisher_x
 
     def _apply(self, plans: list[_Plan], info: StepInfo, finite: Tensor, group: dict[str, Any]) -> None:
         for plan in plans:
@@ -319,9 +378,9 @@ class KFAC(Optimizer):
             self._counters[name].fill_(value)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Pickle and deepcopy everything but a capture under way, whose graph cannot be copied."""
+        """Pickle and deepcopy everything but what holds a graph, which cannot be copied."""
         own = {key: value for key, value in self.__dict__.items() if key in _OWN_STATE}
-        return {**super().__getstate__(), **own, "_capture": None}
+        return {**super().__getstate__(), **own, "_capture": None, "_exact": []}
 
 
 _OWN_STATE = {

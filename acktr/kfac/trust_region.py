@@ -22,10 +22,13 @@ class StepInfo(NamedTuple):
 
     :param step_scale: eta, 0-dim tensor
     :param predicted_kl: ``eta^2 D' F D / 2`` in nats, 0-dim tensor
+    :param cg_residual: how much of the gradient conjugate gradients left unsolved, 0-dim tensor;
+        ``None`` without them
     """
 
     step_scale: Tensor
     predicted_kl: Tensor
+    cg_residual: Tensor | None = None
 
 
 def trust_region(quadratic: Tensor, max_scale: float | Tensor, target_kl: float | None) -> StepInfo:

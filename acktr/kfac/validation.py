@@ -55,6 +55,8 @@ def check_group(group: Mapping[str, Any], known: Mapping[str, Any]) -> None:
         value = group[name]
         if not isinstance(value, (int, float, Tensor)) or not math.isfinite(value) or value < 0:
             raise ValueError(f"{name} must be a finite number, 0 or more, got {value!r}.")
+    if not isinstance(group["cg_iterations"], int) or group["cg_iterations"] < 0:
+        raise ValueError(f"cg_iterations must be 0 or more, got {group['cg_iterations']!r}.")
     if not group["momentum"] < 1.0:
         raise ValueError(f"momentum must lie in [0, 1), got {group['momentum']}.")
     if group["target_kl"] is not None and not group["target_kl"] > 0:

@@ -1,0 +1,228 @@
+"""The exact Fisher of the present batch, and conjugate gradients with K-FAC as the preconditioner.
+
+The product ``F v`` needs no matrix: F is the Hessian of ``KL(old || new)`` at ``new = old``, so a second
+backward pass through the gradient of that KL gives it (Pearlmutter 1994; Martens 2010; Schulman et al.
+2015, TRPO, app. C). It sees what K-FAC leaves out: what layers do together, and what all samples have
+in common. A handful of frames of one game are so alike that a single direction holds nine tenths of a
+convolution's Fisher, and K-FAC, whose blocks have full rank, overshoots there by orders of magnitude.
+
+:func:`solve` finds the natural gradient ``x`` of ``(F + K) x = g``, where K is K-FAC's damped matrix.
+K does two things at once. It stands for the batches before, where TRPO adds a multiple of the identity;
+and its inverse is the preconditioner: ``K^-1 (F + K)`` is near a multiple of the identity but for the
+few directions in which K-FAC is wrong, and each iteration mends about one of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import singledispatch
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.distributions import (
+    Bernoulli,
+    Categorical,
+    Distribution,
+    Independent,
+    Normal,
+    OneHotCategorical,
+    kl_divergence,
+)
+
+from acktr.kfac.blocks import Block
+
+Product = Callable[[Tensor], Tensor]
+
+
+def mean_kl(old: Sequence[Distribution], new: Sequence[Distribution]) -> Tensor:
+    """``KL(old || new)`` of a joint distribution, nats, averaged over samples (0-dim tensor).
+
+    :param old: distributions of independent parts, each over the same N samples
+    :param new: the same parts, each of the same kind
+    """
+    parts = [kl_divergence(p, q) for p, q in zip(old, new, strict=True)]
+    return torch.stack([part.reshape(len(part), -1).sum(1).mean() for part in parts]).sum()
+
+
+@singledispatch
+def detached(distribution: Distribution) -> Distribution:
+    """Return the same distribution without its graph; add a kind with ``@detached.register``.
+
+    :raises TypeError: a distribution that is not registered
+    """
+    raise TypeError(
+        f"The exact Fisher of {type(distribution).__name__} is not known: use Categorical, "
+        "OneHotCategorical, Normal, Bernoulli, Independent of them or a list of them, or register it "
+        "with acktr.kfac.exact.detached.register."
+    )
+
+
+@detached.register(Independent)
+def _(distribution: Independent[Any]) -> Distribution:
+    return Independent(
+        detached(distribution.base_dist), distribution.reinterpreted_batch_ndims, validate_args=False
+    )
+
+
+@detached.register
+def _(distribution: Categorical) -> Distribution:
+    return Categorical(logits=distribution.logits.detach(), validate_args=False)
+
+
+@detached.register
+def _(distribution: OneHotCategorical) -> Distribution:
+    return OneHotCategorical(logits=distribution.logits.detach(), validate_args=False)
+
+
+@detached.register
+def _(distribution: Bernoulli) -> Distribution:
+    return Bernoulli(logits=distribution.logits.detach(), validate_args=False)
+
+
+@detached.register
+def _(distribution: Normal) -> Distribution:
+    return Normal(distribution.loc.detach(), distribution.scale.detach(), validate_args=False)
+
+
+class FisherProduct:
+    """``v -> F v`` with the exact Fisher of one batch, averaged over its samples.
+
+    :param distributions: the model's outputs with their graph, which must live as long as this does
+    :param params: the parameters that F is about
+    :raises TypeError: a distribution that :func:`detached` does not know
+    :raises RuntimeError: the distributions do not depend on any of the parameters
+    """
+
+    def __init__(self, distributions: Sequence[Distribution], params: Sequence[Tensor]) -> None:
+        old = [detached(d) for d in distributions]
+        with torch.enable_grad():
+            kl = mean_kl(old, distributions)
+            try:
+                gradients = torch.autograd.grad(kl, params, create_graph=True, allow_unused=True)
+            except RuntimeError as error:
+                raise RuntimeError(
+                    f"The exact Fisher needs the graph of its distributions ({_first_line(error)}): "
+                    "call loss.backward(retain_graph=True) before a step with cg_iterations > 0."
+                ) from error
+        self.params = list(params)
+        self.used = [i for i, g in enumerate(gradients) if g is not None and g.requires_grad]
+        self.gradients = [g for g in gradients if g is not None and g.requires_grad]
+        if not self.used:
+            raise RuntimeError("The distributions do not depend on any parameter that is to be stepped.")
+
+    def __call__(self, vector: Tensor) -> Tensor:
+        """Multiply a vector ``(P,)`` of all parameters, flattened one after the other."""
+        parts = split_like(vector, self.params)
+        with torch.enable_grad():
+            products = torch.autograd.grad(
+                self.gradients,
+                self.params,
+                [parts[i] for i in self.used],
+                retain_graph=True,
+                materialize_grads=True,
+            )
+        return flatten(products)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0].split(" (")[0].rstrip(".")
+
+
+def flatten(tensors: Sequence[Tensor]) -> Tensor:
+    """Put tensors one after the other into a vector ``(P,)``."""
+    return torch.cat([x.reshape(-1) for x in tensors])
+
+
+def split_like(vector: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Undo :func:`flatten`."""
+    parts = vector.split([x.numel() for x in tensors])
+    return [part.view_as(x) for part, x in zip(parts, tensors, strict=True)]
+
+
+class Solution(NamedTuple):
+    """What :func:`solve` found.
+
+    :param x: the natural gradient, ``(P,)``
+    :param fisher_x: ``F x``, ``(P,)``, which comes for free
+    :param residual: how much of the gradient is left unsolved, ``|r| / |g|`` in the norm of K^-1
+    """
+
+    x: Tensor
+    fisher_x: Tensor
+    residual: Tensor
+
+
+def solve(
+    fisher: Product, damped: Product, precondition: Product, gradient: Tensor, iterations: int
+) -> Solution:
+    """Solve ``(F + K) x = g`` by preconditioned conjugate gradients (Hestenes & Stiefel 1952).
+
+    The number of iterations is fixed, so nothing waits for the device; what is solved exactly before
+    that stays as it is.
+
+    :param fisher: ``v -> F v``
+    :param damped: ``v -> K v``
+    :param precondition: ``v -> M^-1 v``, symmetric positive definite and near ``(F + K)^-1``
+    :param gradient: g, ``(P,)``
+    :param iterations: at least 1
+    """
+    x = torch.zeros_like(gradient)
+    fisher_x = torch.zeros_like(gradient)
+    residual = gradient
+    z = precondition(residual)
+    direction = z
+    start = size = residual @ z
+    for _ in range(iterations):
+        fisher_direction = fisher(direction)
+        image = fisher_direction + damped(direction)
+        # 0 / 0 once the residual has vanished: a step of length 0.
+        length = torch.where(size > 0, size / (direction @ image), 0.0)
+        x = x + length * direction
+        fisher_x = fisher_x + length * fisher_direction
+        residual = residual - length * image
+        z = precondition(residual)
+        new_size = residual @ z
+        direction = z + torch.where(size > 0, new_size / size, 0.0) * direction
+        size = new_size
+    return Solution(x, fisher_x, (size.clamp_min(0.0) / start).sqrt())
+
+
+class NaturalGradient(NamedTuple):
+    """Natural gradients by block, and what conjugate gradients knew and found, if they ran."""
+
+    directions: list[list[Tensor]]
+    fisher: FisherProduct | None = None
+    solution: Solution | None = None
+
+
+def exact_natural_gradient(
+    distributions: Sequence[Distribution],
+    blocks: Sequence[Block],
+    gradients: Sequence[Sequence[Tensor]],
+    damping: float,
+    iterations: int,
+) -> NaturalGradient:
+    """Run :func:`solve` on the exact Fisher of all blocks together.
+
+    :param distributions: the model's outputs with their graph
+    :param blocks: K-FAC's blocks, with inverses
+    :param gradients: of the loss, by block, in the order of the block's parameters
+    :param damping: lambda of K
+    :param iterations: of conjugate gradients
+    :raises RuntimeError: the graph of the distributions is gone, or holds none of the parameters
+    """
+    fisher = FisherProduct(distributions, [p for b in blocks for p in b.params.values()])
+
+    def by_block(vector: Tensor) -> Iterator[tuple[Block, list[Tensor]]]:
+        parts = iter(split_like(vector, fisher.params))
+        return ((b, [next(parts) for _ in b.params]) for b in blocks)
+
+    solution = solve(
+        fisher,
+        lambda v: flatten([x for b, part in by_block(v) for x in b.multiply(part, damping)]),
+        lambda v: flatten([x for b, part in by_block(v) for x in b.precondition(part, damping)]),
+        flatten([g for part in gradients for g in part]),
+        iterations,
+    )
+    return NaturalGradient([part for _, part in by_block(solution.x)], fisher, solution)
