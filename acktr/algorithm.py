@@ -20,7 +20,8 @@ from torch.distributions import Normal
 
 from acktr.errors import ConfigurationError, DivergenceError
 from acktr.kfac import KFAC
-from acktr.kl import adapt_scale, as_list, mean_kl, measure_or_restore, rescale_step
+from acktr.kfac.exact import mean_kl
+from acktr.kl import adapt_scale, as_list, measure_or_restore, rescale_step
 from acktr.metrics import record_update
 from acktr.options import as_schedule, check_arguments
 from acktr.policies import (
@@ -264,7 +265,7 @@ class ACKTR(OnPolicyAlgorithm):
 
         def measure() -> float:
             with torch.no_grad():
-                return mean_kl(old, self._model(batch).distributions)
+                return mean_kl(old, self._model(batch).distributions).item()
 
         kl = measure_or_restore(measure, group["params"], before)
         if self.kl_feedback and target_kl > 0:

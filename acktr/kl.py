@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import kl_divergence
 
 from acktr.errors import DivergenceError
 
@@ -27,17 +26,6 @@ MAX_ADAPTATION = 1.4  # of the bound, in one update
 def as_list(distribution: Any) -> list[Any]:
     """Return the torch distributions of an action: SB3 keeps a list for MultiDiscrete."""
     return list(distribution) if isinstance(distribution, (list, tuple)) else [distribution]
-
-
-def mean_kl(old: Sequence[Any], new: Sequence[Any]) -> float:
-    """``KL(old || new)`` in nats, averaged over samples.
-
-    :param old: distributions of the parts of an action, each over the same N samples
-    :param new: the same after the step
-    """
-    with torch.no_grad():
-        parts = [kl_divergence(p, q) for p, q in zip(old, new, strict=True)]
-        return sum(part.reshape(len(part), -1).sum(1).mean().item() for part in parts)
 
 
 @torch.no_grad()

@@ -8,7 +8,8 @@ from torch import nn
 from torch.distributions import Categorical, Normal
 
 from acktr.errors import DivergenceError
-from acktr.kl import adapt_scale, as_list, mean_kl, measure_or_restore, rescale_step
+from acktr.kfac.exact import mean_kl
+from acktr.kl import adapt_scale, as_list, measure_or_restore, rescale_step
 
 
 def test_mean_kl_sums_the_parts_and_averages_the_samples():
