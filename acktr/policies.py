@@ -60,7 +60,8 @@ class PaperCNN(BaseFeaturesExtractor):
 
     def forward(self, observations: Tensor) -> Tensor:
         """Map ``(B, C, H, W)`` to ``(B, features_dim)``."""
-        return self.linear(self.cnn(observations))
+        # Channels last in memory: on a CPU the backward pass of a convolution takes half the time.
+        return self.linear(self.cnn(observations.contiguous(memory_format=torch.channels_last)))
 
 
 class CnnPolicy(ActorCriticPolicy):

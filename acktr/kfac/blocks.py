@@ -150,8 +150,7 @@ class KroneckerBlock(Block):
         M counts the rows of g: N for a plain layer, N T with T positions (KFC, sec. 3).
         """
         pairs = [
-            self._share(*self.layer.rows(self.module, record.inputs, grad), batch)
-            for record, grad in zip(records, grads, strict=True)
+            self._rows(record.inputs, grad, batch) for record, grad in zip(records, grads, strict=True)
         ]
         a, g = (torch.cat(rows, -2 if rows[0].ndim > 1 else 0) for rows in zip(*pairs, strict=True))
         S = gram(g, max(g.shape[-2], 1))
@@ -159,18 +158,15 @@ class KroneckerBlock(Block):
         like = next(iter(self.params.values()))
         return self.average.update((self._input_factor(a, g, batch).to(like), S.to(like)))
 
-    def _share(self, a: Tensor, g: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+    def _rows(self, inputs: Tensor, grads: Tensor, batch: int) -> tuple[Tensor, Tensor]:
         """With ``"reduce"``, make one row of the T rows of each sample (Eschenhagen et al. 2023).
 
         The gradient of a sample is ``sum_t g_t a_t'``. "expand" takes the T terms as independent,
         "reduce" takes every ``a_t`` for their mean, which keeps what the positions do together.
         """
-        positions = g.shape[-2] // batch
-        whole = a.is_floating_point() and g.shape[-2] == positions * batch
-        if self.weight_sharing == "expand" or positions <= 1 or not whole:
-            return a, g
-        a, g = (x.unflatten(-2, (batch, positions)) for x in (a, g))
-        return a.mean(-2), g.sum(-2)
+        if self.weight_sharing == "expand":
+            return self.layer.rows(self.module, inputs, grads)
+        return self.layer.reduced_rows(self.module, inputs, grads, batch)
 
     def _input_factor(self, a: Tensor, g: Tensor, batch: int) -> Tensor:
         if "weight" not in self.params:  # only the bias learns: its input is the constant 1

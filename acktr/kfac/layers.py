@@ -36,6 +36,23 @@ class KroneckerLayer:
         """
         return inputs.reshape(-1, inputs.shape[-1]), grads.reshape(-1, grads.shape[-1])
 
+    def reduced_rows(
+        self, module: nn.Module, inputs: Tensor, grads: Tensor, batch: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return one row a sample: the mean of its rows of ``a`` and the sum of its rows of ``g``.
+
+        Where rows do not belong to samples in equal parts they are returned as they are.
+
+        :param batch: N
+        """
+        a, g = self.rows(module, inputs, grads)
+        positions = g.shape[-2] // batch
+        whole = a.is_floating_point() and g.shape[-2] == positions * batch
+        if positions <= 1 or not whole:
+            return a, g
+        a, g = (x.unflatten(-2, (batch, positions)) for x in (a, g))
+        return a.mean(-2), g.sum(-2)
+
     def input_factor(self, module: nn.Module, a: Tensor, batch: int, bias: bool) -> Tensor:
         """Return ``A = sum a a' / N``, with the constant 1 as last coordinate if there is a bias."""
         return homogeneous_gram(a, batch) if bias else gram(a, batch)
@@ -58,6 +75,26 @@ class ConvolutionLayer(KroneckerLayer):
 
     def rows(self, module: nn.Module, inputs: Tensor, grads: Tensor) -> tuple[Tensor, Tensor]:
         """Return patches ``(N T, in k)`` and gradients ``(N T, out)`` of all T positions."""
+        patches, g = self._patches(module, inputs, grads)
+        spatial = (patches.ndim - 3) // 2
+        # (G, N, *positions, in/G, *kernel) -> (G, N T, in/G k)
+        a = patches.flatten(2 + spatial).flatten(1, -2)
+        g = g.flatten(1, -2)
+        return (a.squeeze(0), g.squeeze(0)) if len(g) == 1 else (a, g)
+
+    def reduced_rows(
+        self, module: nn.Module, inputs: Tensor, grads: Tensor, batch: int
+    ) -> tuple[Tensor, Tensor]:
+        """Average patches over positions without ever building the T rows of each sample."""
+        patches, g = self._patches(module, inputs, grads)
+        if g.shape[1] != batch:
+            return super().reduced_rows(module, inputs, grads, batch)
+        positions = tuple(range(2, g.ndim - 1))
+        a, g = patches.mean(positions).flatten(2), g.sum(positions)
+        return (a.squeeze(0), g.squeeze(0)) if len(g) == 1 else (a, g)
+
+    def _patches(self, module: nn.Module, inputs: Tensor, grads: Tensor) -> tuple[Tensor, Tensor]:
+        """Views ``(G, N, *positions, in/G, *kernel)`` and ``(G, N, *positions, out/G)``."""
         assert isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
         spatial = len(module.kernel_size)
         if inputs.ndim == spatial + 1:  # torch takes an unbatched sample too
@@ -72,11 +109,8 @@ class ConvolutionLayer(KroneckerLayer):
         groups = module.groups
         positions = range(3, 3 + spatial)
         kernel_axes = range(3 + spatial, 3 + 2 * spatial)
-        # (N, G, in/G, *positions, *kernel) -> (G, N T, in/G k)
         patches = patches.unflatten(1, (groups, -1)).permute(1, 0, *positions, 2, *kernel_axes)
-        a = patches.flatten(2 + spatial).flatten(1, -2)
-        g = grads.unflatten(1, (groups, -1)).permute(1, 0, *positions, 2).flatten(1, -2)
-        return (a.squeeze(0), g.squeeze(0)) if groups == 1 else (a, g)
+        return patches, grads.unflatten(1, (groups, -1)).permute(1, 0, *positions, 2)
 
     def to_matrix(self, module: nn.Module, weight: Tensor) -> Tensor:
         """``(out, in/G, *kernel)`` to ``(out, in k)`` or ``(G, out/G, in/G k)``."""

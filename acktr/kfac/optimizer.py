@@ -77,7 +77,7 @@ class KFAC(Optimizer):
     :param inverse: ``"cholesky"`` or ``"eigen"``, see :mod:`acktr.kfac.inverses`
     :param weight_sharing: what the positions of a convolution (or of a sequence) do to each other:
         ``"expand"`` takes them as independent (KFC), ``"reduce"`` sums them up (see
-        :meth:`acktr.kfac.blocks.KroneckerBlock._share`)
+        :meth:`acktr.kfac.blocks.KroneckerBlock._rows`)
     :param factor_period: statistics are taken at every so many-th call of :meth:`update_curvature`
     :param inverse_period: inverses are refreshed at every so many-th step
     :param cold_start: so many first steps follow the plain gradient, within the same trust region,
