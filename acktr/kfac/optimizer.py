@@ -321,8 +321,8 @@ class KFAC(Optimizer):
     ) -> Tensor:
         """``D' F D`` of the steps: with the exact Fisher after conjugate gradients, else K-FAC's."""
         if natural.fisher is None or natural.solution is None:
-            blocks = [plan.block.quadratic(plan.steps) for plan in plans]
-            return torch.stack(blocks).sum() if blocks else torch.zeros((), device=device)
+            start = torch.zeros((), device=device)
+            return sum((plan.block.quadratic(plan.steps) for plan in plans), start)
         steps = flatten([step for plan in plans for step in plan.steps])
         if group["momentum"] or group["weight_decay"]:
             return steps @ natural.fisher(steps)
