@@ -70,6 +70,8 @@ class ACKTR(OnPolicyAlgorithm):
         ``E[(return - V)^2] / (2 sigma^2)``, so that it does not depend on the scale of rewards;
         ``None`` for none
     :param n_critic_updates: updates of a separate critic per rollout
+    :param critic_batch_size: samples of each of them: they go through the shuffled rollout in parts, as
+        often as they need; ``None`` for the whole rollout each time
     :param normalize_advantage: to mean 0 and standard deviation 1
     :param kfac_kwargs: further arguments of :class:`acktr.kfac.KFAC` (``stat_decay``, ``inverse``, ...)
     :param use_sde: must be False: gSDE is not supported, and refused by name
@@ -112,6 +114,7 @@ class ACKTR(OnPolicyAlgorithm):
         critic_damping: float = 0.1,
         critic_trust_region: float | None = 0.05,
         n_critic_updates: int = 1,
+        critic_batch_size: int | None = None,
         normalize_advantage: bool = True,
         kfac_kwargs: dict[str, Any] | None = None,
         use_sde: bool = False,
@@ -164,6 +167,7 @@ class ACKTR(OnPolicyAlgorithm):
         self.critic_damping = critic_damping
         self.critic_trust_region = critic_trust_region
         self.n_critic_updates = n_critic_updates
+        self.critic_batch_size = critic_batch_size
         self.normalize_advantage = normalize_advantage
         self.kfac_kwargs = kfac_kwargs or {}
         self.kl_scale = 1.0  # what the feedback multiplies target_kl with
@@ -183,10 +187,10 @@ class ACKTR(OnPolicyAlgorithm):
         actor, critic = actor_and_critic_parameters(self.policy)
         trunk = set(actor) & set(critic)
         self.shared = bool(trunk)
-        if self.shared and self.n_critic_updates > 1:
+        if self.shared and (self.n_critic_updates > 1 or self.critic_batch_size is not None):
             raise ConfigurationError(
-                "n_critic_updates > 1 needs a critic of its own, but this policy shares its trunk: pass "
-                "policy_kwargs=dict(share_features_extractor=False)."
+                "n_critic_updates > 1 and critic_batch_size need a critic of its own, but this policy "
+                "shares its trunk: pass policy_kwargs=dict(share_features_extractor=False)."
             )
         critic = [p for p in critic if p not in trunk]
         gauss_newton = self.critic_norm == "gauss-newton"
@@ -253,8 +257,8 @@ class ACKTR(OnPolicyAlgorithm):
         self._update_bellman_std(batch)
         losses = {}
         if not self.shared:
-            for _ in range(self.n_critic_updates):
-                losses["value_loss"] = self._update_critic(batch)
+            for part in batch.minibatches(self.critic_batch_size, self.n_critic_updates):
+                losses["value_loss"] = self._update_critic(part)
         target_kl = self.target_kl_schedule(self._current_progress_remaining)
         self._update_learning_rate(self.kfac)
         group = self.kfac.param_groups[0]

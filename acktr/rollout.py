@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import repeat
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,9 +39,28 @@ class RolloutBatch(NamedTuple):
 
     def sample(self, factor: int) -> RolloutBatch:
         """Draw one sample in ``factor`` without replacement, at least one."""
-        size = len(self.returns)
-        chosen = torch.randperm(size, device=self.returns.device)[: max(size // factor, 1)]
+        return self._pick(self._shuffled()[: max(len(self.returns) // factor, 1)])
 
+    def minibatches(self, size: int | None, count: int) -> Iterator[RolloutBatch]:
+        """Go through the shuffled batch in parts, and through it again in another order.
+
+        :param size: of each part; the last of a pass may be smaller. ``None`` for the whole batch
+        :param count: of parts
+        """
+        if size is None:
+            yield from repeat(self, count)
+            return
+        left = self._shuffled()
+        for _ in range(count):
+            if not len(left):
+                left = self._shuffled()
+            chosen, left = left[:size], left[size:]
+            yield self._pick(chosen)
+
+    def _shuffled(self) -> Tensor:
+        return torch.randperm(len(self.returns), device=self.returns.device)
+
+    def _pick(self, chosen: Tensor) -> RolloutBatch:
         def pick(part: Observations) -> Any:
             return {k: x[chosen] for k, x in part.items()} if isinstance(part, dict) else part[chosen]
 

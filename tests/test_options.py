@@ -22,6 +22,7 @@ REFUSED = [
     ("n_steps", 0, "at least 1"),
     ("n_steps", -4, "at least 1"),
     ("n_critic_updates", 0, "at least 1"),
+    ("critic_batch_size", 0, "at least 1"),
     ("cg_iterations", -1, "0 or more"),
     ("cg_iterations", 2.5, "0 or more"),
     ("sub_sampling_factor", 0, "at least 1"),
@@ -81,7 +82,7 @@ def test_gsde_is_refused_as_an_argument_too():
         ACKTR("MlpPolicy", small_env("Box"), use_sde=True)
 
 
-@pytest.mark.parametrize("kwargs", [{"n_critic_updates": 2}])
+@pytest.mark.parametrize("kwargs", [{"n_critic_updates": 2}, {"critic_batch_size": 4}])
 def test_a_shared_trunk_has_one_update_and_one_trust_region(kwargs):
     with pytest.raises(ConfigurationError, match="share_features_extractor=False"):
         ACKTR("CnnPolicy", small_env(observation=IMAGE), **kwargs)

@@ -10,7 +10,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from acktr import ACKTR
 from acktr.envs import make_vec_env
 from acktr.errors import DivergenceError
-from acktr.rollout import RolloutStorage
+from acktr.rollout import RolloutBatch, RolloutStorage
 from tests.small_envs import ACTIONS, IMAGE, MIXED, VECTOR, small_env
 
 
@@ -214,3 +214,37 @@ def test_the_last_observation_of_a_cut_episode_is_watched_too(critic_std):
     with pytest.raises(DivergenceError, match=r"observation.*environment 1 at step 10"):
         model.learn(16)
     assert all(map(torch.equal, before, model.policy.parameters()))
+
+
+def numbered(n):
+    """A batch whose every part says which sample it belongs to."""
+    numbers = torch.arange(float(n))
+    observations = {"image": numbers.view(n, 1, 1), "vector": numbers.view(n, 1)}
+    return RolloutBatch(observations, numbers, numbers, numbers, numbers)
+
+
+def consistent(batch):
+    images, vectors = batch.observations["image"], batch.observations["vector"]
+    return all(torch.equal(x.flatten(), batch.returns) for x in (images, vectors, *batch[1:]))
+
+
+def test_minibatches_go_through_all_samples_before_one_comes_again():
+    parts = list(numbered(10).minibatches(4, 6))
+    assert [len(part.returns) for part in parts] == [4, 4, 2, 4, 4, 2]
+    for half in (parts[:3], parts[3:]):
+        seen = torch.cat([part.returns for part in half])
+        assert torch.equal(seen.sort().values, torch.arange(10.0))
+    assert all(map(consistent, parts))
+    assert not torch.equal(parts[0].returns, parts[3].returns)
+
+
+def test_without_a_size_every_minibatch_is_the_whole_batch():
+    batch = numbered(5)
+    assert all(part is batch for part in batch.minibatches(None, 3))
+
+
+@pytest.mark.parametrize(("factor", "size"), [(1, 10), (3, 3), (100, 1)])
+def test_a_sample_is_a_part_without_repetition(factor, size):
+    part = numbered(10).sample(factor)
+    assert len(part.returns) == len(part.returns.unique()) == size
+    assert consistent(part)
