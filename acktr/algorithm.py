@@ -20,7 +20,7 @@ from torch.distributions import Normal
 
 from acktr.errors import ConfigurationError, DivergenceError
 from acktr.kfac import KFAC
-from acktr.kfac.exact import mean_kl
+from acktr.kfac.exact import detached, mean_kl
 from acktr.kl import adapt_scale, as_list, measure_or_restore, rescale_step
 from acktr.metrics import record_update
 from acktr.options import as_schedule, check_arguments
@@ -187,15 +187,15 @@ class ACKTR(OnPolicyAlgorithm):
         actor, critic = actor_and_critic_parameters(self.policy)
         trunk = set(actor) & set(critic)
         self.shared = bool(trunk)
-        if self.shared and (self.n_critic_updates > 1 or self.critic_batch_size is not None):
-            raise ConfigurationError(
-                "n_critic_updates > 1 and critic_batch_size need a critic of its own, but this policy "
-                "shares its trunk: pass policy_kwargs=dict(share_features_extractor=False)."
-            )
-        critic = [p for p in critic if p not in trunk]
         gauss_newton = self.critic_norm == "gauss-newton"
         if self.shared and gauss_newton:
-            actor, critic = actor + critic, []
+            if self.n_critic_updates > 1 or self.critic_batch_size is not None:
+                raise ConfigurationError(
+                    "n_critic_updates > 1 and critic_batch_size need a critic that learns by itself: "
+                    "a Gauss-Newton critic on a shared trunk learns with the actor. Pass "
+                    "critic_norm='euclidean' or policy_kwargs=dict(share_features_extractor=False)."
+                )
+            actor, critic = actor + [p for p in critic if p not in trunk], []
         self.policy.optimizer = self._kfac(
             actor, damping=self.damping, momentum=self.momentum, lr=self.lr_schedule(1.0)
         )
@@ -256,9 +256,8 @@ class ACKTR(OnPolicyAlgorithm):
         batch = self.rollout_buffer.batch()  # type: ignore[attr-defined]  # a RolloutStorage
         self._update_bellman_std(batch)
         losses = {}
-        if not self.shared:
-            for part in batch.minibatches(self.critic_batch_size, self.n_critic_updates):
-                losses["value_loss"] = self._update_critic(part)
+        if self.critic_optimizer is not None:
+            losses["value_loss"] = self._update_critic(batch)
         target_kl = self.target_kl_schedule(self._current_progress_remaining)
         self._update_learning_rate(self.kfac)
         group = self.kfac.param_groups[0]
@@ -294,7 +293,7 @@ class ACKTR(OnPolicyAlgorithm):
         policy_loss = -(advantages * model.log_prob).mean()
         loss = policy_loss + self.ent_coef * entropy_loss
         losses = {"policy_gradient_loss": policy_loss, "entropy_loss": entropy_loss}
-        if model.values is not None:
+        if model.values is not None and self.critic_optimizer is None:
             losses["value_loss"] = self._value_loss(model.values, batch)
             loss = loss + self.vf_coef * losses["value_loss"]
         self._check_loss(loss)
@@ -302,7 +301,7 @@ class ACKTR(OnPolicyAlgorithm):
         if self._sub_samples:
             part = batch.sample(self.sub_sampling_factor)
             self.kfac.use_exact_fisher(*self._model(part).distributions)
-        self._step(loss, self.kfac, self.critic_optimizer if self.shared else None)
+        self._step(loss, self.kfac)
         return losses, model.distributions
 
     def _model(self, batch: RolloutBatch) -> Model:
@@ -317,29 +316,49 @@ class ACKTR(OnPolicyAlgorithm):
         values = values.flatten()
         # SB3 keeps one wrapper and fills it anew: hold on to what is in it now.
         distributions = as_list(self.policy.action_dist.distribution)
-        if self.critic_optimizer is None:
-            # p(a, v | s) = pi(a | s) N(v | V(s), sigma^2); a first-order critic has no Fisher.
-            distributions.append(Normal(values, self._sigma()))
+        # p(a, v | s) = pi(a | s) N(v | V(s), sigma^2). Where the critic learns by itself, this keeps
+        # the actor's step from moving the values.
+        distributions.append(Normal(values, self._sigma()))
         return Model(distributions, log_prob, entropy, values)
 
     def _update_critic(self, batch: RolloutBatch) -> Tensor:
-        """One step of a critic that has its own network; returns its loss."""
+        """All updates of a critic that learns by itself; returns its last loss.
+
+        On a shared trunk the policy is held where it is: its KL is part of the loss (as in phasic
+        policy gradient, Cobbe et al. 2021).
+        """
+        with torch.no_grad():
+            policy = self._model(batch).distributions[:-1] if self.shared else []
+        for chosen, part in batch.minibatches(self.critic_batch_size, self.n_critic_updates):
+            loss = self._step_critic(part, [detached(d, chosen) for d in policy])
+        return loss
+
+    def _step_critic(self, batch: RolloutBatch, policy: list[Any]) -> Tensor:
         optimizer = self.critic_optimizer
-        if isinstance(optimizer, KFAC):
-            with optimizer.capture():
+        assert optimizer is not None
+        if not isinstance(optimizer, KFAC):
+            held: Tensor | float = 0.0
+            if self.shared:
+                model = self._model(batch)
+                assert model.values is not None
+                values, held = model.values, mean_kl(policy, model.distributions[:-1])
+            else:
                 values = self._values(batch)
-        else:
+            loss = self._value_loss(values, batch)
+            self._check_loss(loss)
+            self._step(loss + held, optimizer)
+            return loss
+        with optimizer.capture():
             values = self._values(batch)
         loss = self._value_loss(values, batch)
         self._check_loss(loss)
-        if isinstance(optimizer, KFAC):
-            optimizer.update_curvature(Normal(values, self._sigma()))
-            if self._sub_samples:
-                part = self._values(batch.sample(self.sub_sampling_factor))
-                optimizer.use_exact_fisher(Normal(part, self._sigma()))
-            if self.critic_trust_region is not None:
-                bound = self.critic_trust_region * loss.item()
-                optimizer.param_groups[0]["target_kl"] = max(bound, 1e-12)
+        optimizer.update_curvature(Normal(values, self._sigma()))
+        if self._sub_samples:
+            part = self._values(batch.sample(self.sub_sampling_factor))
+            optimizer.use_exact_fisher(Normal(part, self._sigma()))
+        if self.critic_trust_region is not None:
+            bound = self.critic_trust_region * loss.item()
+            optimizer.param_groups[0]["target_kl"] = max(bound, 1e-12)
         self._step(loss, optimizer)
         return loss
 
@@ -354,14 +373,11 @@ class ACKTR(OnPolicyAlgorithm):
     def _sigma(self) -> float:
         return self.bellman_std if self.critic_std == "adaptive" else float(self.critic_std)
 
-    def _step(self, loss: Tensor, *optimizers: torch.optim.Optimizer | None) -> None:
-        used = [optimizer for optimizer in optimizers if optimizer is not None]
-        for optimizer in used:
-            optimizer.zero_grad()
+    def _step(self, loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
+        optimizer.zero_grad()
         # Conjugate gradients on the whole batch go through this graph once more.
         loss.backward(retain_graph=self.cg_iterations > 0 and not self._sub_samples)
-        for optimizer in used:
-            optimizer.step()
+        optimizer.step()
 
     @property
     def _sub_samples(self) -> bool:

@@ -41,21 +41,22 @@ class RolloutBatch(NamedTuple):
         """Draw one sample in ``factor`` without replacement, at least one."""
         return self._pick(self._shuffled()[: max(len(self.returns) // factor, 1)])
 
-    def minibatches(self, size: int | None, count: int) -> Iterator[RolloutBatch]:
+    def minibatches(self, size: int | None, count: int) -> Iterator[tuple[Tensor | slice, RolloutBatch]]:
         """Go through the shuffled batch in parts, and through it again in another order.
 
         :param size: of each part; the last of a pass may be smaller. ``None`` for the whole batch
         :param count: of parts
+        :return: which samples, and their part of the batch
         """
         if size is None:
-            yield from repeat(self, count)
+            yield from repeat((slice(None), self), count)
             return
         left = self._shuffled()
         for _ in range(count):
             if not len(left):
                 left = self._shuffled()
             chosen, left = left[:size], left[size:]
-            yield self._pick(chosen)
+            yield chosen, self._pick(chosen)
 
     def _shuffled(self) -> Tensor:
         return torch.randperm(len(self.returns), device=self.returns.device)

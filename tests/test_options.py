@@ -88,6 +88,7 @@ def test_a_shared_trunk_has_one_update_and_one_trust_region(kwargs):
         ACKTR("CnnPolicy", small_env(observation=IMAGE), **kwargs)
     separate = {"share_features_extractor": False, "features_extractor_kwargs": {"features_dim": 8}}
     ACKTR("CnnPolicy", small_env(observation=IMAGE), policy_kwargs=separate, **kwargs)
+    ACKTR("CnnPolicy", small_env(observation=IMAGE), critic_norm="euclidean", **kwargs)
 
 
 @pytest.mark.parametrize(

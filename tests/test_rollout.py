@@ -229,7 +229,8 @@ def consistent(batch):
 
 
 def test_minibatches_go_through_all_samples_before_one_comes_again():
-    parts = list(numbered(10).minibatches(4, 6))
+    chosen, parts = zip(*numbered(10).minibatches(4, 6), strict=True)
+    assert all(torch.equal(c.float(), part.returns) for c, part in zip(chosen, parts, strict=True))
     assert [len(part.returns) for part in parts] == [4, 4, 2, 4, 4, 2]
     for half in (parts[:3], parts[3:]):
         seen = torch.cat([part.returns for part in half])
@@ -240,7 +241,7 @@ def test_minibatches_go_through_all_samples_before_one_comes_again():
 
 def test_without_a_size_every_minibatch_is_the_whole_batch():
     batch = numbered(5)
-    assert all(part is batch for part in batch.minibatches(None, 3))
+    assert all(part is batch for _, part in batch.minibatches(None, 3))
 
 
 @pytest.mark.parametrize(("factor", "size"), [(1, 10), (3, 3), (100, 1)])

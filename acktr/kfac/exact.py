@@ -33,6 +33,7 @@ from torch.distributions import (
 from acktr.kfac.blocks import Block
 
 Product = Callable[[Tensor], Tensor]
+_ALL = slice(None)
 
 
 def mean_kl(old: Sequence[Distribution], new: Sequence[Distribution]) -> Tensor:
@@ -46,9 +47,10 @@ def mean_kl(old: Sequence[Distribution], new: Sequence[Distribution]) -> Tensor:
 
 
 @singledispatch
-def detached(distribution: Distribution) -> Distribution:
+def detached(distribution: Distribution, samples: Tensor | slice = _ALL) -> Distribution:
     """Return the same distribution without its graph; add a kind with ``@detached.register``.
 
+    :param samples: which of its N samples; all by default
     :raises TypeError: a distribution that is not registered
     """
     raise TypeError(
@@ -59,30 +61,30 @@ def detached(distribution: Distribution) -> Distribution:
 
 
 @detached.register(Independent)
-def _(distribution: Independent[Any]) -> Distribution:
-    return Independent(
-        detached(distribution.base_dist), distribution.reinterpreted_batch_ndims, validate_args=False
-    )
+def _(distribution: Independent[Any], samples: Tensor | slice = _ALL) -> Distribution:
+    base = detached(distribution.base_dist, samples)
+    return Independent(base, distribution.reinterpreted_batch_ndims, validate_args=False)
 
 
 @detached.register
-def _(distribution: Categorical) -> Distribution:
-    return Categorical(logits=distribution.logits.detach(), validate_args=False)
+def _(distribution: Categorical, samples: Tensor | slice = _ALL) -> Distribution:
+    return Categorical(logits=distribution.logits.detach()[samples], validate_args=False)
 
 
 @detached.register
-def _(distribution: OneHotCategorical) -> Distribution:
-    return OneHotCategorical(logits=distribution.logits.detach(), validate_args=False)
+def _(distribution: OneHotCategorical, samples: Tensor | slice = _ALL) -> Distribution:
+    return OneHotCategorical(logits=distribution.logits.detach()[samples], validate_args=False)
 
 
 @detached.register
-def _(distribution: Bernoulli) -> Distribution:
-    return Bernoulli(logits=distribution.logits.detach(), validate_args=False)
+def _(distribution: Bernoulli, samples: Tensor | slice = _ALL) -> Distribution:
+    return Bernoulli(logits=distribution.logits.detach()[samples], validate_args=False)
 
 
 @detached.register
-def _(distribution: Normal) -> Distribution:
-    return Normal(distribution.loc.detach(), distribution.scale.detach(), validate_args=False)
+def _(distribution: Normal, samples: Tensor | slice = _ALL) -> Distribution:
+    mean, std = distribution.loc.detach(), distribution.scale.detach()
+    return Normal(mean[samples], std[samples], validate_args=False)
 
 
 class FisherProduct:
