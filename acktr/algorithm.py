@@ -18,12 +18,11 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 from torch.distributions import Normal
 
-from acktr.errors import ConfigurationError, DivergenceError
 from acktr.kfac import KFAC
 from acktr.kfac.exact import detached, mean_kl
-from acktr.kl import adapt_scale, as_list, measure_or_restore, rescale_step
+from acktr.kl import adapt_scale, as_list, check_loss, measure_or_restore, rescale_step
 from acktr.metrics import record_update
-from acktr.options import as_schedule, check_arguments
+from acktr.options import as_schedule, check_arguments, check_joint_critic
 from acktr.policies import (
     CnnPolicy,
     MlpPolicy,
@@ -189,12 +188,7 @@ class ACKTR(OnPolicyAlgorithm):
         self.shared = bool(trunk)
         gauss_newton = self.critic_norm == "gauss-newton"
         if self.shared and gauss_newton:
-            if self.n_critic_updates > 1 or self.critic_batch_size is not None:
-                raise ConfigurationError(
-                    "n_critic_updates > 1 and critic_batch_size need a critic that learns by itself: "
-                    "a Gauss-Newton critic on a shared trunk learns with the actor. Pass "
-                    "critic_norm='euclidean' or policy_kwargs=dict(share_features_extractor=False)."
-                )
+            check_joint_critic(self.n_critic_updates, self.critic_batch_size)
             actor, critic = actor + [p for p in critic if p not in trunk], []
         self.policy.optimizer = self._kfac(
             actor, damping=self.damping, momentum=self.momentum, lr=self.lr_schedule(1.0)
@@ -296,7 +290,7 @@ class ACKTR(OnPolicyAlgorithm):
         if model.values is not None and self.critic_optimizer is None:
             losses["value_loss"] = self._value_loss(model.values, batch)
             loss = loss + self.vf_coef * losses["value_loss"]
-        self._check_loss(loss)
+        check_loss(loss, self.num_timesteps)
         self.kfac.update_curvature(*model.distributions)
         if self._sub_samples:
             part = batch.sample(self.sub_sampling_factor)
@@ -345,13 +339,13 @@ class ACKTR(OnPolicyAlgorithm):
             else:
                 values = self._values(batch)
             loss = self._value_loss(values, batch)
-            self._check_loss(loss)
+            check_loss(loss, self.num_timesteps)
             self._step(loss + held, optimizer)
             return loss
         with optimizer.capture():
             values = self._values(batch)
         loss = self._value_loss(values, batch)
-        self._check_loss(loss)
+        check_loss(loss, self.num_timesteps)
         optimizer.update_curvature(Normal(values, self._sigma()))
         if self._sub_samples:
             part = self._values(batch.sample(self.sub_sampling_factor))
@@ -389,13 +383,6 @@ class ACKTR(OnPolicyAlgorithm):
             variance = (batch.returns - batch.values).square().mean().item()
             decay = 0.95 if self._n_updates else 0.0
             self.bellman_std = max((decay * self.bellman_std**2 + (1.0 - decay) * variance) ** 0.5, 1e-3)
-
-    def _check_loss(self, loss: Tensor) -> None:
-        if not torch.isfinite(loss):
-            raise DivergenceError(
-                f"The loss is not finite at step {self.num_timesteps} and its step was not taken: lower "
-                "target_kl or raise damping, and look at the returns."
-            )
 
     def learn(
         self,

@@ -28,6 +28,20 @@ def as_list(distribution: Any) -> list[Any]:
     return list(distribution) if isinstance(distribution, (list, tuple)) else [distribution]
 
 
+def check_loss(loss: Tensor, num_timesteps: int) -> None:
+    """Refuse a loss before any step is taken on it.
+
+    :param loss: 0-dim tensor
+    :param num_timesteps: environment steps so far, for the message
+    :raises DivergenceError: the loss is not finite
+    """
+    if not torch.isfinite(loss):
+        raise DivergenceError(
+            f"The loss is not finite at step {num_timesteps} and its step was not taken: lower "
+            "target_kl or raise damping, and look at the returns."
+        )
+
+
 @torch.no_grad()
 def measure_or_restore(
     measure: Callable[[], float], params: Sequence[nn.Parameter], before: Sequence[Tensor]

@@ -90,3 +90,16 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
             "gSDE (use_sde) is not supported: its Fisher is not that of a Gaussian in the mean; leave "
             "it out."
         )
+
+
+def check_joint_critic(n_critic_updates: int, critic_batch_size: int | None) -> None:
+    """Check what a Gauss-Newton critic on a shared trunk, which learns with the actor, cannot have.
+
+    :raises ConfigurationError: several updates, or minibatches
+    """
+    if n_critic_updates > 1 or critic_batch_size is not None:
+        raise ConfigurationError(
+            "n_critic_updates > 1 and critic_batch_size need a critic that learns by itself: a "
+            "Gauss-Newton critic on a shared trunk learns with the actor. Pass critic_norm='euclidean' "
+            "or policy_kwargs=dict(share_features_extractor=False)."
+        )
