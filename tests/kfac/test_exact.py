@@ -153,6 +153,7 @@ def test_groups_are_solved_each_for_itself_and_before_any_of_them_moves():
 
 def test_a_part_of_the_batch_gives_the_exact_fisher():
     net, x = mlp(2), torch.randn(20, 4)
+    fisher = oracle.dense_fisher(net, x[:7], oracle.gaussian(0.5))
     whole, part = (KFAC(n, lr=1.0, cg_iterations=3) for n in (copy.deepcopy(net), net))
     taken = []
     for kfac in (whole, part):
@@ -167,7 +168,6 @@ def test_a_part_of_the_batch_gives_the_exact_fisher():
         kfac.step()
         taken.append(before - flatten(list(model.parameters())).detach())
     step = taken[1]
-    fisher = oracle.dense_fisher(net, x[:7], oracle.gaussian(0.5))
     assert not torch.allclose(*taken)
     predicted = part.last_step[0].predicted_kl
     torch.testing.assert_close(predicted, step @ fisher @ step / 2, rtol=1e-7, atol=0)
