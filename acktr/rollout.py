@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from itertools import repeat
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_no
 from torch import Tensor
 
 from acktr.errors import DivergenceError
+from acktr.stepping import take_turns
 
 Observations = Tensor | dict[str, Tensor]
 
@@ -69,9 +71,11 @@ class RolloutBatch(NamedTuple):
 
 
 class RolloutStorage:
-    """Preallocated tensors ``(n_steps, n_envs, ...)`` on the device, each written once a rollout.
+    """Preallocated arrays ``(n_steps, n_envs, ...)``, each entry written once a rollout.
 
-    Takes the constructor of SB3's ``RolloutBuffer``, whose place it fills.
+    What the learner reads is on its device. Rewards and episode starts serve the advantages alone, which
+    are computed in numpy, and are numpy arrays as in SB3. Takes the constructor of SB3's
+    ``RolloutBuffer``, whose place it fills.
 
     :param buffer_size: n_steps
     :param observation_space: of one environment
@@ -111,10 +115,13 @@ class RolloutStorage:
         discrete = isinstance(action_space, spaces.Discrete)
         action_shape = () if discrete else (get_action_dim(action_space),)
         self.actions = torch.zeros((*size, *action_shape), device=device)
-        self.rewards = torch.zeros(size, device=device)
-        self.episode_starts = torch.zeros(size, device=device)
         self.values = torch.zeros(size, device=device)
         self.advantages = torch.zeros(size, device=device)
+        self.rewards = np.zeros(size, np.float32)
+        self.episode_starts = np.zeros(size, np.float32)
+        parts = self.observations if isinstance(self.observations, dict) else {"": self.observations}
+        self._slots = {key: _Slots(stored) for key, stored in parts.items()}
+        self._action_slots = _Slots(self.actions)
 
     def reset(self) -> None:
         """Begin a new rollout: nothing to clear, every entry is written again."""
@@ -122,17 +129,19 @@ class RolloutStorage:
     def add(
         self, step: int, obs: Observations, actions: Tensor, rewards: np.ndarray, starts: np.ndarray
     ) -> None:
-        """Write one step of all environments."""
-        if isinstance(self.observations, dict):
-            assert isinstance(obs, dict)
-            for key, stored in self.observations.items():
-                stored[step] = obs[key].reshape(stored.shape[1:])
-        else:
-            assert isinstance(obs, Tensor)
-            self.observations[step] = obs.reshape(self.observations.shape[1:])
-        self.actions[step] = actions.reshape(self.actions.shape[1:])
-        self.rewards[step] = torch.as_tensor(rewards)
-        self.episode_starts[step] = torch.as_tensor(starts)
+        """Write one step of all environments.
+
+        :param step: of the rollout, from 0
+        :param obs: what the actions answer, ``(n_envs, *obs)`` on the device, or a dict of such tensors
+        :param actions: as they were drawn, ``(n_envs, *action)`` on the device
+        :param rewards: ``(n_envs,)``
+        :param starts: whether the observation began an episode, ``(n_envs,)``
+        """
+        for key, slots in self._slots.items():
+            slots[step] = obs[key] if isinstance(obs, dict) else obs
+        self._action_slots[step] = actions
+        self.rewards[step] = rewards
+        self.episode_starts[step] = starts
 
     def compute_advantages(self, last_values: Tensor, last_dones: np.ndarray) -> None:
         """Generalised advantage estimation (Schulman et al. 2016, eq. 16), backwards in time.
@@ -143,15 +152,13 @@ class RolloutStorage:
         :param last_values: values of the observations after the last step, ``(n_envs,)``
         :param last_dones: whether the last step ended an episode, ``(n_envs,)``
         """
-        ended = torch.as_tensor(last_dones, dtype=torch.float32, device=self.values.device)
-        alive = 1.0 - torch.cat([self.episode_starts[1:], ended.unsqueeze(0)])
-        next_values = torch.cat([self.values[1:], last_values.unsqueeze(0)])
-        deltas = self.rewards + self.gamma * next_values * alive - self.values
+        values = torch.cat([self.values, last_values.unsqueeze(0)]).cpu().numpy()
+        alive = 1.0 - np.concatenate([self.episode_starts[1:], last_dones[np.newaxis]], dtype=np.float32)
         decay = self.gamma * self.gae_lambda * alive
-        advantage = torch.zeros_like(last_values)
-        for step in reversed(range(len(deltas))):
-            advantage = torch.addcmul(deltas[step], decay[step], advantage)
-            self.advantages[step] = advantage
+        advantages = self.rewards + self.gamma * values[1:] * alive - values[:-1]
+        for step in reversed(range(len(advantages) - 1)):
+            advantages[step] += decay[step] * advantages[step + 1]
+        self.advantages.copy_(torch.from_numpy(advantages))
 
     def batch(self) -> RolloutBatch:
         """Return the whole rollout as views, without a copy of the observations."""
@@ -163,8 +170,28 @@ class RolloutStorage:
         return RolloutBatch(obs, self.actions.flatten(0, 1), values, advantages, values + advantages)
 
 
+class _Slots:
+    """Writes the steps of one stored tensor; a CPU's memory through numpy, at a third of the price."""
+
+    def __init__(self, stored: Tensor) -> None:
+        self._shape = stored.shape[1:]
+        self._stored = stored
+        self._array = stored.numpy() if stored.device.type == "cpu" else None
+
+    def __setitem__(self, step: int, value: Tensor) -> None:
+        if self._array is None:
+            self._stored[step] = value.reshape(self._shape)
+        else:
+            self._array[step] = value.numpy().reshape(self._shape)
+
+
 def _arrays(obs: Any) -> list[np.ndarray]:
     return [np.asarray(x) for x in (obs.values() if isinstance(obs, dict) else [obs])]
+
+
+def _finite(array: np.ndarray) -> bool:
+    # Integers, such as images, always are.
+    return array.dtype.kind != "f" or bool(np.isfinite(array).all())
 
 
 def check_finite(
@@ -184,10 +211,10 @@ def check_finite(
     :raises DivergenceError: names what is not finite, the step and the environment
     """
     for index, end in ends.items():
-        if not all(np.isfinite(x).all() for x in _arrays(end)):
+        if not all(map(_finite, _arrays(end))):
             raise _divergence("last observation", index, model)
     arrays = _arrays(obs)
-    if all(np.isfinite(x).all() for x in (*arrays, rewards)):
+    if all(map(_finite, (*arrays, rewards))):
         return
     normalize = unwrap_vec_normalize(env)
     if isinstance(normalize, VecNormalize):  # one bad observation has spoiled the mean of all
@@ -220,8 +247,9 @@ def collect_rollout(
 ) -> bool:
     """Fill the storage with one rollout, as ``OnPolicyAlgorithm.collect_rollouts`` does.
 
-    Local names are SB3's, because callbacks read them. The critic is not asked step by step: values of
-    the whole rollout and of all truncated ends come from one batched forward pass each.
+    Local names are SB3's, because callbacks read them; only ``values`` and ``log_probs`` are missing.
+    The critic is not asked step by step: values of the whole rollout and of all truncated ends come
+    from one batched forward pass each.
 
     :param model: its policy acts, its counters and last observations are moved on
     :param env: the environments
@@ -229,7 +257,7 @@ def collect_rollout(
     :param rollout_buffer: filled
     :param n_rollout_steps: steps of each environment
     :return: False if the callback asked to stop
-    :raises DivergenceError: an observation or reward that is not finite
+    :raises DivergenceError: an observation, reward or output of the policy that is not finite
     """
     policy = model.policy
     policy.set_training_mode(False)
@@ -237,32 +265,28 @@ def collect_rollout(
     callback.on_rollout_start()
     truncated: list[tuple[int, int, object]] = []
     new_obs: Any = model._last_obs
-    bounds = model.action_space if isinstance(model.action_space, spaces.Box) else None
-    for n_steps in range(n_rollout_steps):
-        with torch.no_grad():
-            obs_tensor = obs_as_tensor(new_obs, model.device)
-            action_tensor = policy.get_distribution(obs_tensor).sample()
-        actions = action_tensor.cpu().numpy().reshape(-1, *(model.action_space.shape or ()))
-        # Outside its bounds a Gaussian action means the bound itself.
-        clipped_actions = actions if bounds is None else np.clip(actions, bounds.low, bounds.high)
-        new_obs, rewards, dones, infos = env.step(clipped_actions)
-        ends = {
-            int(idx): infos[idx]["terminal_observation"]
-            for idx in np.flatnonzero(dones)
-            if "terminal_observation" in infos[idx]
-        }
-        check_finite(model, env, new_obs, rewards, ends)
-        model.num_timesteps += env.num_envs
-        callback.update_locals(locals())
-        if not callback.on_step():
-            return False
-        model._update_info_buffer(infos, dones)
-        cut = [idx for idx in ends if infos[idx].get("TimeLimit.truncated")]
-        truncated += [(n_steps, idx, ends[idx]) for idx in cut]
-        assert model._last_episode_starts is not None
-        rollout_buffer.add(n_steps, obs_tensor, action_tensor, rewards, model._last_episode_starts)
-        model._last_obs = new_obs
-        model._last_episode_starts = dones
+    n_steps = 0
+    with closing(take_turns(model, env, n_rollout_steps)) as steps:
+        for step in steps:
+            obs_tensor, action_tensor, actions, clipped_actions, new_obs, rewards, dones, infos = step
+            ends = {
+                idx: infos[idx]["terminal_observation"]
+                for idx in dones.nonzero()[0].tolist()
+                if infos[idx].get("terminal_observation") is not None
+            }
+            check_finite(model, env, new_obs, rewards, ends)
+            model.num_timesteps += env.num_envs
+            callback.update_locals(locals())
+            if not callback.on_step():
+                return False
+            model._update_info_buffer(infos, dones)
+            cut = [idx for idx in ends if infos[idx].get("TimeLimit.truncated")]
+            truncated += [(n_steps, idx, ends[idx]) for idx in cut]
+            assert model._last_episode_starts is not None
+            rollout_buffer.add(n_steps, obs_tensor, action_tensor, rewards, model._last_episode_starts)
+            model._last_obs = new_obs
+            model._last_episode_starts = dones
+            n_steps += 1
 
     with torch.no_grad():
         flat = rollout_buffer.batch().observations
@@ -270,9 +294,9 @@ def collect_rollout(
         last_values = policy.predict_values(obs_as_tensor(new_obs, model.device)).flatten()
         if truncated:
             # A cut by time is no end: what would have come counts as gamma V (SB3 issue #633).
-            steps, indices, observations = map(list, zip(*truncated, strict=True))
+            at, indices, observations = map(list, zip(*truncated, strict=True))
             end_values = policy.predict_values(_stack(observations, model)).flatten()
-            rollout_buffer.rewards[steps, indices] += rollout_buffer.gamma * end_values
+            rollout_buffer.rewards[at, indices] += rollout_buffer.gamma * end_values.cpu().numpy()
     rollout_buffer.compute_advantages(last_values, dones)
     callback.update_locals(locals())
     callback.on_rollout_end()

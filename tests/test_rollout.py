@@ -3,8 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from stable_baselines3 import A2C
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecNormalize
 
 from acktr import ACKTR
@@ -15,9 +18,9 @@ from tests.small_envs import ACTIONS, IMAGE, MIXED, VECTOR, small_env
 
 
 def fill(storage, rewards, values, starts, last_values, last_dones):
-    storage.rewards.copy_(torch.as_tensor(rewards))
+    storage.rewards[:] = rewards
     storage.values.copy_(torch.as_tensor(values))
-    storage.episode_starts.copy_(torch.as_tensor(starts))
+    storage.episode_starts[:] = starts
     storage.compute_advantages(torch.as_tensor(last_values), np.asarray(last_dones))
     return storage.batch()
 
@@ -89,6 +92,13 @@ def test_storage_keeps_shapes_and_types(observation, action):
     assert batch.values.shape == batch.advantages.shape == batch.returns.shape == (8,)
 
 
+class Own(ActorCriticPolicy):
+    """Nothing but a class that the collector cannot know."""
+
+    def get_distribution(self, obs):
+        return super().get_distribution(obs)
+
+
 ENVIRONMENTS = {
     "CartPole": lambda: make_vec_env("CartPole-v1", n_envs=3, seed=5),
     "truncated": lambda: small_env("Box", ends="truncated", seed=5),
@@ -98,11 +108,15 @@ ENVIRONMENTS = {
     "pixels": lambda: small_env("Discrete", IMAGE, ends="both", seed=5),
     "normalised": lambda: VecNormalize(small_env("Box", ends="both", seed=5)),
 }
+CASES = [
+    (name, {"dict": "MultiInputPolicy", "pixels": "CnnPolicy"}.get(name, "MlpPolicy"))
+    for name in ENVIRONMENTS
+]
+CASES += [(name, Own) for name in ("CartPole", "truncated", "terminated", "both", "normalised")]
 
 
-@pytest.mark.parametrize("name", ENVIRONMENTS)
-def test_a_rollout_is_that_of_stable_baselines(name):
-    policy = {"dict": "MultiInputPolicy", "pixels": "CnnPolicy"}.get(name, "MlpPolicy")
+@pytest.mark.parametrize(("name", "policy"), CASES)
+def test_a_rollout_is_that_of_stable_baselines(name, policy):
     n_steps = 40 if name == "CartPole" else 13
 
     def start():
@@ -143,6 +157,52 @@ def test_a_rollout_is_that_of_stable_baselines(name):
         np.testing.assert_allclose(returns, buffer.returns, **close)
         assert ours.num_timesteps == theirs.num_timesteps
         assert len(ours.ep_info_buffer) == len(theirs.ep_info_buffer)
+
+
+class Names(BaseCallback):
+    """Notes which local variables there are, of which type and shape."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def _note(self):
+        self.seen.append({k: (type(v), getattr(v, "shape", None)) for k, v in self.locals.items()})
+
+    def _on_step(self):
+        self._note()
+        return True
+
+    def _on_rollout_end(self):
+        self._note()
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_callbacks_find_the_local_variables_of_stable_baselines(action):
+    ours, theirs = Names(), Names()
+    ACKTR("MlpPolicy", small_env(action), n_steps=4, seed=0).learn(8, ours)
+    A2C("MlpPolicy", small_env(action), n_steps=4, seed=0).learn(8, theirs)
+    # Values and log-probabilities are computed for the whole rollout at its end, if at all.
+    absent = {"values", "log_probs"}
+    # What a loop of theirs over the environments leaves behind.
+    absent |= {"idx", "done", "terminal_obs", "terminal_value"}
+    for mine, other in zip(ours.seen, theirs.seen, strict=True):
+        assert other.keys() - mine.keys() <= absent
+    # The first four are notes of steps; at the end theirs has Discrete actions in another shape.
+    for mine, other in zip(ours.seen[:4], theirs.seen[:4], strict=True):
+        for name in mine.keys() & other.keys() - {"self", "rollout_buffer"}:
+            assert mine[name] == other[name], name
+
+
+def test_n_steps_counts_as_in_stable_baselines():
+    class Count(Names):
+        def _note(self):
+            self.seen.append(self.locals["n_steps"])
+
+    for algorithm in (ACKTR, A2C):
+        count = Count()
+        algorithm("MlpPolicy", small_env(), n_steps=3, seed=0).learn(6, count)
+        assert count.seen == [0, 1, 2, 3]
 
 
 def test_only_a_cut_by_time_is_bootstrapped():
