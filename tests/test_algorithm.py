@@ -213,7 +213,8 @@ def test_options_of_kfac_are_handed_through():
     )
     model.learn(32)
     actor, critic = model.policy.optimizer, model.policy.critic_optimizer
-    assert (actor.inverse, actor.fisher, actor.stat_decay) == ("eigen", "monte-carlo", 0.9)
+    options = actor.block_options
+    assert (options.inverse, actor.fisher, options.decay) == ("eigen", "monte-carlo", 0.9)
     group = actor.param_groups[0]
     assert (group["damping"], group["momentum"], group["weight_decay"]) == (0.05, 0.5, 0.01)
     assert critic.param_groups[0]["damping"] == 0.2

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from torch import nn
 
-from acktr.kfac.blocks import Block, DiagonalBlock, KroneckerBlock
+from acktr.kfac.blocks import Block, BlockOptions, DiagonalBlock, KroneckerBlock
 from acktr.kfac.layers import DiagonalLayer, KroneckerLayer, find_layer
 
 
@@ -16,18 +16,14 @@ def build_blocks(
     module: nn.Module,
     params: Sequence[nn.Parameter],
     owned: Sequence[nn.Parameter],
-    decay: float,
-    inverse: str,
-    weight_sharing: str,
+    options: BlockOptions,
 ) -> list[Block]:
     """Give each parameter of one group its block.
 
     :param module: the whole model
     :param params: the group's parameters
     :param owned: parameters of the earlier groups
-    :param decay: rho of the running averages
-    :param inverse: key of :data:`acktr.kfac.inverses.INVERSES`
-    :param weight_sharing: one of :data:`acktr.kfac.blocks.WEIGHT_SHARING`
+    :param options: how factors are made and inverted
     :raises ValueError: a parameter that the model does not hold, a layer divided between groups
     """
     if not params:
@@ -48,13 +44,13 @@ def build_blocks(
                 "and its bias into one."
             )
         own = {n: p for n, p in own.items() if id(p) in wanted}
-        blocks.append(_layer_block(name, child, own, decay, inverse, weight_sharing))
+        blocks.append(_layer_block(name, child, own, options))
     covered = {id(p) for block in blocks for p in block.all_params.values()}
     holders = {id(p): child for _, child, _ in unknown for p in child.parameters()}
     for p in params:
         if id(p) not in covered:
             # An unknown module is watched too: outputs that it feeds differ between samples.
-            blocks.append(DiagonalBlock(names[id(p)], holders.get(id(p)), {"param": p}, decay))
+            blocks.append(DiagonalBlock(names[id(p)], holders.get(id(p)), {"param": p}, options.decay))
     for name, child, why in unknown:
         warnings.warn(
             f"K-FAC has no Kronecker block for {name or 'the model'} ({type(child).__name__}){why}: its "
@@ -69,15 +65,13 @@ def _layer_block(
     name: str,
     module: nn.Module,
     params: dict[str, nn.Parameter],
-    decay: float,
-    inverse: str,
-    weight_sharing: str,
+    options: BlockOptions,
 ) -> Block:
     layer = find_layer(module)
     if isinstance(layer, KroneckerLayer):
-        return KroneckerBlock(name, module, params, decay, layer, inverse, weight_sharing)
+        return KroneckerBlock(name, module, params, layer, options)
     assert isinstance(layer, DiagonalLayer)
-    return DiagonalBlock(name, module, params, decay, layer)
+    return DiagonalBlock(name, module, params, options.decay, layer)
 
 
 def _sort_modules(

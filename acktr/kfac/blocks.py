@@ -8,17 +8,42 @@ print itself as a dense matrix, which is what the tests compare with the exact F
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from acktr.kfac.capture import Record
-from acktr.kfac.factors import RunningAverage, gram
-from acktr.kfac.inverses import SafeInverse, multiply_right
+from acktr.kfac.factors import (
+    Gram,
+    RunningAverage,
+    diagonal_blocks,
+    join,
+    multiply_left,
+    multiply_right,
+    split_shape,
+)
+from acktr.kfac.inverses import Pair, SafeInverse
 from acktr.kfac.layers import DiagonalLayer, KroneckerLayer
 
 WEIGHT_SHARING = ("expand", "reduce")
+
+
+class BlockOptions(NamedTuple):
+    """What all Kronecker blocks of an optimiser share.
+
+    :param decay: rho of the running averages
+    :param inverse: key of :data:`acktr.kfac.inverses.INVERSES`
+    :param weight_sharing: one of :data:`WEIGHT_SHARING`
+    :param max_factor_size: wider factors are split into diagonal blocks; ``None`` for no bound
+    :param statistics_dtype: of the products that make the factors; ``None`` for the weight's
+    """
+
+    decay: float
+    inverse: str = "cholesky"
+    weight_sharing: str = "expand"
+    max_factor_size: int | None = None
+    statistics_dtype: torch.dtype | None = None
 
 
 class Block:
@@ -62,9 +87,6 @@ class Block:
     def has_inverse(self) -> bool:
         """Whether the block can precondition without a refresh."""
         return True
-
-    def refresh(self, damping: float, counters: dict[str, Tensor], defer: bool) -> None:
-        """Make the damped inverse anew, if the block keeps one."""
 
     def precondition(self, grads: Sequence[Tensor], damping: float) -> list[Tensor]:
         """Return the damped natural gradient for gradients in the order of ``params``."""
@@ -120,6 +142,9 @@ class KroneckerBlock(Block):
 
     Its matrix form is ``(out, in + 1)``, bias last; the dense form acts on that matrix flattened row
     by row, so it is ``kron(S, A)`` in the order of :func:`torch.kron`.
+
+    :param layer: adapter of the layer's type
+    :param options: how factors are made and inverted
     """
 
     module: nn.Module
@@ -129,22 +154,22 @@ class KroneckerBlock(Block):
         name: str,
         module: nn.Module,
         params: dict[str, nn.Parameter],
-        decay: float,
         layer: KroneckerLayer,
-        inverse: str,
-        weight_sharing: str,
+        options: BlockOptions,
     ) -> None:
-        super().__init__(name, module, params, decay)
+        super().__init__(name, module, params, options.decay)
         self.layer = layer
-        self.weight_sharing = weight_sharing
-        self.inverse = SafeInverse(inverse)
+        self.options = options
+        self.inverse = SafeInverse(options.inverse)
 
     def reset(self) -> None:
         """Forget statistics and inverse."""
         super().reset()
         self.inverse = SafeInverse(self.inverse.kind)
 
-    def update(self, records: list[Record], grads: list[Tensor], batch: int) -> Tensor:
+    def update(
+        self, records: list[Record], grads: list[Tensor], batch: int, finite: bool | Tensor
+    ) -> None:
         """Average in ``A = sum a a' / N`` and ``S = sum g g' / M`` over all uses of the layer.
 
         M counts the rows of g: N for a plain layer, N T with T positions (KFC, sec. 3).
@@ -152,11 +177,20 @@ class KroneckerBlock(Block):
         pairs = [
             self._rows(record.inputs, grad, batch) for record, grad in zip(records, grads, strict=True)
         ]
-        a, g = (torch.cat(rows, -2 if rows[0].ndim > 1 else 0) for rows in zip(*pairs, strict=True))
-        S = gram(g, max(g.shape[-2], 1))
+        a, g = pairs[0]
+        if len(pairs) > 1:
+            a, g = (torch.cat(rows, -2 if rows[0].ndim > 1 else 0) for rows in zip(*pairs, strict=True))
         # Under autocast rows come in half precision; averages and inverses are kept in the weight's.
         like = next(iter(self.params.values()))
-        return self.average.update((self._input_factor(a, g, batch).to(like), S.to(like)))
+        dtype = self.options.statistics_dtype or like.dtype
+        a, g = (x if x.dtype.is_floating_point is False else x.to(dtype) for x in (a, g))
+        A, S = self._input_factor(a, g, batch), Gram(g, max(g.shape[-2], 1))
+        a_split, s_split = self._splits(self.params)
+        if isinstance(A, Gram):
+            A = A.split(a_split)
+        elif a_split is not None and A.ndim == 2:
+            A = diagonal_blocks(A, a_split)
+        self.average.update((A, S.split(s_split)), finite, like)
 
     def _rows(self, inputs: Tensor, grads: Tensor, batch: int) -> tuple[Tensor, Tensor]:
         """With ``"reduce"``, make one row of the T rows of each sample (Eschenhagen et al. 2023).
@@ -164,25 +198,44 @@ class KroneckerBlock(Block):
         The gradient of a sample is ``sum_t g_t a_t'``. "expand" takes the T terms as independent,
         "reduce" takes every ``a_t`` for their mean, which keeps what the positions do together.
         """
-        if self.weight_sharing == "expand":
+        if self.options.weight_sharing == "expand":
             return self.layer.rows(self.module, inputs, grads)
         return self.layer.reduced_rows(self.module, inputs, grads, batch)
 
-    def _input_factor(self, a: Tensor, g: Tensor, batch: int) -> Tensor:
+    def _input_factor(self, a: Tensor, g: Tensor, batch: int) -> Tensor | Gram:
         if "weight" not in self.params:  # only the bias learns: its input is the constant 1
             groups = g.shape[:-2]
             return g.new_full((*groups, 1, 1), g.shape[-2] / batch)
         return self.layer.input_factor(self.module, a, batch, "bias" in self.params)
 
+    def _sizes(self, params: dict[str, nn.Parameter]) -> tuple[tuple[int, ...], int, int]:
+        """Return the groups, the columns and the rows of the matrix form."""
+        if "weight" in params:
+            shape = self.layer.to_matrix(self.module, params["weight"]).shape
+        else:
+            shape = self.layer.bias_to_vector(self.module, params["bias"]).unsqueeze(-1).shape
+        *groups, rows, columns = shape
+        return tuple(groups), columns + ("bias" in params and "weight" in params), rows
+
+    def _splits(
+        self, params: dict[str, nn.Parameter]
+    ) -> tuple[tuple[int, int] | None, tuple[int, int] | None]:
+        groups, columns, rows = self._sizes(params)
+        # The factors of a grouped convolution are divided by its groups already.
+        bound = None if groups else self.options.max_factor_size
+        return split_shape(columns, bound), split_shape(rows, bound)
+
+    @property
+    def pair(self) -> Pair:
+        """The factors of now."""
+        groups, columns, rows = self._sizes(self.params)
+        A, S = self.average.values
+        return Pair(A, S, (columns, rows), bool(groups))
+
     @property
     def has_inverse(self) -> bool:
         """Whether an inverse was ever made."""
         return bool(self.inverse.tensors)
-
-    def refresh(self, damping: float, counters: dict[str, Tensor], defer: bool) -> None:
-        """Invert both factors with the damping of now."""
-        A, S = self.average.values
-        self.inverse.refresh(A, S, damping, counters, defer)
 
     def _to_matrix(self, tensors: Sequence[Tensor]) -> Tensor:
         parts = dict(zip(self.params, tensors, strict=True))
@@ -209,25 +262,22 @@ class KroneckerBlock(Block):
 
     def multiply(self, steps: Sequence[Tensor], damping: float) -> list[Tensor]:
         """``S D A`` with the factors of now, damped."""
-        A, S = self.average.values
-        product = self.inverse.form.multiply(A, S, damping, self._to_matrix(steps))
-        return self._from_matrix(product)
+        return self._from_matrix(self.inverse.form.multiply(self.pair, damping, self._to_matrix(steps)))
 
     def quadratic(self, steps: Sequence[Tensor]) -> Tensor:
         """``tr(D' S D A)``."""
         A, S = self.average.values
         D = self._to_matrix(steps)
-        return torch.sum(D * multiply_right(S @ D, A))
+        rows, columns = D.shape[-2:]
+        return torch.sum(D * multiply_right(multiply_left(S, D), A)[..., :rows, :columns])
 
     def dense(self) -> Tensor:
         """``kron(S, A)``; with groups, one such block after the other on the diagonal."""
-        A, S = self.average.values
-        if A.ndim == 1:
-            A = torch.diag(A)
-        if A.ndim == 2:
-            return torch.kron(S, A)
-        blocks: Tensor = torch.block_diag(*map(torch.kron, S, A))
-        return blocks
+        A, S, (columns, rows), grouped = self.pair
+        if grouped:
+            blocks: Tensor = torch.block_diag(*map(torch.kron, S, A))
+            return blocks
+        return torch.kron(join(S, rows), join(A, columns))
 
     def state_dict(self) -> dict[str, Any]:
         """Return factors, inverse and its age."""
@@ -244,21 +294,20 @@ class KroneckerBlock(Block):
 
     def shapes(self, params: dict[str, nn.Parameter]) -> list[tuple[int, ...]]:
         """Return the shapes of A and S."""
-        if "weight" not in params:
-            matrix = self.layer.bias_to_vector(self.module, params["bias"]).unsqueeze(-1)
-            diagonal = False
-        else:
-            matrix = self.layer.to_matrix(self.module, params["weight"])
-            diagonal = self.layer.diagonal_input
-        *groups, rows, columns = matrix.shape
-        columns += "bias" in params and "weight" in params
-        A = (columns,) if diagonal else (*groups, columns, columns)
-        return [A, (*groups, rows, rows)]
+        groups, columns, rows = self._sizes(params)
+        a_split, s_split = self._splits(params)
+        diagonal = "weight" in params and self.layer.diagonal_input
+        A = (columns,) if diagonal else _factor_shape(groups, columns, a_split)
+        return [A, _factor_shape(groups, rows, s_split)]
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore :meth:`state_dict`."""
         super().load_state_dict(state)
         self.inverse.load_state_dict(state["inverse"], next(iter(self.all_params.values())))
+
+
+def _factor_shape(groups: tuple[int, ...], size: int, split: tuple[int, int] | None) -> tuple[int, ...]:
+    return (*groups, size, size) if split is None else (split[0], split[1], split[1])
 
 
 class DiagonalBlock(Block):
@@ -278,7 +327,9 @@ class DiagonalBlock(Block):
         super().__init__(name, module, params, decay)
         self.layer = layer
 
-    def update(self, records: list[Record], grads: list[Tensor], batch: int) -> Tensor:
+    def update(
+        self, records: list[Record], grads: list[Tensor], batch: int, finite: bool | Tensor
+    ) -> None:
         """Average in the mean square of the gradients sample by sample, over all uses."""
         assert self.layer is not None
         assert self.module is not None
@@ -287,15 +338,19 @@ class DiagonalBlock(Block):
             by_name = self.layer.sample_gradients(self.module, record.inputs, grad)
             for square, name in zip(squares, self.params, strict=True):
                 square += by_name[name].square().sum(0) / batch
-        return self.average.update(tuple(square.reshape(-1) for square in squares))
+        self._average_in(squares, finite)
 
-    def update_from_batch(self, squares: Sequence[Tensor]) -> Tensor:
+    def update_from_batch(self, squares: Sequence[Tensor], finite: bool | Tensor) -> None:
         """Average in squared batch gradients of the summed log-likelihood, already divided by N.
 
         Samples are independent and their gradients have mean zero, so the square of the sum has the
         mean of the sum of squares.
         """
-        return self.average.update(tuple(square.reshape(-1) for square in squares))
+        self._average_in(squares, finite)
+
+    def _average_in(self, squares: Sequence[Tensor], finite: bool | Tensor) -> None:
+        flat = tuple(square.reshape(-1) for square in squares)
+        self.average.update(flat, finite, next(iter(self.params.values())))
 
     def precondition(self, grads: Sequence[Tensor], damping: float) -> list[Tensor]:
         """``g / (F + lambda)``."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ def take_statistics(
     distributions: list[Distribution],
     estimator: str,
     retain_graph: bool,
+    defer: bool,
 ) -> Tensor:
     """Draw cotangents, pull them back to the layer outputs, and average them into the blocks.
 
@@ -28,6 +30,7 @@ def take_statistics(
     :param distributions: the model's outputs, over the same N samples
     :param estimator: one of :data:`acktr.kfac.fisher.ESTIMATORS`
     :param retain_graph: keep the graph for the backward pass of the loss
+    :param defer: do not look at values from the host
     :return: how many blocks refused their statistics because they are not finite (0-dim tensor)
     :raises RuntimeError: the distributions do not depend on a captured layer or bare parameter
     :raises ValueError: distributions over different numbers of samples
@@ -72,14 +75,38 @@ def take_statistics(
                 of_name = used.setdefault(name, ([], []))
                 of_name[0].append(record)
                 of_name[1].append(grad)
-        refused = [_update(b, *used.get(b.name, ([], [])), by_param, batch) for b in blocks]
-        taken = [x.float() for x in refused if x is not None]
-        if not taken:
+        updates = [_update_of(b, *used.get(b.name, ([], [])), by_param, batch) for b in blocks]
+        found = [u for u in updates if u is not None]
+        if not found:
             raise RuntimeError(
                 "The distributions do not depend on any parameter of this optimiser's groups: pass "
                 "those whose likelihood these parameters change."
             )
-        return torch.stack(taken).sum()
+        if not defer and _all_finite([x for u in found for x in u.tensors]):
+            # One look at everything: each block is looked at by itself only if something is wrong.
+            for u in found:
+                u.apply(True)
+            return torch.zeros(())
+        finite = [_all_finite(u.tensors) for u in found]
+        for u, ok in zip(found, finite, strict=True):
+            u.apply(ok if defer else bool(ok))
+        return torch.stack(finite).logical_not().sum()
+
+
+class _Update(NamedTuple):
+    """Statistics of one block before they are averaged in.
+
+    :param tensors: what they are made of
+    :param apply: averages them in, told whether they are finite
+    """
+
+    tensors: list[Tensor]
+    apply: Callable[[bool | Tensor], None]
+
+
+def _all_finite(tensors: list[Tensor]) -> Tensor:
+    """Whether all entries, and the sum of their squares, are finite (0-dim bool tensor)."""
+    return torch.nn.utils.get_total_norm(tensors).isfinite()
 
 
 def _is_bare(block: Block) -> bool:
@@ -114,19 +141,20 @@ def _squares_of_bare(
     return squares
 
 
-def _update(
+def _update_of(
     block: Block,
     records: list[Record],
     grads: list[Tensor],
     squares: dict[int, Tensor | None],
     batch: int,
-) -> Tensor | None:
-    """Average one block's statistics in; ``None`` if it took no part."""
+) -> _Update | None:
+    """Return how to average one block's statistics in; ``None`` if it takes no part."""
     if _is_bare(block):
         assert isinstance(block, DiagonalBlock)
-        found = [square for p in block.params.values() if (square := squares[id(p)]) is not None]
-        return block.update_from_batch(found) if found else None
+        own = [square for p in block.params.values() if (square := squares[id(p)]) is not None]
+        return _Update(own, partial(block.update_from_batch, own)) if own else None
     if not grads or not block.params:
         return None
     assert isinstance(block, (KroneckerBlock, DiagonalBlock))
-    return block.update(records, grads, batch)
+    inputs = [r.inputs for r in records if isinstance(r.inputs, Tensor) and r.inputs.is_floating_point()]
+    return _Update([*inputs, *grads], partial(block.update, records, grads, batch))

@@ -1,4 +1,4 @@
-"""Damped inverses of a Kronecker product, and what happens when a factorisation fails.
+"""Damped inverses of Kronecker products, and what happens when a factorisation fails.
 
 ``"cholesky"``: factored Tikhonov damping (Martens & Grosse 2015, sec. 6.3): the block
 ``A (x) S + lambda I`` is replaced by ``(A + pi sqrt(lambda) I) (x) (S + sqrt(lambda) / pi I)`` with
@@ -6,63 +6,114 @@
 
 ``"eigen"``: ``A (x) S + lambda I`` itself, inverted in the eigenbasis of the factors: the damping of
 the released ACKTR code. Dearer, exact in the damping.
+
+Both invert the factors of many blocks in one call, those of one size as one batch.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from acktr.kfac.factors import trace
+from acktr.kfac.factors import multiply_left, multiply_right, pad_last
 
 MAX_ESCALATIONS = 6  # tenfold each: beyond a million times the damping something else is wrong
 
 
-def add_to_diagonal(matrix: Tensor, value: Tensor) -> Tensor:
-    """Return ``matrix + value I``; a vector is a diagonal; a batch takes one value per matrix."""
-    if matrix.ndim == 1:
-        return matrix + value
-    out = matrix.clone()
-    out.diagonal(dim1=-2, dim2=-1).add_(value.unsqueeze(-1))
-    return out
+class Pair(NamedTuple):
+    """The factors of one block.
 
-
-def mean_eigenvalue(matrix: Tensor) -> Tensor:
-    """``tr X / dim X``, one for each matrix of a batch."""
-    if matrix.ndim == 1:
-        return matrix.mean()
-    return matrix.diagonal(dim1=-2, dim2=-1).mean(-1)
-
-
-def damp(A: Tensor, S: Tensor, damping: float | Tensor) -> tuple[Tensor, Tensor]:
-    """Factored Tikhonov damping of one block, see the module's docstring."""
-    tiny = torch.finfo(A.dtype).tiny
-    pi = (mean_eigenvalue(A).clamp_min(tiny) / mean_eigenvalue(S).clamp_min(tiny)).sqrt()
-    # A factor that is all zero gives pi = 0 or inf: such a block has no balance to keep.
-    pi = pi.clamp(1e-6, 1e6)
-    root = torch.as_tensor(damping, dtype=A.dtype, device=A.device).sqrt()
-    return add_to_diagonal(A, pi * root), add_to_diagonal(S, root / pi)
-
-
-def spd_inverse(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Invert a symmetric positive definite matrix (or batch, or diagonal) and say whether it worked.
-
-    :return: the inverse and a 0-dim bool tensor, on the device and without a host sync
+    :param A: input factor, in one of the forms of :mod:`acktr.kfac.factors`
+    :param S: output factor
+    :param sizes: their true sizes ``(in, out)``, without the padding of split factors
+    :param grouped: whether both hold one matrix for each group
     """
-    if matrix.ndim == 1:
-        inverse = matrix.reciprocal()
-        return inverse, inverse.isfinite().all() & (matrix > 0).all()
-    root, info = torch.linalg.cholesky_ex(matrix)
-    # Not cholesky_inverse: it looks at the diagonal of the root from the host, and raises.
-    eye = torch.eye(root.shape[-1], dtype=root.dtype, device=root.device)
-    inverse = torch.cholesky_solve(eye.expand_as(root), root)
-    return inverse, (info == 0).all() & trace(inverse).isfinite()
+
+    A: Tensor
+    S: Tensor
+    sizes: tuple[int, int]
+    grouped: bool
+
+    def double(self) -> Pair:
+        """Return the same pair in float64."""
+        return self._replace(A=self.A.double(), S=self.S.double())
+
+    def clone(self) -> Pair:
+        """Return a copy that later averaging leaves alone."""
+        return self._replace(A=self.A.clone(), S=self.S.clone())
 
 
-def multiply_right(matrix: Tensor, factor: Tensor) -> Tensor:
-    """``matrix @ factor``, where a vector is a diagonal."""
-    product: Tensor = matrix * factor if factor.ndim == 1 else matrix @ factor
-    return product
+def mean_eigenvalue(factor: Tensor, size: int, grouped: bool) -> Tensor:
+    """``tr X / dim X``: a 0-dim tensor, or one value for each group."""
+    if factor.ndim == 1:
+        return factor.mean()
+    traces = factor.diagonal(dim1=-2, dim2=-1).sum(-1)
+    return (traces if grouped else traces.sum()) / size
+
+
+def damping_shifts(pairs: Sequence[Pair], dampings: Sequence[float | Tensor]) -> list[Tensor]:
+    """Return what goes onto the diagonals of A, S, A, S, ...: ``pi sqrt(lambda)``, ``sqrt(lambda)/pi``.
+
+    One value for each factor, or one for each group.
+    """
+    a = [mean_eigenvalue(p.A, p.sizes[0], p.grouped).reshape(-1) for p in pairs]
+    s = [mean_eigenvalue(p.S, p.sizes[1], p.grouped).reshape(-1) for p in pairs]
+    counts = [len(x) for x in s]
+    A, S = torch.cat([x.expand(n) for x, n in zip(a, counts, strict=True)]), torch.cat(s)
+    tiny = torch.finfo(A.dtype).tiny
+    # A factor that is all zero gives pi = 0 or inf: such a block has no balance to keep.
+    pi = (A.clamp_min(tiny) / S.clamp_min(tiny)).sqrt().clamp(1e-6, 1e6)
+    spread = [torch.as_tensor(x).to(A).expand(n) for x, n in zip(dampings, counts, strict=True)]
+    root = torch.cat(spread).sqrt()
+    parts = zip((pi * root).split(counts), (root / pi).split(counts), strict=True)
+    return [shift for both in parts for shift in both]
+
+
+def invert_shifted(
+    factors: Sequence[Tensor], shifts: Sequence[Tensor], defer: bool
+) -> list[tuple[Tensor, Tensor]]:
+    """Invert each ``X + shift I`` by Cholesky, matrices of one size together.
+
+    :param factors: symmetric positive semi-definite, in any of their forms
+    :param shifts: one positive value for each, or one for each matrix of a batch
+    :param defer: do not look at values from the host
+    :return: each inverse, and a 0-dim bool tensor that says whether it can be used
+    """
+    found: list[tuple[Tensor, Tensor]] = [(x, x) for x in factors]
+    by_size: dict[int, list[int]] = {}
+    for i, factor in enumerate(factors):
+        if factor.ndim == 1:
+            inverse = (factor + shifts[i]).reciprocal()
+            found[i] = inverse, inverse.isfinite().all() & (inverse > 0).all()
+        else:
+            by_size.setdefault(factor.shape[-1], []).append(i)
+    for n, members in by_size.items():
+        batches = [factors[i].reshape(-1, n, n) for i in members]
+        counts = [len(batch) for batch in batches]
+        matrices = torch.cat(batches)
+        shift = torch.cat([shifts[i].expand(c) for i, c in zip(members, counts, strict=True)])
+        matrices.diagonal(dim1=-2, dim2=-1).add_(shift.unsqueeze(-1))
+        inverses, ok = _invert(matrices, defer)
+        for i, inverse, good in zip(members, inverses.split(counts), ok.split(counts), strict=True):
+            found[i] = inverse.view_as(factors[i]), good.all()
+    return found
+
+
+def _invert(matrices: Tensor, defer: bool) -> tuple[Tensor, Tensor]:
+    roots, info = torch.linalg.cholesky_ex(matrices)
+    if not defer and not info.any():
+        inverses = torch.cholesky_inverse(roots)
+    else:
+        # Three times slower; but cholesky_inverse looks at the root from the host, and raises.
+        eye = torch.eye(roots.shape[-1], dtype=roots.dtype, device=roots.device)
+        inverses = torch.cholesky_solve(eye.expand_as(roots), roots)
+    return inverses, (info == 0) & inverses.diagonal(dim1=-2, dim2=-1).sum(-1).isfinite()
+
+
+Inverted = tuple[list[Tensor], Tensor]  # the tensors of one inverse, and whether they can be used
 
 
 class CholeskyInverse:
@@ -71,22 +122,28 @@ class CholeskyInverse:
     names = ("A_inverse", "S_inverse")
 
     @staticmethod
-    def invert(A: Tensor, S: Tensor, damping: float | Tensor) -> tuple[list[Tensor], Tensor]:
-        """Return the inverse's tensors and whether they can be used (0-dim bool tensor)."""
-        (A_inverse, A_ok), (S_inverse, S_ok) = map(spd_inverse, damp(A, S, damping))
-        return [A_inverse, S_inverse], A_ok & S_ok
+    def invert(pairs: Sequence[Pair], dampings: Sequence[float | Tensor], defer: bool) -> list[Inverted]:
+        """Return each inverse's tensors and whether they can be used (0-dim bool tensor)."""
+        factors = [factor for pair in pairs for factor in (pair.A, pair.S)]
+        found = invert_shifted(factors, damping_shifts(pairs, dampings), defer)
+        both = zip(found[::2], found[1::2], strict=True)
+        return [([A, S], A_ok & S_ok) for (A, A_ok), (S, S_ok) in both]
 
     @staticmethod
-    def multiply(A: Tensor, S: Tensor, damping: float | Tensor, matrix: Tensor) -> Tensor:
+    def multiply(pair: Pair, damping: float | Tensor, matrix: Tensor) -> Tensor:
         """Multiply a matrix ``(out, in)`` or ``(G, out, in)`` by the damped block."""
-        A, S = damp(A, S, damping)
-        return multiply_right(S @ matrix, A)
+        rows, columns = matrix.shape[-2:]
+        a, s = damping_shifts([pair], [damping])
+        if pair.grouped:
+            a, s = a[:, None, None], s[:, None, None]
+        matrix = multiply_left(pair.S, matrix)[..., :rows, :] + s * matrix
+        return multiply_right(matrix, pair.A)[..., :columns] + a * matrix
 
     @staticmethod
     def apply(tensors: list[Tensor], gradient: Tensor) -> Tensor:
         """Precondition a gradient matrix of shape ``(out, in)`` or ``(G, out, in)``."""
         A_inverse, S_inverse = tensors
-        return multiply_right(S_inverse @ gradient, A_inverse)
+        return multiply_right(multiply_left(S_inverse, gradient), A_inverse)
 
 
 class EigenInverse:
@@ -95,31 +152,43 @@ class EigenInverse:
     names = ("A_vectors", "S_vectors", "reciprocal")
 
     @staticmethod
-    def invert(A: Tensor, S: Tensor, damping: float | Tensor) -> tuple[list[Tensor], Tensor]:
-        """Return the inverse's tensors and whether they can be used (0-dim bool tensor)."""
+    def invert(pairs: Sequence[Pair], dampings: Sequence[float | Tensor], defer: bool) -> list[Inverted]:
+        """Return each inverse's tensors and whether they can be used (0-dim bool tensor)."""
+        return [
+            EigenInverse._invert(pair, damping) for pair, damping in zip(pairs, dampings, strict=True)
+        ]
+
+    @staticmethod
+    def _invert(pair: Pair, damping: float | Tensor) -> Inverted:
+        A, S = pair.A, pair.S
         try:
             s, S_vectors = torch.linalg.eigh(S)
             # A diagonal factor is its own eigendecomposition; an empty tensor stands for identity.
             a, A_vectors = (A, A.new_empty(0)) if A.ndim == 1 else torch.linalg.eigh(A)
         except torch.linalg.LinAlgError:
             return [], torch.zeros((), dtype=torch.bool, device=A.device)
+        if not pair.grouped:  # the spectra of split factors, one block after the other
+            s, a = s.flatten(), a.flatten()
         spectrum = s.clamp_min(0.0).unsqueeze(-1) * a.clamp_min(0.0).unsqueeze(-2)
         reciprocal = (spectrum + damping).reciprocal()
         return [A_vectors, S_vectors, reciprocal], reciprocal.isfinite().all()
 
     @staticmethod
-    def multiply(A: Tensor, S: Tensor, damping: float | Tensor, matrix: Tensor) -> Tensor:
+    def multiply(pair: Pair, damping: float | Tensor, matrix: Tensor) -> Tensor:
         """Multiply a matrix ``(out, in)`` or ``(G, out, in)`` by the damped block."""
-        return multiply_right(S @ matrix, A) + damping * matrix
+        rows, columns = matrix.shape[-2:]
+        product = multiply_right(multiply_left(pair.S, matrix), pair.A)[..., :rows, :columns]
+        return product + damping * matrix
 
     @staticmethod
     def apply(tensors: list[Tensor], gradient: Tensor) -> Tensor:
         """Precondition a gradient matrix of shape ``(out, in)`` or ``(G, out, in)``."""
         A_vectors, S_vectors, reciprocal = tensors
-        if A_vectors.numel() == 0:
-            return S_vectors @ ((S_vectors.mT @ gradient) * reciprocal)
-        rotated = (S_vectors.mT @ gradient @ A_vectors) * reciprocal
-        return S_vectors @ rotated @ A_vectors.mT
+        rotated = multiply_left(S_vectors.mT, gradient)
+        if A_vectors.numel():
+            rotated = multiply_right(rotated, A_vectors)
+        rotated = multiply_left(S_vectors, pad_last(rotated, reciprocal.shape[-1]) * reciprocal)
+        return multiply_right(rotated, A_vectors.mT) if A_vectors.numel() else rotated
 
 
 INVERSES: dict[str, type[CholeskyInverse] | type[EigenInverse]] = {
@@ -129,13 +198,9 @@ INVERSES: dict[str, type[CholeskyInverse] | type[EigenInverse]] = {
 
 
 class SafeInverse:
-    """An inverse that is refreshed now and then and never handed out broken.
+    """An inverse that is never handed out broken.
 
-    On the CPU a failure is looked at at once: retry in float64, then with tenfold damping again and
-    again. On an accelerator a look would stall the queue: there a failed refresh keeps the last good
-    inverse and the next refresh runs with ten times the damping, all of it on the device. In both
-    cases the last good inverse stays where nothing helps. Before the first good one the block does
-    not move.
+    The last good inverse stays where nothing helps. Before the first good one the block does not move.
 
     :param kind: a key of :data:`INVERSES`
     """
@@ -147,59 +212,13 @@ class SafeInverse:
         self.boost: Tensor | None = None  # damping multiplier after failures, accelerators only
         self.age = 0  # how often the tensors were used since they were made
 
-    def refresh(
-        self, A: Tensor, S: Tensor, damping: float, counters: dict[str, Tensor], defer: bool
-    ) -> None:
-        """Invert anew from the factors.
-
-        :param A: input factor, ``(in, in)``, ``(G, in, in)`` or a diagonal ``(in,)``
-        :param S: output factor, ``(out, out)`` or ``(G, out, out)``
-        :param damping: lambda
-        :param counters: ``float64_retries``, ``damping_escalations`` and ``kept_inverses`` are added to
-        :param defer: do not look at the result from the host
-        """
-        if defer:
-            self._refresh_deferred(A, S, damping, counters)
-            return
-        tensors, ok = self.form.invert(A, S, damping)
-        if not ok:
-            counters["float64_retries"] += 1
-            base = max(damping, float(mean_eigenvalue(A).max() * mean_eigenvalue(S).max()) * 1e-8)
-            tensors, ok = self.form.invert(A.double(), S.double(), damping)
-            for power in range(1, MAX_ESCALATIONS + 1):
-                if ok:
-                    break
-                counters["damping_escalations"] += 1
-                tensors, ok = self.form.invert(A.double(), S.double(), base * 10.0**power)
-            tensors = [x.to(A.dtype) for x in tensors]
-            ok = ok & torch.stack([x.isfinite().all() for x in tensors]).all() if tensors else ok
-        if ok:
-            self.tensors, self.age = tensors, 0
-        else:
-            counters["kept_inverses"] += 1
-
-    def _refresh_deferred(
-        self, A: Tensor, S: Tensor, damping: float, counters: dict[str, Tensor]
-    ) -> None:
-        if self.boost is None:
-            self.boost = A.new_ones(())
-        counters["damping_escalations"] += self.boost > 1.0
-        tensors, ok = self.form.invert(A, S, damping * self.boost)
-        old = self.tensors or [torch.zeros_like(x) for x in tensors]
-        self.tensors = [torch.where(ok, x, y) for x, y in zip(tensors, old, strict=True)]
-        self.age = 0
-        counters["kept_inverses"] += ok.logical_not()
-        # Up tenfold after a failure, down again tenfold after a success, never below 1.
-        self.boost = torch.where(ok, self.boost / 10.0, self.boost * 10.0).clamp(
-            1.0, 10.0**MAX_ESCALATIONS
-        )
-
     def apply(self, gradient: Tensor) -> Tensor:
         """Precondition a gradient matrix; zero before the first good inverse."""
         if not self.tensors:
             return torch.zeros_like(gradient)
         self.age += 1
-        return self.form.apply(self.tensors, gradient)
+        rows, columns = gradient.shape[-2:]
+        return self.form.apply(self.tensors, gradient)[..., :rows, :columns]
 
     def state_dict(self) -> dict[str, object]:
         """Return the inverse, its age and the boost as plain containers of tensors."""
@@ -213,3 +232,96 @@ class SafeInverse:
         self.tensors = [x.to(like, copy=True) for x in tensors]
         self.boost = boost.to(like, copy=True) if isinstance(boost, Tensor) else None
         self.age = age
+
+
+def refresh(
+    inverses: Sequence[SafeInverse],
+    pairs: Sequence[Pair],
+    damping: float,
+    counters: dict[str, Tensor],
+    defer: bool,
+) -> None:
+    """Invert the factors of many blocks anew, and guard each block against a failure.
+
+    On the CPU a failure is looked at at once: retry in float64, then with tenfold damping again and
+    again. On an accelerator a look would stall the queue: there a failed refresh keeps the last good
+    inverse and the next refresh runs with ten times the damping, all of it on the device.
+
+    :param inverses: of one kind
+    :param pairs: their factors
+    :param damping: lambda
+    :param counters: ``float64_retries``, ``damping_escalations`` and ``kept_inverses`` are added to
+    :param defer: do not look at the result from the host
+    """
+    publish(inverses, invert(inverses, pairs, damping, defer), pairs, damping, counters, defer)
+
+
+def invert(
+    inverses: Sequence[SafeInverse], pairs: Sequence[Pair], damping: float, defer: bool
+) -> list[Inverted]:
+    """Invert many blocks; reads nothing but its arguments, so that it can run in a thread."""
+    dampings = [damping if i.boost is None else damping * i.boost for i in inverses]
+    return inverses[0].form.invert(pairs, dampings, defer) if inverses else []
+
+
+def publish(
+    inverses: Sequence[SafeInverse],
+    found: Sequence[Inverted],
+    pairs: Sequence[Pair],
+    damping: float,
+    counters: dict[str, Tensor],
+    defer: bool,
+) -> None:
+    """Put what :func:`invert` found into use where it is good, and help where it is not."""
+    take: Callable[..., None] = _take_deferred if defer else _take
+    for inverse, (tensors, ok), pair in zip(inverses, found, pairs, strict=True):
+        take(inverse, tensors, ok, pair, damping, counters)
+
+
+def _take(
+    inverse: SafeInverse,
+    tensors: list[Tensor],
+    ok: Tensor,
+    pair: Pair,
+    damping: float,
+    counters: dict[str, Tensor],
+) -> None:
+    if not ok:
+        counters["float64_retries"] += 1
+        dtype, pair = pair.A.dtype, pair.double()
+        size = mean_eigenvalue(pair.A, pair.sizes[0], pair.grouped).max()
+        size = size * mean_eigenvalue(pair.S, pair.sizes[1], pair.grouped).max()
+        base = max(damping, float(size) * 1e-8)
+        ((tensors, ok),) = inverse.form.invert([pair], [damping], False)
+        for power in range(1, MAX_ESCALATIONS + 1):
+            if ok:
+                break
+            counters["damping_escalations"] += 1
+            ((tensors, ok),) = inverse.form.invert([pair], [base * 10.0**power], False)
+        tensors = [x.to(dtype) for x in tensors]
+        ok = ok & torch.stack([x.isfinite().all() for x in tensors]).all() if tensors else ok
+    if ok:
+        inverse.tensors, inverse.age = tensors, 0
+    else:
+        counters["kept_inverses"] += 1
+
+
+def _take_deferred(
+    inverse: SafeInverse,
+    tensors: list[Tensor],
+    ok: Tensor,
+    pair: Pair,
+    damping: float,
+    counters: dict[str, Tensor],
+) -> None:
+    boost = pair.A.new_ones(()) if inverse.boost is None else inverse.boost
+    counters["damping_escalations"] += boost > 1.0
+    if not tensors:  # a decomposition that raised
+        counters["kept_inverses"] += 1
+        return
+    old = inverse.tensors or [torch.zeros_like(x) for x in tensors]
+    inverse.tensors = [torch.where(ok, x, y) for x, y in zip(tensors, old, strict=True)]
+    inverse.age = 0
+    counters["kept_inverses"] += ok.logical_not()
+    # Up tenfold after a failure, down again tenfold after a success, never below 1.
+    inverse.boost = torch.where(ok, boost / 10.0, boost * 10.0).clamp(1.0, 10.0**MAX_ESCALATIONS)

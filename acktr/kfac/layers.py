@@ -19,7 +19,7 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from acktr.kfac.factors import gram, homogeneous_gram
+from acktr.kfac.factors import Gram
 
 
 class KroneckerLayer:
@@ -53,9 +53,9 @@ class KroneckerLayer:
         a, g = (x.unflatten(-2, (batch, positions)) for x in (a, g))
         return a.mean(-2), g.sum(-2)
 
-    def input_factor(self, module: nn.Module, a: Tensor, batch: int, bias: bool) -> Tensor:
+    def input_factor(self, module: nn.Module, a: Tensor, batch: int, bias: bool) -> Tensor | Gram:
         """Return ``A = sum a a' / N``, with the constant 1 as last coordinate if there is a bias."""
-        return homogeneous_gram(a, batch) if bias else gram(a, batch)
+        return Gram(a, batch, bias)
 
     def to_matrix(self, module: nn.Module, weight: Tensor) -> Tensor:
         """Arrange a tensor shaped like the weight as ``(out, in)`` or ``(G, out, in)``."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,10 +28,12 @@ from acktr.kfac.assignment import build_blocks
 from acktr.kfac.blocks import Block
 from acktr.kfac.capture import Capture
 from acktr.kfac.curvature import take_statistics
-from acktr.kfac.exact import NaturalGradient, exact_natural_gradient, flatten
+from acktr.kfac.exact import NaturalGradient, exact_natural_gradient
 from acktr.kfac.fisher import flatten_distributions
+from acktr.kfac.plan import Plan, plan_steps, quadratic, steps_are_finite
+from acktr.kfac.schedule import InverseSchedule
 from acktr.kfac.trust_region import StepInfo, trust_region
-from acktr.kfac.validation import check_group, check_options
+from acktr.kfac.validation import block_options, check_group, check_options
 
 COUNTERS = (
     "rejected_statistics",
@@ -40,15 +42,6 @@ COUNTERS = (
     "kept_inverses",
     "rejected_steps",
 )
-
-
-class _Plan(NamedTuple):
-    """One block's part of a step: its parameters, what momentum keeps, and the unscaled step."""
-
-    block: Block
-    params: list[nn.Parameter]
-    velocity: list[Tensor]
-    steps: list[Tensor]
 
 
 class KFAC(Optimizer):
@@ -80,6 +73,12 @@ class KFAC(Optimizer):
         :meth:`acktr.kfac.blocks.KroneckerBlock._rows`)
     :param factor_period: statistics are taken at every so many-th call of :meth:`update_curvature`
     :param inverse_period: inverses are refreshed at every so many-th step
+    :param inverse_refresh: ``"together"``, ``"staggered"`` over the period, or in the ``"background"``
+        while steps go on, see :class:`acktr.kfac.schedule.InverseSchedule`
+    :param max_factor_size: factors of wider layers are split into diagonal blocks no wider than this,
+        which bounds memory and time; ``None`` for no bound
+    :param statistics_dtype: of the products that make the factors, such as ``torch.bfloat16``; averages
+        and inverses keep the weight's
     :param cold_start: so many first steps follow the plain gradient, within the same trust region,
         while statistics gather
     :param cg_iterations: conjugate-gradient iterations towards the natural gradient of the *exact*
@@ -105,21 +104,28 @@ class KFAC(Optimizer):
         weight_sharing: str = "expand",
         factor_period: int = 1,
         inverse_period: int = 1,
+        inverse_refresh: str = "together",
+        max_factor_size: int | None = None,
+        statistics_dtype: torch.dtype | str | None = None,
         cold_start: int = 0,
         cg_iterations: int = 0,
         param_groups: Sequence[dict[str, Any]] | None = None,
     ) -> None:
-        check_options(stat_decay, fisher, inverse, weight_sharing, factor_period, inverse_period)
+        check_options(
+            fisher, factor_period=factor_period, inverse_period=inverse_period, refresh=inverse_refresh
+        )
         self.module = module
-        self.stat_decay = stat_decay
         self.fisher = fisher
-        self.inverse = inverse
-        self.weight_sharing = weight_sharing
+        self.block_options = block_options(
+            stat_decay, inverse, weight_sharing, max_factor_size, statistics_dtype
+        )
         self.factor_period = factor_period
         self.inverse_period = inverse_period
+        self.inverse_refresh = inverse_refresh
         self.defer_checks = any(p.device.type != "cpu" for p in module.parameters())
         self.last_step: list[StepInfo] = []
         self._blocks: list[list[Block]] = []  # one list for each parameter group
+        self._schedules: list[InverseSchedule] = []  # one for each parameter group
         self._capture: Capture | None = None
         self._exact: list[Distribution] = []  # what the exact Fisher of the next step is taken of
         self._curvature_calls = 0
@@ -147,13 +153,12 @@ class KFAC(Optimizer):
         params = self.param_groups[-1]["params"]
         owned = [p for group in self.param_groups[:-1] for p in group["params"]]
         try:
-            blocks = build_blocks(
-                self.module, params, owned, self.stat_decay, self.inverse, self.weight_sharing
-            )
+            blocks = build_blocks(self.module, params, owned, self.block_options)
         except ValueError:
             self.param_groups.pop()
             raise
         self._blocks.append(blocks)
+        self._schedules.append(InverseSchedule(self.inverse_refresh, self.inverse_period))
 
     # ------------------------------------------------------------------ curvature
 
@@ -195,7 +200,9 @@ class KFAC(Optimizer):
                 "Nothing was captured: run the forward pass inside `with kfac.capture():` before each "
                 "call of update_curvature."
             )
-        refused = take_statistics(self._all_blocks(), capture, flat, self.fisher, retain_graph)
+        refused = take_statistics(
+            self._all_blocks(), capture, flat, self.fisher, retain_graph, self.defer_checks
+        )
         self._counters["rejected_statistics"] += refused
 
     def use_exact_fisher(self, *distributions: Distribution | Iterable[Distribution]) -> None:
@@ -240,13 +247,13 @@ class KFAC(Optimizer):
             (group, [b for b in blocks if any(p.grad is not None for p in b.params.values())])
             for group, blocks in zip(self.param_groups, self._blocks, strict=True)
         ]
-        for group, moving in groups:
-            self._refresh(moving, group)
+        for (group, moving), schedule in zip(groups, self._schedules, strict=True):
+            self._refresh(moving, group, schedule)
         # All directions before the first step: the exact Fisher needs the parameters as they were.
         prepared = []
         for group, moving in groups:
             natural = self._precondition(moving, group)
-            plans = self._plan(moving, natural.directions, group)
+            plans = plan_steps(moving, natural.directions, group, self.state)
             prepared.append((plans, *self._trust_region(plans, natural, group), group))
         self._exact = []
         for plans, info, finite, group in prepared:
@@ -254,15 +261,14 @@ class KFAC(Optimizer):
             self.last_step.append(info)
         return loss
 
-    def _refresh(self, blocks: list[Block], group: dict[str, Any]) -> None:
+    def _refresh(self, blocks: list[Block], group: dict[str, Any], schedule: InverseSchedule) -> None:
         for block in blocks:
             if not block.ready:
                 raise RuntimeError(
                     f"Layer {block.name!r} has a gradient but no curvature: run its forward pass "
                     "inside `with kfac.capture():` and call update_curvature before step."
                 )
-            if group["step"] % self.inverse_period == 0 or not block.has_inverse:
-                block.refresh(group["damping"], self._counters, self.defer_checks)
+        schedule.refresh(blocks, group["step"], group["damping"], self._counters, self.defer_checks)
 
     def _precondition(self, blocks: list[Block], group: dict[str, Any]) -> NaturalGradient:
         gradients = [
@@ -282,56 +288,24 @@ class KFAC(Optimizer):
             )
         return exact_natural_gradient(self._exact, blocks, gradients, damping, group["cg_iterations"])
 
-    def _plan(
-        self, blocks: list[Block], directions: list[list[Tensor]], group: dict[str, Any]
-    ) -> list[_Plan]:
-        plans = []
-        for block, natural in zip(blocks, directions, strict=True):
-            params = list(block.params.values())
-            velocity, steps = [], []
-            for p, direction in zip(params, natural, strict=True):
-                if p.grad is None:
-                    direction = torch.zeros_like(p)
-                elif group["momentum"] and "momentum_buffer" in self.state[p]:
-                    direction = direction.add(self.state[p]["momentum_buffer"], alpha=group["momentum"])
-                velocity.append(direction)
-                decays = group["weight_decay"] and p.grad is not None
-                steps.append(direction.add(p, alpha=group["weight_decay"]) if decays else direction)
-            plans.append(_Plan(block, params, velocity, steps))
-        return plans
-
     def _trust_region(
-        self, plans: list[_Plan], natural: NaturalGradient, group: dict[str, Any]
+        self, plans: list[Plan], natural: NaturalGradient, group: dict[str, Any]
     ) -> tuple[StepInfo, Tensor]:
-        device = self._counters["rejected_steps"].device
-        finite = torch.ones((), dtype=torch.bool, device=device)
-        for plan in plans:
-            finite = finite & plan.block.average.accepted
-            # The quadratic form alone would miss a NaN in a direction without curvature.
-            finite = finite & torch.stack([s.sum() for s in plan.steps]).isfinite().all()
-        quadratic = self._quadratic(plans, natural, group, device)
-        finite = finite & quadratic.isfinite()
-        info = trust_region(quadratic, group["lr"], group["target_kl"])
+        total = quadratic(plans, natural, moved=bool(group["momentum"] or group["weight_decay"]))
+        info = trust_region(total, group["lr"], group["target_kl"])
+        finite = steps_are_finite(plans) & total.isfinite()
         scale, predicted_kl = (torch.where(finite, value, 0.0) for value in info[:2])
         solution = natural.solution
         return StepInfo(scale, predicted_kl, solution.residual if solution else None), finite
 
-    def _quadratic(
-        self, plans: list[_Plan], natural: NaturalGradient, group: dict[str, Any], device: torch.device
-    ) -> Tensor:
-        """``D' F D`` of the steps: with the exact Fisher after conjugate gradients, else K-FAC's."""
-        if natural.fisher is None or natural.solution is None:
-            start = torch.zeros((), device=device)
-            return sum((plan.block.quadratic(plan.steps) for plan in plans), start)
-        steps = flatten([step for plan in plans for step in plan.steps])
-        if group["momentum"] or group["weight_decay"]:
-            return steps @ natural.fisher(steps)
-        return steps @ natural.solution.fisher_x
-
-    def _apply(self, plans: list[_Plan], info: StepInfo, finite: Tensor, group: dict[str, Any]) -> None:
-        for plan in plans:
+    def _apply(self, plans: list[Plan], info: StepInfo, finite: Tensor, group: dict[str, Any]) -> None:
+        # On the CPU a look costs nothing; elsewhere a refused step is one of zeros.
+        moving = plans if self.defer_checks or finite else []
+        for plan in moving:
             for p, velocity, step in zip(plan.params, plan.velocity, plan.steps, strict=True):
-                p.sub_(torch.where(finite, step * info.step_scale, 0.0))
+                if self.defer_checks:
+                    step = torch.where(finite, step, 0.0)
+                p.addcmul_(step, info.step_scale.to(step), value=-1.0)
                 if group["momentum"] and p.grad is not None:
                     old = self.state[p].get("momentum_buffer", torch.zeros_like(p))
                     self.state[p]["momentum_buffer"] = torch.where(finite, velocity, old)
@@ -353,6 +327,7 @@ class KFAC(Optimizer):
         """Return everything that a resumed run needs, as tensors and plain containers."""
         state = super().state_dict()
         state["curvature"] = {block.name: block.state_dict() for block in self._all_blocks()}
+        state["waiting_inverses"] = [schedule.state_dict() for schedule in self._schedules]
         state["curvature_calls"] = self._curvature_calls
         state["counters"] = self.counters
         return state
@@ -373,6 +348,9 @@ class KFAC(Optimizer):
         super().load_state_dict(state_dict)
         for block in self._all_blocks():
             block.load_state_dict(state_dict["curvature"][block.name])
+        waiting = state_dict["waiting_inverses"]
+        for schedule, of_group, blocks in zip(self._schedules, waiting, self._blocks, strict=True):
+            schedule.load_state_dict(of_group, blocks)
         self._curvature_calls = state_dict["curvature_calls"]
         for name, value in state_dict["counters"].items():
             self._counters[name].fill_(value)
@@ -385,12 +363,12 @@ class KFAC(Optimizer):
 
 _OWN_STATE = {
     "module",
-    "stat_decay",
     "fisher",
-    "inverse",
-    "weight_sharing",
+    "block_options",
     "factor_period",
     "inverse_period",
+    "inverse_refresh",
+    "_schedules",
     "defer_checks",
     "last_step",
     "_blocks",

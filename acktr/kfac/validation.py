@@ -3,41 +3,64 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from acktr.kfac.blocks import WEIGHT_SHARING
+from acktr.kfac.blocks import WEIGHT_SHARING, BlockOptions
 from acktr.kfac.fisher import ESTIMATORS
 from acktr.kfac.inverses import INVERSES
+from acktr.kfac.schedule import REFRESHES
 
 
-def check_options(
+def check_options(fisher: str, *, refresh: str, **periods: int) -> None:
+    """Check what holds for the whole optimiser.
+
+    :param fisher: one of :data:`acktr.kfac.fisher.ESTIMATORS`
+    :param refresh: one of :data:`acktr.kfac.schedule.REFRESHES`
+    :param periods: by name
+    :raises ValueError: an argument out of its range
+    """
+    _check_choice("fisher", fisher, ESTIMATORS)
+    _check_choice("inverse_refresh", refresh, REFRESHES)
+    for name, period in periods.items():
+        if period < 1:
+            raise ValueError(f"{name} must be at least 1, got {period}.")
+
+
+def block_options(
     stat_decay: float,
-    fisher: str,
     inverse: str,
     weight_sharing: str,
-    factor_period: int,
-    inverse_period: int,
-) -> None:
-    """Check what holds for the whole optimiser.
+    max_factor_size: int | None,
+    statistics_dtype: torch.dtype | str | None,
+) -> BlockOptions:
+    """Check how Kronecker blocks are to be made; the arguments are those of :class:`KFAC`.
 
     :raises ValueError: an argument out of its range
     """
     if not 0.0 < stat_decay <= 1.0:
         raise ValueError(f"stat_decay must lie in (0, 1], got {stat_decay}.")
-    choices = (
-        ("fisher", fisher, ESTIMATORS),
-        ("inverse", inverse, tuple(INVERSES)),
-        ("weight_sharing", weight_sharing, WEIGHT_SHARING),
-    )
-    for name, value, allowed in choices:
-        if value not in allowed:
-            raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}.")
-    for name, period in (("factor_period", factor_period), ("inverse_period", inverse_period)):
-        if period < 1:
-            raise ValueError(f"{name} must be at least 1, got {period}.")
+    _check_choice("inverse", inverse, tuple(INVERSES))
+    _check_choice("weight_sharing", weight_sharing, WEIGHT_SHARING)
+    if max_factor_size is not None and max_factor_size < 1:
+        raise ValueError(f"max_factor_size must be at least 1, or None, got {max_factor_size}.")
+    dtype = statistics_dtype
+    if isinstance(dtype, str):  # as a preset writes it
+        dtype = getattr(torch, dtype, dtype)
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ValueError(
+            "statistics_dtype must be a floating-point dtype such as torch.bfloat16, or None, got "
+            f"{statistics_dtype!r}."
+        )
+    return BlockOptions(stat_decay, inverse, weight_sharing, max_factor_size, dtype)
+
+
+def _check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}.")
 
 
 def check_group(group: Mapping[str, Any], known: Mapping[str, Any]) -> None:

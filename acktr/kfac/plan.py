@@ -1,0 +1,77 @@
+"""From natural gradients to steps: momentum, weight decay, and how long the step would be in nats."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from acktr.kfac.blocks import Block
+from acktr.kfac.exact import NaturalGradient, flatten
+
+
+class Plan(NamedTuple):
+    """One block's part of a step: its parameters, what momentum keeps, and the unscaled step."""
+
+    block: Block
+    params: list[nn.Parameter]
+    velocity: list[Tensor]
+    steps: list[Tensor]
+
+
+def plan_steps(
+    blocks: Sequence[Block],
+    directions: Sequence[Sequence[Tensor]],
+    group: Mapping[str, Any],
+    state: Mapping[Tensor, Any],
+) -> list[Plan]:
+    """Add momentum and weight decay to natural gradients.
+
+    :param blocks: those that will move
+    :param directions: their natural gradients, in the order of each block's parameters
+    :param group: the parameter group
+    :param state: the optimiser's, which holds momentum buffers
+    """
+    momentum, weight_decay = group["momentum"], group["weight_decay"]
+    plans = []
+    for block, natural in zip(blocks, directions, strict=True):
+        params = list(block.params.values())
+        velocity, steps = [], []
+        for p, direction in zip(params, natural, strict=True):
+            if p.grad is None:
+                direction = torch.zeros_like(p)
+            elif momentum and "momentum_buffer" in state[p]:
+                direction = direction.add(state[p]["momentum_buffer"], alpha=momentum)
+            velocity.append(direction)
+            decays = weight_decay and p.grad is not None
+            steps.append(direction.add(p, alpha=weight_decay) if decays else direction)
+        plans.append(Plan(block, params, velocity, steps))
+    return plans
+
+
+def quadratic(plans: Sequence[Plan], natural: NaturalGradient, moved: bool) -> Tensor:
+    """``D' F D`` of the steps: with the exact Fisher after conjugate gradients, else K-FAC's.
+
+    :param plans: the steps
+    :param natural: where they come from
+    :param moved: whether momentum or weight decay make them other than the natural gradients
+    """
+    if natural.fisher is None or natural.solution is None:
+        parts = [plan.block.quadratic(plan.steps) for plan in plans]
+        return torch.stack(parts).sum() if parts else torch.zeros(())
+    steps = flatten([step for plan in plans for step in plan.steps])
+    return steps @ (natural.fisher(steps) if moved else natural.solution.fisher_x)
+
+
+def steps_are_finite(plans: Sequence[Plan]) -> Tensor:
+    """Whether all blocks have statistics and all steps are finite (0-dim bool tensor).
+
+    The quadratic form alone would miss a NaN in a direction without curvature.
+    """
+    if not plans:
+        return torch.ones((), dtype=torch.bool)
+    norm = torch.nn.utils.get_total_norm([step for plan in plans for step in plan.steps])
+    accepted = torch.stack([plan.block.average.accepted for plan in plans]).all()
+    return norm.isfinite() & accepted

@@ -1,0 +1,165 @@
+"""When which inverse is made anew: all together, a few at each step, or in the background."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from acktr.kfac.blocks import Block, KroneckerBlock
+from acktr.kfac.inverses import Inverted, Pair, SafeInverse, invert, publish, refresh
+
+REFRESHES = ("together", "staggered", "background")
+
+
+class _Job(NamedTuple):
+    """Inverses in the making, or made and not yet in use."""
+
+    blocks: list[KroneckerBlock]
+    pairs: list[Pair]
+    damping: float
+    result: Future[list[Inverted]]
+
+
+class InverseSchedule:
+    """Refreshes the inverses of one parameter group.
+
+    * ``"together"``: all of them at every ``period``-th step.
+    * ``"staggered"``: each at every ``period``-th step, but not the same one: the blocks are dealt out
+      by their cost, so that all steps take about the same time.
+    * ``"background"``: a thread inverts a copy of the factors while steps go on with the inverses they
+      have; ``period`` steps after its start the result is put into use, waited for if need be. That it
+      happens at a fixed step makes two runs with one seed the same. On an accelerator, whose queue runs
+      by itself, it is the same delay without a thread.
+
+    A block without an inverse gets one at once.
+
+    :param kind: one of :data:`REFRESHES`
+    :param period: steps between two refreshes of one inverse
+    """
+
+    def __init__(self, kind: str, period: int) -> None:
+        self.kind = kind
+        self.period = period
+        self._job: _Job | None = None
+
+    def refresh(
+        self,
+        blocks: Sequence[Block],
+        step: int,
+        damping: float,
+        counters: dict[str, Tensor],
+        defer: bool,
+    ) -> None:
+        """Make anew what is due before a step.
+
+        :param blocks: those that will move
+        :param step: steps taken so far
+        :param damping: lambda
+        :param counters: see :func:`acktr.kfac.inverses.refresh`
+        :param defer: do not look at the result from the host
+        """
+        invertible = [b for b in blocks if isinstance(b, KroneckerBlock)]
+        now = [b for b in invertible if not b.has_inverse]
+        if self.kind == "staggered":
+            now += [b for b in self._turns(invertible)[step % self.period] if b not in now]
+        elif step % self.period == 0:
+            if self.kind == "together":
+                now = invertible
+            else:
+                self._publish(counters, defer)
+                self._start([b for b in invertible if b not in now], damping, defer)
+        refresh([b.inverse for b in now], [b.pair for b in now], damping, counters, defer)
+
+    def _turns(self, blocks: Sequence[KroneckerBlock]) -> list[list[KroneckerBlock]]:
+        """Deal blocks out to the steps of a period, the dearest first, each to the cheapest step."""
+        turns: list[list[KroneckerBlock]] = [[] for _ in range(self.period)]
+        costs = [0] * self.period
+        for block in sorted(blocks, key=_cost, reverse=True):
+            cheapest = costs.index(min(costs))
+            turns[cheapest].append(block)
+            costs[cheapest] += _cost(block)
+        return turns
+
+    def _start(self, blocks: list[KroneckerBlock], damping: float, defer: bool) -> None:
+        if not blocks:
+            return
+        pairs = [b.pair.clone() for b in blocks]
+        work = functools.partial(_invert, [b.inverse for b in blocks], pairs, damping, defer)
+        result: Future[list[Inverted]] = Future()
+        if defer:
+            result.set_result(work())
+        else:
+            result = _worker().submit(work)
+        self._job = _Job(blocks, pairs, damping, result)
+
+    def _publish(self, counters: dict[str, Tensor], defer: bool) -> None:
+        job, self._job = self._job, None
+        if job is not None:
+            inverses = [b.inverse for b in job.blocks]
+            publish(inverses, job.result.result(), job.pairs, job.damping, counters, defer)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is made and not yet in use, after waiting for it."""
+        if self._job is None:
+            return {}
+        blocks, pairs, damping, result = self._job
+        found = zip(blocks, pairs, result.result(), strict=True)
+        return {
+            "damping": damping,
+            "blocks": {b.name: ([p.A, p.S], tensors, ok) for b, p, (tensors, ok) in found},
+        }
+
+    def load_state_dict(self, state: dict[str, Any], blocks: Sequence[Block]) -> None:
+        """Restore :meth:`state_dict`."""
+        self._job = None
+        by_name = {b.name: b for b in blocks if isinstance(b, KroneckerBlock)}
+        waiting = state.get("blocks", {})
+        if not waiting:
+            return
+        own = [by_name[name] for name in waiting]
+        pairs, found = [], []
+        for block, (factors, tensors, ok) in zip(own, waiting.values(), strict=True):
+            like = next(iter(block.params.values()))
+            A, S = (x.to(like, copy=True) for x in factors)
+            pairs.append(block.pair._replace(A=A, S=S))
+            found.append(([x.to(like, copy=True) for x in tensors], ok.to(like.device)))
+        result: Future[list[Inverted]] = Future()
+        result.set_result(found)
+        self._job = _Job(own, pairs, state["damping"], result)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle and deepcopy with the result in the place of the thread's promise."""
+        job = self._job
+        finished = None if job is None else (*job[:3], job.result.result())
+        return {**self.__dict__, "_job": finished}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Undo :meth:`__getstate__`."""
+        self.__dict__.update(state)
+        if state["_job"] is not None:
+            blocks, pairs, damping, found = state["_job"]
+            result: Future[list[Inverted]] = Future()
+            result.set_result(found)
+            self._job = _Job(blocks, pairs, damping, result)
+
+
+def _cost(block: KroneckerBlock) -> int:
+    return sum(x.numel() * x.shape[-1] for x in block.average.values if x.ndim > 1)
+
+
+def _invert(
+    inverses: list[SafeInverse], pairs: list[Pair], damping: float, defer: bool
+) -> list[Inverted]:
+    with torch.no_grad():  # gradient modes belong to threads
+        return invert(inverses, pairs, damping, defer)
+
+
+@functools.cache
+def _worker() -> ThreadPoolExecutor:
+    """One thread for all optimisers: LAPACK lets go of the interpreter, a second one would queue."""
+    return ThreadPoolExecutor(max_workers=1, thread_name_prefix="kfac-inverses")
