@@ -211,6 +211,8 @@ class SafeInverse:
         self.tensors: list[Tensor] = []
         self.boost: Tensor | None = None  # damping multiplier after failures, accelerators only
         self.age = 0  # how often the tensors were used since they were made
+        # How often statistics had been taken when it was made, and the damping.
+        self.source: tuple[int, float] | None = None
 
     def apply(self, gradient: Tensor) -> Tensor:
         """Precondition a gradient matrix; zero before the first good inverse."""
@@ -222,7 +224,8 @@ class SafeInverse:
 
     def state_dict(self) -> dict[str, object]:
         """Return the inverse, its age and the boost as plain containers of tensors."""
-        return {"tensors": list(self.tensors), "boost": self.boost, "age": self.age}
+        plain = {"boost": self.boost, "age": self.age, "source": self.source}
+        return {"tensors": list(self.tensors), **plain}
 
     def load_state_dict(self, state: dict[str, object], like: Tensor) -> None:
         """Restore :meth:`state_dict` onto the device and dtype of ``like``."""
@@ -232,12 +235,13 @@ class SafeInverse:
         self.tensors = [x.to(like, copy=True) for x in tensors]
         self.boost = boost.to(like, copy=True) if isinstance(boost, Tensor) else None
         self.age = age
+        self.source = state["source"]  # type: ignore[assignment]
 
 
 def refresh(
     inverses: Sequence[SafeInverse],
     pairs: Sequence[Pair],
-    damping: float,
+    damping: float | Tensor,
     counters: dict[str, Tensor],
     defer: bool,
 ) -> None:
@@ -257,7 +261,7 @@ def refresh(
 
 
 def invert(
-    inverses: Sequence[SafeInverse], pairs: Sequence[Pair], damping: float, defer: bool
+    inverses: Sequence[SafeInverse], pairs: Sequence[Pair], damping: float | Tensor, defer: bool
 ) -> list[Inverted]:
     """Invert many blocks; reads nothing but its arguments, so that it can run in a thread."""
     dampings = [damping if i.boost is None else damping * i.boost for i in inverses]
@@ -268,7 +272,7 @@ def publish(
     inverses: Sequence[SafeInverse],
     found: Sequence[Inverted],
     pairs: Sequence[Pair],
-    damping: float,
+    damping: float | Tensor,
     counters: dict[str, Tensor],
     defer: bool,
 ) -> None:
@@ -283,7 +287,7 @@ def _take(
     tensors: list[Tensor],
     ok: Tensor,
     pair: Pair,
-    damping: float,
+    damping: float | Tensor,
     counters: dict[str, Tensor],
 ) -> None:
     if not ok:
@@ -291,7 +295,7 @@ def _take(
         dtype, pair = pair.A.dtype, pair.double()
         size = mean_eigenvalue(pair.A, pair.sizes[0], pair.grouped).max()
         size = size * mean_eigenvalue(pair.S, pair.sizes[1], pair.grouped).max()
-        base = max(damping, float(size) * 1e-8)
+        base = max(float(damping), float(size) * 1e-8)
         ((tensors, ok),) = inverse.form.invert([pair], [damping], False)
         for power in range(1, MAX_ESCALATIONS + 1):
             if ok:
@@ -311,7 +315,7 @@ def _take_deferred(
     tensors: list[Tensor],
     ok: Tensor,
     pair: Pair,
-    damping: float,
+    damping: float | Tensor,
     counters: dict[str, Tensor],
 ) -> None:
     boost = pair.A.new_ones(()) if inverse.boost is None else inverse.boost

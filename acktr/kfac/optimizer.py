@@ -268,7 +268,9 @@ class KFAC(Optimizer):
                     f"Layer {block.name!r} has a gradient but no curvature: run its forward pass "
                     "inside `with kfac.capture():` and call update_curvature before step."
                 )
-        schedule.refresh(blocks, group["step"], group["damping"], self._counters, self.defer_checks)
+        taken = -(-self._curvature_calls // self.factor_period)
+        step, damping = group["step"], group["damping"]
+        schedule.refresh(blocks, step, taken, damping, self._counters, self.defer_checks)
 
     def _precondition(self, blocks: list[Block], group: dict[str, Any]) -> NaturalGradient:
         gradients = [

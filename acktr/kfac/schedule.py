@@ -21,7 +21,8 @@ class _Job(NamedTuple):
 
     blocks: list[KroneckerBlock]
     pairs: list[Pair]
-    damping: float
+    damping: float | Tensor
+    source: tuple[int, float] | None
     result: Future[list[Inverted]]
 
 
@@ -36,7 +37,8 @@ class InverseSchedule:
       happens at a fixed step makes two runs with one seed the same. On an accelerator, whose queue runs
       by itself, it is the same delay without a thread.
 
-    A block without an inverse gets one at once.
+    A block without an inverse gets one at once. Where neither statistics nor damping have changed since
+    an inverse was made, there is nothing to make anew.
 
     :param kind: one of :data:`REFRESHES`
     :param period: steps between two refreshes of one inverse
@@ -51,7 +53,8 @@ class InverseSchedule:
         self,
         blocks: Sequence[Block],
         step: int,
-        damping: float,
+        statistics: int,
+        damping: float | Tensor,
         counters: dict[str, Tensor],
         defer: bool,
     ) -> None:
@@ -59,21 +62,29 @@ class InverseSchedule:
 
         :param blocks: those that will move
         :param step: steps taken so far
+        :param statistics: how often statistics were taken so far
         :param damping: lambda
         :param counters: see :func:`acktr.kfac.inverses.refresh`
         :param defer: do not look at the result from the host
         """
         invertible = [b for b in blocks if isinstance(b, KroneckerBlock)]
+        on_time = step % self.period == 0
+        if self.kind == "background" and on_time:
+            self._publish(counters, defer)
         now = [b for b in invertible if not b.has_inverse]
+        # A damping on the device cannot be compared without a look at it.
+        source = None if isinstance(damping, Tensor) else (statistics, damping)
+        due = [b for b in invertible if b.has_inverse and (not source or b.inverse.source != source)]
         if self.kind == "staggered":
-            now += [b for b in self._turns(invertible)[step % self.period] if b not in now]
-        elif step % self.period == 0:
-            if self.kind == "together":
-                now = invertible
-            else:
-                self._publish(counters, defer)
-                self._start([b for b in invertible if b not in now], damping, defer)
+            turn = self._turns(invertible)[step % self.period]
+            now += [b for b in due if b in turn]
+        elif self.kind == "together" and on_time:
+            now += due
+        elif on_time:
+            self._start(due, damping, source, defer)
         refresh([b.inverse for b in now], [b.pair for b in now], damping, counters, defer)
+        for block in now:
+            block.inverse.source = source
 
     def _turns(self, blocks: Sequence[KroneckerBlock]) -> list[list[KroneckerBlock]]:
         """Deal blocks out to the steps of a period, the dearest first, each to the cheapest step."""
@@ -85,7 +96,13 @@ class InverseSchedule:
             costs[cheapest] += _cost(block)
         return turns
 
-    def _start(self, blocks: list[KroneckerBlock], damping: float, defer: bool) -> None:
+    def _start(
+        self,
+        blocks: list[KroneckerBlock],
+        damping: float | Tensor,
+        source: tuple[int, float] | None,
+        defer: bool,
+    ) -> None:
         if not blocks:
             return
         pairs = [b.pair.clone() for b in blocks]
@@ -95,22 +112,25 @@ class InverseSchedule:
             result.set_result(work())
         else:
             result = _worker().submit(work)
-        self._job = _Job(blocks, pairs, damping, result)
+        self._job = _Job(blocks, pairs, damping, source, result)
 
     def _publish(self, counters: dict[str, Tensor], defer: bool) -> None:
         job, self._job = self._job, None
         if job is not None:
             inverses = [b.inverse for b in job.blocks]
             publish(inverses, job.result.result(), job.pairs, job.damping, counters, defer)
+            for inverse in inverses:
+                inverse.source = job.source
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is made and not yet in use, after waiting for it."""
         if self._job is None:
             return {}
-        blocks, pairs, damping, result = self._job
+        blocks, pairs, damping, source, result = self._job
         found = zip(blocks, pairs, result.result(), strict=True)
         return {
             "damping": damping,
+            "source": source,
             "blocks": {b.name: ([p.A, p.S], tensors, ok) for b, p, (tensors, ok) in found},
         }
 
@@ -130,22 +150,22 @@ class InverseSchedule:
             found.append(([x.to(like, copy=True) for x in tensors], ok.to(like.device)))
         result: Future[list[Inverted]] = Future()
         result.set_result(found)
-        self._job = _Job(own, pairs, state["damping"], result)
+        self._job = _Job(own, pairs, state["damping"], state["source"], result)
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle and deepcopy with the result in the place of the thread's promise."""
         job = self._job
-        finished = None if job is None else (*job[:3], job.result.result())
+        finished = None if job is None else (*job[:-1], job.result.result())
         return {**self.__dict__, "_job": finished}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Undo :meth:`__getstate__`."""
         self.__dict__.update(state)
         if state["_job"] is not None:
-            blocks, pairs, damping, found = state["_job"]
+            blocks, pairs, damping, source, found = state["_job"]
             result: Future[list[Inverted]] = Future()
             result.set_result(found)
-            self._job = _Job(blocks, pairs, damping, result)
+            self._job = _Job(blocks, pairs, damping, source, result)
 
 
 def _cost(block: KroneckerBlock) -> int:
@@ -153,7 +173,7 @@ def _cost(block: KroneckerBlock) -> int:
 
 
 def _invert(
-    inverses: list[SafeInverse], pairs: list[Pair], damping: float, defer: bool
+    inverses: list[SafeInverse], pairs: list[Pair], damping: float | Tensor, defer: bool
 ) -> list[Inverted]:
     with torch.no_grad():  # gradient modes belong to threads
         return invert(inverses, pairs, damping, defer)

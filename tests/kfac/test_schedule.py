@@ -49,6 +49,21 @@ def test_together_refreshes_all_at_every_period():
     assert seen == [[1] * 3, [2] * 3, [3] * 3, [1] * 3, [2] * 3, [3] * 3, [1] * 3]
 
 
+@pytest.mark.parametrize("kind", schedule.REFRESHES)
+def test_nothing_is_made_anew_without_new_statistics_or_damping(kind):
+    kfac = build(inverse_refresh=kind)
+    train(kfac, 3)
+    before = ages(kfac)
+    kfac.step()
+    kfac.step()
+    if kind != "background":  # where the last job is put into use in between
+        assert ages(kfac) == [age + 2 for age in before]
+    kfac.param_groups[0]["damping"] = 0.2
+    kfac.step()
+    kfac.step()
+    assert ages(kfac) == [1 if kind == "background" else 2] * 3
+
+
 def test_staggered_refreshes_each_once_a_period_and_not_all_at_once():
     kfac = build(inverse_period=3, inverse_refresh="staggered")
     train(kfac, 1)
@@ -149,4 +164,4 @@ def test_all_of_them_learn_alike():
 
 
 def test_a_schedule_without_blocks_does_nothing():
-    InverseSchedule("background", 2).refresh([], 0, 0.1, {}, False)
+    InverseSchedule("background", 2).refresh([], 0, 0, 0.1, {}, False)
