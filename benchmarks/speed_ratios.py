@@ -1,0 +1,328 @@
+"""Which ratios are measured, as data, and how repetitions become a ratio."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any, NamedTuple
+
+from acktr import KFAC
+from acktr.presets.schema import setting_names
+from benchmarks import speed_sides as sides
+from benchmarks.speed_process import Measurement, Side
+
+CHEETAH, BREAKOUT, CARTPOLE = "HalfCheetah-v5", "BreakoutNoFrameskip-v4", "CartPole-v1"
+# The paper's ACKTR: one K-FAC step for actor and critic together, 20 steps of 16 environments.
+PLAIN = (
+    "n_steps=20",
+    "gae_lambda=1.0",
+    "learning_rate=0.25",
+    "target_kl=0.001",
+    "damping=0.01",
+    "cg_iterations=0",
+    "sub_sampling_factor=1",
+    "critic_norm=gauss-newton",
+    "critic_learning_rate=null",
+    "critic_std=1.0",
+    "n_critic_updates=1",
+    "critic_batch_size=null",
+    "kfac_kwargs={}",
+)
+BACKGROUND = "kfac_kwargs.inverse_refresh=background"
+# What shall be on where ACKTR runs at full speed, as far as this version has it.
+FULL_SPEED = ("precision=bf16", "overlap=true")
+WIDTHS = (64, 256, 1024, 4096)
+WIDTH_KFAC: dict[int, dict[str, Any]] = {4096: {"max_factor_size": 1024}}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One ratio: the rate of one side over that of another.
+
+    :param what: it says
+    :param top: label of the side above the line
+    :param bottom: labels of the sides below the line: the fastest of them counts
+    :param target: the least that is asked for; ``None`` where the line only informs
+    :param needs: options, as in :func:`available`, without which it cannot be measured
+    """
+
+    what: str
+    top: str
+    bottom: tuple[str, ...]
+    target: float | None = None
+    needs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Group:
+    """Sides that are measured in turn, and the ratios made of them.
+
+    :param name: what ``--only`` takes; several groups may share one
+    :param sides: by label, in the order of their turns
+    :param lines: the ratios
+    :param seconds: of each side in each repetition, at least
+    :param repetitions: of all sides
+    """
+
+    name: str
+    sides: Mapping[str, Side]
+    lines: tuple[Line, ...]
+    seconds: float
+    repetitions: int
+
+    def measurable(self) -> list[Line]:
+        """The lines whose options this version has."""
+        return [line for line in self.lines if all(map(available, line.needs))]
+
+    def needed(self) -> dict[str, Side]:
+        """The sides that any measurable line needs; all of them in a group without lines."""
+        if not self.lines:
+            return dict(self.sides)
+        used = {label for line in self.measurable() for label in (line.top, *line.bottom)}
+        return {label: side for label, side in self.sides.items() if label in used}
+
+
+class Spread(NamedTuple):
+    """Least, middle and greatest of the ratios of single repetitions."""
+
+    minimum: float
+    median: float
+    maximum: float
+
+
+def pairwise(top: Sequence[float], bottom: Sequence[float]) -> Spread:
+    """Divide rates repetition by repetition: neighbours in time share what disturbed them.
+
+    :param top: rates of one side
+    :param bottom: rates of the other, as many
+    """
+    ratios = [a / b for a, b in zip(top, bottom, strict=True)]
+    return Spread(min(ratios), median(ratios), max(ratios))
+
+
+def summarize(group: Group, line: Line, measured: Mapping[str, Sequence[Measurement]]) -> dict[str, Any]:
+    """Return one line as it is written to ``ratios.json``; without figures if it was not measured."""
+    base = {"ratio": group.name, "what": line.what, "top": line.top, "target": line.target}
+    if line not in group.measurable():
+        return {**base, "available": False, "needs": list(line.needs)}
+    rates = {label: [m.rate for m in measured[label]] for label in (line.top, *line.bottom)}
+    bottom = max(line.bottom, key=lambda label: median(rates[label]))
+    spread = pairwise(rates[line.top], rates[bottom])
+    return {
+        **base,
+        "available": True,
+        "bottom": bottom,
+        "unit": group.sides[line.top].unit,
+        "cores": group.sides[line.top].cores,
+        "top_rate": median(rates[line.top]),
+        "bottom_rate": median(rates[bottom]),
+        **spread._asdict(),
+        "met": None if line.target is None else spread.median >= line.target,
+    }
+
+
+def available(option: str) -> bool:
+    """Tell whether this version has a setting, or an argument of KFAC (``kfac_kwargs.NAME``).
+
+    :param option: its name; what follows a ``=`` is left out
+    """
+    scope, _, name = option.partition("=")[0].rpartition(".")
+    return name in (inspect.signature(KFAC).parameters if scope else setting_names())
+
+
+def groups(quick: bool = False) -> list[Group]:
+    """All that is measured.
+
+    :param quick: in miniature, to see whether it works: the figures mean nothing
+    """
+    mlp, cnn, brief = ((0.02, 2), (0.02, 2), (0.01, 2)) if quick else ((2.5, 5), (8.0, 3), (1.0, 5))
+    n_envs = 2 if quick else 8
+    small = ("n_envs=2", "n_steps=4") if quick else ()
+    smallest = (*small, "n_critic_updates=2", "critic_batch_size=4") if quick else ()
+    full = tuple(filter(available, FULL_SPEED))
+
+    def cheetah(*settings: str, first_order: bool = False) -> Side:
+        return _acktr(CHEETAH, (*settings, *small), 1, first_order)
+
+    def plain(*settings: str, first_order: bool = False) -> Side:
+        return _acktr(BREAKOUT, (*PLAIN, *settings, *small), 2, first_order)
+
+    def atari(*settings: str, first_order: bool = False) -> Side:
+        return _acktr(BREAKOUT, (*settings, *smallest), 2, first_order)
+
+    def peer(algorithm: str, n_steps: int, **arguments: Any) -> Side:
+        n_steps = 4 if quick else n_steps
+        arguments = {"n_envs": n_envs, "n_steps": n_steps, "env_id": CHEETAH, **arguments}
+        return Side(sides.peer, {"algorithm": algorithm, **arguments})
+
+    def breakout_a2c(subproc: bool) -> Side:
+        arguments = {"env_id": BREAKOUT, "n_envs": 2 if quick else 16, "subproc": subproc}
+        return Side(sides.peer, {"algorithm": "A2C", "n_steps": 5, **arguments}, cores=2)
+
+    def step(*settings: str) -> Side:
+        return Side(sides.stepping, {"env_id": CHEETAH, "settings": (*settings, *small)})
+
+    return [
+        Group(
+            "first-order",
+            {"ACKTR": cheetah(), "Adam": cheetah(first_order=True)},
+            (Line(f"{CHEETAH}, MLP", "ACKTR", ("Adam",), 0.90),),
+            *mlp,
+        ),
+        Group(
+            "first-order",
+            {
+                "ACKTR, plain": plain(),
+                "Adam, plain": plain(first_order=True),
+                "ACKTR, bf16": plain("precision=bf16"),
+                "Adam, bf16": plain("precision=bf16", first_order=True),
+                "ACKTR, preset": atari(),
+                "Adam, preset": atari(first_order=True),
+            },
+            (
+                Line("Breakout, CNN, plain K-FAC", "ACKTR, plain", ("Adam, plain",), 0.85),
+                Line(
+                    "Breakout, CNN, plain K-FAC, bf16", "ACKTR, bf16", ("Adam, bf16",), 0.85,
+                    ("precision",),
+                ),
+                Line("Breakout, CNN, Atari preset", "ACKTR, preset", ("Adam, preset",), 0.85),
+            ),
+            *cnn,
+        ),
+        Group(
+            "a2c",
+            {
+                "ACKTR, auto": cheetah("backend=auto"),
+                "ACKTR, gymnasium": cheetah("backend=gymnasium"),
+                "A2C, n_steps 8": peer("A2C", 8),
+                "A2C, n_steps 20": peer("A2C", 20),
+            },
+            (
+                Line(
+                    f"{CHEETAH}, backend auto", "ACKTR, auto", ("A2C, n_steps 8", "A2C, n_steps 20"), 1.7
+                ),
+                Line(
+                    f"{CHEETAH}, backend gymnasium", "ACKTR, gymnasium",
+                    ("A2C, n_steps 8", "A2C, n_steps 20"),
+                ),
+            ),
+            *mlp,
+        ),
+        Group(
+            "ppo",
+            {"ACKTR": cheetah(), "PPO": peer("PPO", 256), "TRPO": peer("TRPO", 256)},
+            (
+                Line(f"{CHEETAH}, PPO", "ACKTR", ("PPO",), 5.0),
+                Line(f"{CHEETAH}, TRPO", "ACKTR", ("TRPO",)),
+            ),
+            *mlp,
+        ),
+        Group(
+            "breakout",
+            {
+                "ACKTR, plain": plain(*full),
+                "ACKTR, preset": atari(*full),
+                "A2C, DummyVecEnv": breakout_a2c(subproc=False),
+                "A2C, SubprocVecEnv": breakout_a2c(subproc=True),
+            },
+            tuple(
+                Line(f"Breakout, {name}", top, ("A2C, DummyVecEnv", "A2C, SubprocVecEnv"), 2.5)
+                for name, top in (("plain K-FAC", "ACKTR, plain"), ("Atari preset", "ACKTR, preset"))
+            ),
+            *cnn,
+        ),
+        Group(
+            "stepping",
+            {
+                "training": cheetah(),
+                "stepping": step(),
+                "stepping, raw": step("normalize=false"),
+            },
+            (
+                Line(f"{CHEETAH}, the same vector environment", "training", ("stepping",), 0.80),
+                Line(f"{CHEETAH}, without its normalisation", "training", ("stepping, raw",)),
+            ),
+            *mlp,
+        ),
+        _widths((8, 16) if quick else WIDTHS, brief, 64 if quick else 2048),
+        _options(cheetah, atari, plain, cnn),
+        Group(
+            "profile",
+            {
+                "HalfCheetah, gymnasium": _profile(cheetah("backend=gymnasium")),
+                "HalfCheetah, auto": _profile(cheetah("backend=auto")),
+                "CartPole": _profile(_acktr(CARTPOLE, small, 1, False)),
+                "Breakout, plain K-FAC": _profile(plain(*full)),
+                "Breakout, Atari preset": _profile(atari(*full)),
+            },
+            (),
+            mlp[0] if quick else 5.0,
+            1,
+        ),
+    ]  # fmt: skip
+
+
+def _acktr(env_id: str, settings: tuple[str, ...], cores: int, first_order: bool) -> Side:
+    arguments = {"env_id": env_id, "settings": settings, "first_order": first_order}
+    return Side(sides.acktr, arguments, cores)
+
+
+def _profile(side: Side) -> Side:
+    arguments = {k: v for k, v in side.arguments.items() if k != "first_order"}
+    return Side(sides.profiled, arguments, side.cores)
+
+
+def _widths(widths: Sequence[int], pace: tuple[float, int], largest: int) -> Group:
+    """K-FAC's update against a product of the largest size, and against one of its own size."""
+
+    def product(m: int, k: int, n: int) -> Side:
+        return Side(sides.gemm, {"m": m, "k": k, "n": n}, unit="flop")
+
+    peak = f"product of {largest}³"
+    table = {peak: product(largest, largest, largest)}
+    lines: list[Line] = []
+    for width in widths:
+        kwargs = {k: v for k, v in WIDTH_KFAC.get(width, {}).items() if available(f"kfac_kwargs.{k}")}
+        update, own = f"update, {width}", f"product of 512 × {width} × {width}"
+        table[update] = Side(sides.kfac_update, {"width": width, "kfac_kwargs": kwargs}, unit="flop")
+        table[own] = product(512, width, width)
+        said = "".join(f", {k} {v}" for k, v in kwargs.items())
+        lines.append(Line(f"{width} units{said}", update, (peak,), 0.5))
+        lines.append(Line(f"{width} units{said}, to a product of that width", update, (own,)))
+    return Group("width", table, tuple(lines), *pace)
+
+
+def _options(cheetah: Any, atari: Any, plain: Any, pace: tuple[float, int]) -> Group:
+    """Each option on against off."""
+    return Group(
+        "options",
+        {
+            "HalfCheetah, overlap": cheetah("overlap=true"),
+            "HalfCheetah, no overlap": cheetah("overlap=false"),
+            "Breakout, overlap": plain("overlap=true"),
+            "Breakout, no overlap": plain("overlap=false"),
+            "Breakout, bf16": atari("precision=bf16"),
+            "Breakout, fp32": atari("precision=fp32"),
+            "Breakout, background": plain(BACKGROUND),
+            "Breakout, no background": plain(),
+        },
+        (
+            Line(
+                f"{CHEETAH}, overlap on / off", "HalfCheetah, overlap", ("HalfCheetah, no overlap",),
+                needs=("overlap",),
+            ),
+            Line(
+                "Breakout, plain K-FAC, overlap on / off", "Breakout, overlap",
+                ("Breakout, no overlap",), needs=("overlap",),
+            ),
+            Line(
+                "Breakout, Atari preset, bf16 / fp32", "Breakout, bf16", ("Breakout, fp32",),
+                needs=("precision",),
+            ),
+            Line(
+                "Breakout, plain K-FAC, inverses in the background / in turn", "Breakout, background",
+                ("Breakout, no background",), needs=("kfac_kwargs.inverse_refresh",),
+            ),
+        ),
+        *pace,
+    )  # fmt: skip

@@ -1,0 +1,89 @@
+"""The tables of docs/speed.md from what ``python -m benchmarks.speed`` has measured."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).resolve().parent / "results" / "speed" / "ratios.json"
+
+
+def tables(path: Path = RESULTS) -> str:
+    """Return the tables of a results file in Markdown.
+
+    :param path: a ``ratios.json``
+    """
+    results = json.loads(path.read_text(encoding="utf-8"))
+    parts = [ratio_table(results["ratios"])]
+    if results["widths"]:
+        parts.append(width_table(results["widths"]))
+    if results["profile"]:
+        parts.append(profile_table(results["profile"]))
+    return "\n\n".join(parts)
+
+
+def ratio_table(ratios: Sequence[Mapping[str, Any]]) -> str:
+    """Return one row for each ratio.
+
+    :param ratios: as in ``ratios.json``
+    """
+    lines = [
+        "| ratio | at least | measured | least – greatest | above the line | below the line |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for line in ratios:
+        target = "–" if line["target"] is None else f"{line['target']:g}"
+        cells = ["not available", "", line["top"], ""]
+        if line["available"]:
+            unit = line["unit"]
+            cells = [
+                f"**{line['median']:.2f}**" if line["met"] else f"{line['median']:.2f}",
+                f"{line['minimum']:.2f} – {line['maximum']:.2f}",
+                f"{line['top']}: {_rate(line['top_rate'], unit)}",
+                f"{line['bottom']}: {_rate(line['bottom_rate'], unit)}",
+            ]
+        lines.append(f"| `{line['ratio']}`: {line['what']} | {target} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def width_table(widths: Sequence[Mapping[str, Any]]) -> str:
+    """Return one row for each width of the network.
+
+    :param widths: operations of one update by phase, and memory
+    """
+    phases = [key for key in widths[0] if key not in ("side", "flops", "factors_mib")]
+    names = " | ".join(phase.replace("_", " ") for phase in phases)
+    lines = [
+        f"| side | operations | {names} | factors |",
+        "| --- " * (len(phases) + 3) + "|",
+    ]
+    for row in widths:
+        shares = " | ".join(f"{row[phase] / row['flops']:.0%}" for phase in phases)
+        lines.append(
+            f"| {row['side']} | {_rounded(row['flops'])}flop | {shares} | {row['factors_mib']:.3g} MiB |"
+        )
+    return "\n".join(lines)
+
+
+def profile_table(profile: Mapping[str, Mapping[str, float]]) -> str:
+    """Return one row for each setting: microseconds per environment step.
+
+    :param profile: by setting and phase
+    """
+    phases = list(next(iter(profile.values())))
+    lines = [f"| µs per step | {' | '.join(phases)} | sum |", "| --- " * (len(phases) + 2) + "|"]
+    for label, row in profile.items():
+        cells = [f"{row[phase]:.1f}" for phase in phases]
+        lines.append(f"| {label} | {' | '.join(cells)} | {sum(row.values()):.0f} |")
+    return "\n".join(lines)
+
+
+def _rate(value: float, unit: str) -> str:
+    return f"{value:,.0f} {unit}/s" if unit == "steps" else f"{_rounded(value)}{unit}/s"
+
+
+def _rounded(value: float) -> str:
+    for power, prefix in ((12, "T"), (9, "G"), (6, "M")):
+        if value >= 10**power:
+            return f"{value / 10**power:.3g} {prefix}"
+    return f"{value:.3g} "
