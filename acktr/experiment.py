@@ -20,7 +20,6 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_no
 from acktr.algorithm import ACKTR
 from acktr.callbacks import EpisodeTable, Evaluation, Evaluations, Stop, play
 from acktr.envs import make_vec_env
-from acktr.envs.make import choose_backend
 from acktr.envs.video import Film, prepare_rendering
 from acktr.errors import CheckpointError, ConfigurationError, DivergenceError
 from acktr.figures import plot_learning_curve
@@ -75,8 +74,7 @@ def build_environment(
         configuration.env_id,
         configuration.n_envs if n_envs is None else n_envs,
         configuration.seed + (0 if training else _EVALUATION_SEED),
-        # An evaluation has few environments, and must not depend on worker processes.
-        backend=configuration.backend if training else "auto",
+        backend=configuration.backend if training else _evaluation_backend(configuration),
         env_kwargs={**configuration.env_kwargs, **env_kwargs},
         wrapper=wrapper,
         frame_stack=configuration.frame_stack,
@@ -97,6 +95,12 @@ def build_environment(
             ) from error
     # SB3 puts image channels first; training and evaluation must be wrapped in the same way.
     return ACKTR._wrap_env(env)
+
+
+def _evaluation_backend(configuration: Configuration) -> str:
+    # An evaluation has few environments and must not depend on worker processes, nor on the engine
+    # that training had; but where training was asked not to use a native one, it uses none.
+    return "gymnasium" if configuration.backend in ("gymnasium", "subproc") else "auto"
 
 
 def build_model(configuration: Configuration, env: VecEnv, seed: int | None = None) -> ACKTR:
@@ -168,7 +172,7 @@ class Experiment:
             self.configuration = configuration.model_copy(
                 update={
                     "policy": choose_policy(configuration, self.env.observation_space),
-                    "backend": choose_backend(configuration.backend),
+                    "backend": self.env.backend,  # type: ignore[attr-defined]
                 }
             )
             self.model = build_model(self.configuration, self.env)

@@ -7,12 +7,14 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
+from stable_baselines3.common.env_util import make_vec_env as make_sb3_vec_env
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from acktr.envs import lookup, make_vec_env
 from acktr.envs.finite import VecCheckFinite
 from acktr.envs.normalization import load_normalization, save_normalization
+from acktr.envs.serial import SerialVecEnv
 from acktr.envs.spaces import check_spaces
 from acktr.errors import CheckpointError, ConfigurationError, DivergenceError
 from tests.toy_envs import OBSERVATION, Broken, Toy, ToyDict
@@ -61,8 +63,18 @@ def test_module_prefix_wrapper_and_env_kwargs():
         ("CartPole-v1", {"n_envs": 0}, "n_envs is 0"),
         ("CartPole-v1", {"n_envs": -1}, "n_envs is -1"),
         ("CartPole-v1", {"frame_stack": 0}, "frame_stack is 0"),
-        ("CartPole-v1", {"backend": "envpool"}, "choose from auto, gymnasium, subproc"),
-        ("CartPole-v1", {"backend": "sync"}, "'sync' does not exist"),
+        (
+            "CartPole-v1",
+            {"backend": "sync"},
+            "'sync' does not exist: .* auto, gymnasium, subproc, envpool",
+        ),
+        ("CartPole-v1", {"backend": "ale"}, "'ale' does not have CartPole-v1: choose from .* envpool"),
+        (
+            "Toy-v0",
+            {"backend": "envpool"},
+            "does not have Toy-v0: choose from auto, gymnasium, subproc.$",
+        ),
+        ("FrozenLake-v1", {"backend": "sync"}, "choose from auto, gymnasium, subproc.$"),
         ("CartPole-v1", {"env_kwargs": {"gravitas": 1}}, "CartPole-v1 cannot be built"),
         ("Blackjack-v1", {}, "Tuple observation space"),
     ],
@@ -198,7 +210,7 @@ def test_damaged_normalization_is_refused(tmp_path, content):
 def test_atari_preprocessing(env_id):
     pytest.importorskip("ale_py")
     pytest.importorskip("cv2")
-    env = make_vec_env(env_id, 1, seed=0)
+    env = make_vec_env(env_id, 1, seed=0, backend="gymnasium")
     assert env.reset().shape == (1, 84, 84, 4)
     # The game delivers each frame: the preprocessing skips and max-pools them.
     assert env.get_attr("unwrapped")[0]._frameskip == 1
@@ -212,6 +224,57 @@ def test_atari_refuses_its_own_frame_skip_and_ram():
         make_vec_env("ALE/Breakout-v5", env_kwargs={"frameskip": 4})
     with pytest.raises(ConfigurationError, match="observes the RAM"):
         make_vec_env("ALE/Breakout-v5", env_kwargs={"obs_type": "ram"})
+
+
+class Reused(Toy):
+    """Writes each observation into the same memory, and tells of itself in its info."""
+
+    memory = np.zeros(3, np.float32)
+
+    def _observe(self):
+        self.memory[:] = super()._observe()
+        return self.memory
+
+    def step(self, action):
+        observation, reward, terminated, truncated, _ = super().step(action)
+        return observation, reward, terminated, truncated, {"time": self.time, "nested": {"a": 1}}
+
+
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1", "HalfCheetah-v5", Toy, ToyDict])
+def test_serial_environments_return_what_dummy_vec_env_does(env_id):
+    if env_id == "HalfCheetah-v5":
+        pytest.importorskip("mujoco")
+    lean, reference = (
+        make_sb3_vec_env(env_id, 3, seed=5, vec_env_cls=cls) for cls in (SerialVecEnv, DummyVecEnv)
+    )
+    np.testing.assert_equal(lean.reset(), reference.reset())
+    reference.action_space.seed(0)
+    kept = []
+    for _ in range(60):
+        actions = np.array([reference.action_space.sample() for _ in range(3)])
+        step, expected = lean.step(actions), reference.step(actions)
+        for info in (*step[3], *expected[3]):
+            info.get("episode", {}).pop("t", None)
+        kept.append((step, expected))
+    # At the end, as later steps must not have changed what earlier ones returned.
+    np.testing.assert_equal([step for step, _ in kept], [expected for _, expected in kept])
+    assert lean.get_attr("spec")[0] == reference.get_attr("spec")[0]
+    assert lean.env_method("get_wrapper_attr", "spec") == reference.env_method(
+        "get_wrapper_attr", "spec"
+    )
+
+
+def test_serial_environments_keep_the_last_observation_from_the_reset():
+    env = SerialVecEnv([Reused])
+    env.seed(0)
+    env.reset()
+    for _ in range(10):
+        observations, _, dones, infos = env.step(np.array([1]))
+    assert dones[0]
+    assert not np.array_equal(infos[0]["terminal_observation"], observations[0])
+    kept = infos[0]["terminal_observation"].copy()
+    env.step(np.array([1]))
+    np.testing.assert_array_equal(infos[0]["terminal_observation"], kept)
 
 
 def test_environments_in_processes_of_their_own():

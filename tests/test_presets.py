@@ -163,7 +163,7 @@ def test_bad_preset_file(tmp_path, content, message):
         ("policy_kwargs.net_arc=[8]", "'net_arc' in policy_kwargs: did you mean 'net_arch'"),
         ("policy_kwargs.activation_fn=Tahn", "'Tahn' for activation_fn: did you mean 'Tanh'"),
         ("policy_kwargs.activation_fn=os.system", "Unknown class 'os.system'"),
-        ("backend=ale", "'ale' is not in this version: choose from auto, gymnasium, subproc"),
+        ("backend=sync", "'sync' does not exist: choose from auto, gymnasium, subproc, envpool, ale"),
         ("n_steps={", "not valid YAML"),
     ],
 )

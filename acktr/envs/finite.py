@@ -35,8 +35,9 @@ class VecCheckFinite(VecEnvWrapper):
         if not np.isfinite(rewards).all():
             self._refuse("reward", rewards)
         self._check_observations(observations)
-        for index in np.flatnonzero(dones):
-            self._check_terminal(int(index), infos[index].get("terminal_observation"))
+        if dones.any():
+            for index in np.flatnonzero(dones):
+                self._check_terminal(int(index), infos[index].get("terminal_observation"))
         return observations, rewards, dones, infos
 
     def _check_observations(self, observations: Any) -> None:

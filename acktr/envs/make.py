@@ -10,17 +10,19 @@ from stable_baselines3.common.atari_wrappers import AtariWrapper
 from stable_baselines3.common.env_util import make_vec_env as make_sb3_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecFrameStack
 
+from acktr.envs.ale import AleVecEnv
+from acktr.envs.backends import NATIVE, choose_backend
+from acktr.envs.envpool import EnvPoolVecEnv
 from acktr.envs.finite import VecCheckFinite
 from acktr.envs.lookup import find_spec, is_atari
+from acktr.envs.serial import SerialVecEnv
 from acktr.envs.spaces import check_spaces
 from acktr.errors import ConfigurationError
 
-BACKENDS = ("auto", "gymnasium", "subproc")
-LATER_BACKENDS = ("envpool", "ale")
 ATARI_FRAME_STACK = 4
 
 _VEC_ENV: dict[str, type[DummyVecEnv] | type[SubprocVecEnv]] = {
-    "gymnasium": DummyVecEnv,
+    "gymnasium": SerialVecEnv,
     "subproc": SubprocVecEnv,
 }
 
@@ -46,24 +48,66 @@ def make_vec_env(
     :param n_envs: how many environments
     :param seed: environment i starts from ``seed + i``; ``None`` leaves them unseeded
     :param backend: "gymnasium" steps them one after another in this process, "subproc" each in a
-        process of its own; "auto" chooses
-    :param env_kwargs: arguments for ``gymnasium.make``
-    :param wrapper: wraps each environment below its ``Monitor``, thus changes what counts as score
+        process of its own, "envpool" (MuJoCo, classic control) and "ale" (Atari) in native threads;
+        "auto" takes the fastest that is right. The attribute ``backend`` of what is returned tells
+    :param env_kwargs: arguments for ``gymnasium.make``; "ale" takes some of them, "envpool" none
+    :param wrapper: wraps each environment below its ``Monitor``, thus changes what counts as score;
+        native engines take none
     :param frame_stack: how many observations to stack; by default 4 for Atari, else none
     :param monitor_dir: a directory for SB3's monitor files; by default none are written
     :return: the vector environment
     :raises ConfigurationError: for an unknown id, a package that is not installed, an unknown
-        backend, ``n_envs`` below 1, or spaces that ACKTR does not support
+        backend or one that cannot do what is asked, ``n_envs`` below 1, or spaces that ACKTR does
+        not support
     """
     if n_envs < 1:
         raise ConfigurationError(f"n_envs is {n_envs}: at least 1 environment is needed.")
     if frame_stack is not None and frame_stack < 1:
         raise ConfigurationError(f"frame_stack is {frame_stack}: it must be at least 1.")
-    chosen = choose_backend(backend)
     spec = find_spec(env_id)
     atari = is_atari(spec)
     env_kwargs = _atari_kwargs(spec, env_kwargs or {}) if atari else (env_kwargs or {})
+    chosen = choose_backend(backend, env_id, n_envs, env_kwargs=env_kwargs, wrapper=wrapper)
+    if chosen in NATIVE:
+        env = _make_native(chosen, spec, n_envs, seed, env_kwargs, monitor_dir)
+    else:
+        env = _make_single(chosen, spec, n_envs, seed, env_kwargs, monitor_dir, wrapper)
+    check_spaces(env_id, env.observation_space, env.action_space)
+    env = VecCheckFinite(env)
+    depth = frame_stack or (ATARI_FRAME_STACK if atari else 1)
+    return VecFrameStack(env, depth) if depth > 1 else env
 
+
+def _make_native(
+    chosen: str,
+    spec: EnvSpec,
+    n_envs: int,
+    seed: int | None,
+    env_kwargs: dict[str, Any],
+    monitor_dir: str | None,
+) -> VecEnv:
+    env: VecEnv
+    if chosen == "ale":
+        env = AleVecEnv(spec, n_envs, env_kwargs, monitor_dir)
+    else:
+        # Spaces are gymnasium's, so that models move between backends.
+        model = _build(spec, None, {})
+        env = EnvPoolVecEnv(model, n_envs, monitor_dir)
+        model.close()
+    env.seed(seed)
+    env.action_space.seed(seed)
+    return env
+
+
+def _make_single(
+    chosen: str,
+    spec: EnvSpec,
+    n_envs: int,
+    seed: int | None,
+    env_kwargs: dict[str, Any],
+    monitor_dir: str | None,
+    wrapper: Callable[[gym.Env], gym.Env] | None,
+) -> VecEnv:
     def build(**kwargs: Any) -> gym.Env:
         if chosen == "subproc":
             # Ctrl-C reaches the whole process group: the parent alone decides when to stop.
@@ -74,35 +118,18 @@ def make_vec_env(
         # What a child process raises reaches the parent as a bare EOFError: try it here first.
         probe = _build(spec, wrapper, env_kwargs)
         probe.close()
-        check_spaces(env_id, probe.observation_space, probe.action_space)
+        check_spaces(spec.id, probe.observation_space, probe.action_space)
     env: VecEnv = make_sb3_vec_env(
         build,
         n_envs=n_envs,
         seed=seed,
         monitor_dir=monitor_dir,
-        wrapper_class=AtariWrapper if atari else None,
+        wrapper_class=AtariWrapper if is_atari(spec) else None,
         env_kwargs=env_kwargs,
         vec_env_cls=_VEC_ENV[chosen],
     )
-    check_spaces(env_id, env.observation_space, env.action_space)
-    env = VecCheckFinite(env)
-    depth = frame_stack or (ATARI_FRAME_STACK if atari else 1)
-    return VecFrameStack(env, depth) if depth > 1 else env
-
-
-def choose_backend(backend: str) -> str:
-    """Turn "auto" into the backend that it stands for.
-
-    :param backend: one of the names that :func:`make_vec_env` takes
-    :return: "gymnasium" or "subproc"
-    :raises ConfigurationError: for a name that this version does not have
-    """
-    if backend not in BACKENDS:
-        problem = "is not in this version" if backend in LATER_BACKENDS else "does not exist"
-        raise ConfigurationError(
-            f"The backend {backend!r} {problem}: choose from {', '.join(BACKENDS)}."
-        )
-    return "gymnasium" if backend == "auto" else backend
+    env.backend = chosen  # type: ignore[attr-defined]
+    return env
 
 
 def _build(

@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 from acktr.algorithm import ACKTR
-from acktr.envs.make import choose_backend
+from acktr.envs.backends import check_backend
 from acktr.errors import ConfigurationError
 from acktr.presets.classes import check_policy, resolve_classes
 
@@ -108,7 +108,7 @@ def validate(settings: Mapping[str, Any]) -> Configuration:
     policy_kwargs = configuration.algorithm_arguments()["policy_kwargs"]
     check_policy(configuration.policy, policy_kwargs)
     resolve_classes(policy_kwargs)
-    choose_backend(configuration.backend)
+    check_backend(configuration.backend)
     return configuration
 
 

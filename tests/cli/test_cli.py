@@ -42,7 +42,7 @@ def run_directory(tmp_path_factory):
         (["train", TOY, "--n-envs", "0"], 2, "n_envs = 0"),
         (["train", TOY, "--seed", "-1"], 2, "seed = -1"),
         (["train", TOY, "--preset", "mujocco"], 2, "use mujoco"),
-        (["train", TOY, "--backend", "envpool"], 2, "choose from auto"),
+        (["train", TOY, "--backend", "envpool"], 2, "choose from auto, gymnasium, subproc."),
         (["train", TOY, "--set", "n_step=3"], 2, "did you mean 'n_steps'"),
         (["train", TOY, "--set", "n_steps=0"], 2, "n_steps"),
         (["train", TOY, "--set", "damping=-1"], 2, "damping"),
