@@ -14,11 +14,10 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.preprocessing import get_action_dim, get_obs_shape
 from stable_baselines3.common.utils import obs_as_tensor
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
+from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
-from acktr.errors import DivergenceError
-from acktr.stepping import take_turns
+from acktr.stepping import last_observations, steps_of
 
 Observations = Tensor | dict[str, Tensor]
 
@@ -185,59 +184,6 @@ class _Slots:
             self._array[step] = value.numpy().reshape(self._shape)
 
 
-def _arrays(obs: Any) -> list[np.ndarray]:
-    return [np.asarray(x) for x in (obs.values() if isinstance(obs, dict) else [obs])]
-
-
-def _finite(array: np.ndarray) -> bool:
-    # Integers, such as images, always are.
-    return array.dtype.kind != "f" or bool(np.isfinite(array).all())
-
-
-def check_finite(
-    model: OnPolicyAlgorithm,
-    env: VecEnv,
-    obs: object,
-    rewards: np.ndarray,
-    ends: dict[int, object],
-) -> None:
-    """Stop before a value that is not finite enters the rollout.
-
-    :param model: for its step counter
-    :param env: the environments
-    :param obs: what they returned, ``(n_envs, *obs)`` or a dict of such arrays
-    :param rewards: what they returned, ``(n_envs,)``
-    :param ends: last observations of the episodes that ended, by environment
-    :raises DivergenceError: names what is not finite, the step and the environment
-    """
-    for index, end in ends.items():
-        if not all(map(_finite, _arrays(end))):
-            raise _divergence("last observation", index, model)
-    arrays = _arrays(obs)
-    if all(map(_finite, (*arrays, rewards))):
-        return
-    normalize = unwrap_vec_normalize(env)
-    if isinstance(normalize, VecNormalize):  # one bad observation has spoiled the mean of all
-        arrays = _arrays(normalize.get_original_obs())
-        rewards = normalize.get_original_reward()
-    for what, parts in (("reward", [rewards]), ("observation", arrays)):
-        bad = [~np.isfinite(x).reshape(env.num_envs, -1).all(1) for x in parts]
-        culprits = np.flatnonzero(np.any(bad, axis=0))
-        if len(culprits):
-            raise _divergence(what, int(culprits[0]), model)
-    raise DivergenceError(
-        f"Normalisation gave a value that is not finite at step {model.num_timesteps}; no parameter "
-        "was changed: bound what the environment returns."
-    )
-
-
-def _divergence(what: str, index: int, model: OnPolicyAlgorithm) -> DivergenceError:
-    return DivergenceError(
-        f"A {what} that is not finite came from environment {index} at step {model.num_timesteps}; no "
-        "parameter was changed: look at what the environment returns there."
-    )
-
-
 def collect_rollout(
     model: OnPolicyAlgorithm,
     env: VecEnv,
@@ -266,22 +212,20 @@ def collect_rollout(
     truncated: list[tuple[int, int, object]] = []
     new_obs: Any = model._last_obs
     n_steps = 0
-    with closing(take_turns(model, env, n_rollout_steps)) as steps:
-        for step in steps:
-            obs_tensor, action_tensor, actions, clipped_actions, new_obs, rewards, dones, infos = step
-            ends = {
-                idx: infos[idx]["terminal_observation"]
-                for idx in dones.nonzero()[0].tolist()
-                if infos[idx].get("terminal_observation") is not None
-            }
-            check_finite(model, env, new_obs, rewards, ends)
+    with closing(steps_of(model, env, n_rollout_steps)) as steps:
+        for decision, result in steps:
+            obs_tensor, action_tensor, actions, clipped_actions = decision
+            new_obs, rewards, dones, infos = result
             model.num_timesteps += env.num_envs
             callback.update_locals(locals())
             if not callback.on_step():
+                # Who goes on learning after a stop begins where the environments are.
+                model._last_obs, model._last_episode_starts = new_obs, dones
                 return False
             model._update_info_buffer(infos, dones)
-            cut = [idx for idx in ends if infos[idx].get("TimeLimit.truncated")]
-            truncated += [(n_steps, idx, ends[idx]) for idx in cut]
+            for idx, end in last_observations(dones, infos).items():
+                if infos[idx].get("TimeLimit.truncated"):
+                    truncated.append((n_steps, idx, end))
             assert model._last_episode_starts is not None
             rollout_buffer.add(n_steps, obs_tensor, action_tensor, rewards, model._last_episode_starts)
             model._last_obs = new_obs
