@@ -18,8 +18,9 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 from torch.distributions import Normal
 
+from acktr.critic import update_critic
 from acktr.kfac import KFAC
-from acktr.kfac.exact import detached, mean_kl
+from acktr.kfac.exact import mean_kl
 from acktr.kl import adapt_scale, as_list, check_loss, measure_or_restore, rescale_step
 from acktr.metrics import record_update
 from acktr.options import as_schedule, check_arguments, check_joint_critic
@@ -30,6 +31,7 @@ from acktr.policies import (
     MultiInputPolicy,
     actor_and_critic_parameters,
 )
+from acktr.precision import available_precision, run_trunk_in_bfloat16
 from acktr.rollout import RolloutBatch, RolloutStorage, collect_rollout
 
 
@@ -56,6 +58,8 @@ class ACKTR(OnPolicyAlgorithm):
     :param cg_iterations: conjugate-gradient iterations that correct K-FAC's direction by the exact
         Fisher of the batch (:mod:`acktr.kfac.exact`); 0 for K-FAC's own direction
     :param sub_sampling_factor: the exact Fisher looks at one sample in so many
+    :param precision: ``"fp32"`` or ``"bf16"``: trunks under autocast and K-FAC's statistics in bfloat16,
+        where the hardware has it (see :mod:`acktr.precision`); heads, losses and inverses stay in fp32
     :param momentum: of the natural gradient
     :param weight_decay: decoupled
     :param critic_norm: ``"gauss-newton"`` (K-FAC) or ``"euclidean"`` (first order: Adam)
@@ -105,6 +109,7 @@ class ACKTR(OnPolicyAlgorithm):
         damping: float = 0.01,
         cg_iterations: int = 0,
         sub_sampling_factor: int = 1,
+        precision: str = "fp32",
         momentum: float = 0.0,
         weight_decay: float = 0.0,
         critic_norm: str = "gauss-newton",
@@ -158,6 +163,7 @@ class ACKTR(OnPolicyAlgorithm):
         self.damping = damping
         self.cg_iterations = cg_iterations
         self.sub_sampling_factor = sub_sampling_factor
+        self.precision = precision
         self.momentum = momentum
         self.weight_decay = weight_decay
         self.critic_norm = critic_norm
@@ -183,6 +189,9 @@ class ACKTR(OnPolicyAlgorithm):
 
     def _setup_model(self) -> None:
         super()._setup_model()
+        self.used_precision = available_precision(self.precision, self.device)
+        if self.used_precision == "bf16":
+            run_trunk_in_bfloat16(self.policy)
         actor, critic = actor_and_critic_parameters(self.policy)
         trunk = set(actor) & set(critic)
         self.shared = bool(trunk)
@@ -222,7 +231,9 @@ class ACKTR(OnPolicyAlgorithm):
         self.policy.__dict__["critic_optimizer"] = optimizer
 
     def _kfac(self, params: list[nn.Parameter], **group: Any) -> KFAC:
-        own = {"weight_decay": self.weight_decay, "cg_iterations": self.cg_iterations}
+        own: dict[str, Any] = {"weight_decay": self.weight_decay, "cg_iterations": self.cg_iterations}
+        if self.used_precision == "bf16":
+            own["statistics_dtype"] = torch.bfloat16
         kwargs = {**own, "target_kl": None, **self.kfac_kwargs}
         return KFAC(self.policy, param_groups=[{"params": params, **group}], **kwargs)
 
@@ -316,45 +327,8 @@ class ACKTR(OnPolicyAlgorithm):
         return Model(distributions, log_prob, entropy, values)
 
     def _update_critic(self, batch: RolloutBatch) -> Tensor:
-        """All updates of a critic that learns by itself; returns its last loss.
-
-        On a shared trunk the policy is held where it is: its KL is part of the loss (as in phasic
-        policy gradient, Cobbe et al. 2021).
-        """
-        with torch.no_grad():
-            policy = self._model(batch).distributions[:-1] if self.shared else []
-        for chosen, part in batch.minibatches(self.critic_batch_size, self.n_critic_updates):
-            loss = self._step_critic(part, [detached(d, chosen) for d in policy])
-        return loss
-
-    def _step_critic(self, batch: RolloutBatch, policy: list[Any]) -> Tensor:
-        optimizer = self.critic_optimizer
-        assert optimizer is not None
-        if not isinstance(optimizer, KFAC):
-            held: Tensor | float = 0.0
-            if self.shared:
-                model = self._model(batch)
-                assert model.values is not None
-                values, held = model.values, mean_kl(policy, model.distributions[:-1])
-            else:
-                values = self._values(batch)
-            loss = self._value_loss(values, batch)
-            check_loss(loss, self.num_timesteps)
-            self._step(loss + held, optimizer)
-            return loss
-        with optimizer.capture():
-            values = self._values(batch)
-        loss = self._value_loss(values, batch)
-        check_loss(loss, self.num_timesteps)
-        optimizer.update_curvature(Normal(values, self._sigma()))
-        if self._sub_samples:
-            part = self._values(batch.sample(self.sub_sampling_factor))
-            optimizer.use_exact_fisher(Normal(part, self._sigma()))
-        if self.critic_trust_region is not None:
-            bound = self.critic_trust_region * loss.item()
-            optimizer.param_groups[0]["target_kl"] = max(bound, 1e-12)
-        self._step(loss, optimizer)
-        return loss
+        """All updates of a critic that learns by itself; returns its last loss."""
+        return update_critic(self, batch)
 
     def _values(self, batch: RolloutBatch) -> Tensor:
         """Values of the batch's observations, ``(B,)``."""

@@ -10,6 +10,7 @@ from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
 
 from acktr.errors import ConfigurationError
+from acktr.precision import PRECISIONS
 
 CRITIC_NORMS = ("gauss-newton", "euclidean")
 
@@ -50,6 +51,7 @@ _AT_LEAST: dict[str, tuple[Callable[[Any], bool], str]] = {
     "vf_coef": (lambda x: x >= 0, "must be 0 or more"),
     "critic_learning_rate": (lambda x: x is None or x > 0, "must be positive, or None"),
     "critic_trust_region": (lambda x: x is None or x > 0, "must be positive, or None"),
+    "precision": (lambda x: x in PRECISIONS, f"must be one of {', '.join(PRECISIONS)}"),
     "ent_coef": (lambda x: x >= 0, "must be 0 or more"),
     "critic_norm": (lambda x: x in CRITIC_NORMS, f"must be one of {', '.join(CRITIC_NORMS)}"),
     "critic_std": (

@@ -61,3 +61,29 @@ def test_lower_precision_stays_close(dtype, autocast):
         for f, g in zip(expected[name], got[name], strict=True):
             error = (g.double() - f).norm() / f.norm()
             assert error < (0.03 if autocast else 1e-5), name
+
+
+@pytest.mark.parametrize("weight_sharing", ["expand", "reduce"])
+def test_statistics_in_bfloat16_are_near_the_exact_ones(weight_sharing):
+    torch.set_default_dtype(torch.float32)
+    net = nn.Sequential(nn.Conv2d(2, 5, 3), nn.Tanh(), nn.Flatten(), nn.Linear(5 * 16, 4))
+    x = torch.randn(64, 2, 6, 6)
+    exact, rounded = (
+        KFAC(net, weight_sharing=weight_sharing, statistics_dtype=dtype) for dtype in (None, "bfloat16")
+    )
+    for kfac in (exact, rounded):
+        torch.manual_seed(1)
+        with kfac.capture():
+            out = net(x)
+        kfac.update_curvature(Categorical(logits=out))
+    for name, factors in exact.factors().items():
+        for one, other in zip(factors, rounded.factors()[name], strict=True):
+            assert other.dtype == torch.float32
+            assert not torch.equal(one, other)
+            assert (one - other).norm() < 0.01 * one.norm()  # eight bits: 2^-8 = 0.004
+
+
+def test_a_dtype_that_cannot_hold_statistics_is_refused():
+    for dtype in ("int8", "half-ish", torch.int32):
+        with pytest.raises(ValueError, match="statistics_dtype must be a floating-point dtype"):
+            KFAC(nn.Linear(2, 2), statistics_dtype=dtype)

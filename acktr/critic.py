@@ -1,0 +1,82 @@
+"""The updates of a critic that learns by itself, whether from K-FAC or from Adam."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Normal
+
+from acktr.kfac import KFAC
+from acktr.kfac.exact import detached, mean_kl
+from acktr.kl import check_loss
+from acktr.rollout import RolloutBatch
+
+if TYPE_CHECKING:
+    from acktr.algorithm import ACKTR
+
+
+def update_critic(model: ACKTR, batch: RolloutBatch) -> Tensor:
+    """Make all updates of one rollout, on the whole batch or on minibatches of it.
+
+    On a shared trunk the policy is held where it is: its KL is part of the loss (as in phasic policy
+    gradient, Cobbe et al. 2021).
+
+    :param model: its ``critic_optimizer`` steps the critic's parameters
+    :param batch: the rollout
+    :return: the loss before the last update, 0-dim tensor
+    :raises DivergenceError: the loss is not finite; its step is not taken
+    """
+    with torch.no_grad():
+        policy = model._model(batch).distributions[:-1] if model.shared else []
+    curvature_known = False
+    for chosen, part in batch.minibatches(model.critic_batch_size, model.n_critic_updates):
+        if isinstance(model.critic_optimizer, KFAC):
+            loss = _step_natural(model, model.critic_optimizer, part, not curvature_known)
+            # The batch that is seen again has the curvature that it had.
+            curvature_known = model.critic_batch_size is None
+        else:
+            loss = _step_euclidean(model, part, [detached(d, chosen) for d in policy])
+    return loss
+
+
+def _step_natural(model: ACKTR, optimizer: KFAC, batch: RolloutBatch, take_curvature: bool) -> Tensor:
+    if take_curvature:
+        with optimizer.capture():
+            values = model._values(batch)
+        optimizer.update_curvature(_distribution(model, values))
+    else:
+        values = model._values(batch)
+        optimizer.use_exact_fisher(_distribution(model, values))
+    loss = model._value_loss(values, batch)
+    check_loss(loss, model.num_timesteps)
+    if model._sub_samples:
+        part = model._values(batch.sample(model.sub_sampling_factor))
+        optimizer.use_exact_fisher(_distribution(model, part))
+    if model.critic_trust_region is not None:
+        bound = model.critic_trust_region * loss.item()
+        optimizer.param_groups[0]["target_kl"] = max(bound, 1e-12)
+    model._step(loss, optimizer)
+    return loss
+
+
+def _distribution(model: ACKTR, values: Tensor) -> Normal:
+    # A check would look at all values from the host; the loss is looked at anyway.
+    return Normal(values, values.new_full((), model._sigma()), validate_args=False)
+
+
+def _step_euclidean(model: ACKTR, batch: RolloutBatch, policy: list[Any]) -> Tensor:
+    optimizer = model.critic_optimizer
+    assert optimizer is not None
+    held: Tensor | float = 0.0
+    if model.shared:
+        joint = model._model(batch)
+        assert joint.values is not None
+        values, held = joint.values, mean_kl(policy, joint.distributions[:-1])
+    else:
+        values = model._values(batch)
+    loss = model._value_loss(values, batch)
+    check_loss(loss, model.num_timesteps)
+    model._step(loss + held, optimizer)
+    return loss
