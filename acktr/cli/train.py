@@ -38,7 +38,7 @@ def train(
     :param preset: classic, mujoco, atari, a section of one, or a YAML file (default: by the id)
     :param set: change settings of the preset, as in n_steps=32 policy_kwargs.log_std_init=-1
     :param out: the run directory, which must not hold a run (default: the first free runs/ENV-i)
-    :param backend: gymnasium or subproc (default: auto)
+    :param backend: gymnasium, subproc, envpool or ale (default: auto)
     :param device: cpu, cuda, ... (default: auto)
     :param progress: show how training goes
     """
@@ -73,7 +73,8 @@ def train(
         run = Run.create(env, out)
         title = (
             f"Training ACKTR on {env} (preset {configuration.preset}, seed {configuration.seed}, "
-            f"{configuration.n_timesteps:,} steps) in {run.path}"
+            f"{configuration.n_timesteps:,} steps, backend {experiment.configuration.backend}) "
+            f"in {run.path}"
         )
         with ProgressCallback(title, enabled=progress) as bar, _StopOnCtrlC(run) as stop:
             result = experiment.train(run, callbacks=[bar], should_stop=lambda: stop.requested)
