@@ -259,6 +259,31 @@ def test_ale_keeps_the_settings_of_the_id_and_takes_some_of_its_own(atari):
     assert not np.array_equal(info["terminal_observation"], steps[12][0][0])
 
 
+def test_a_game_that_is_over_before_the_learner_is_back_counts(atari):
+    def play(**settings):
+        env = AleVecEnv(gym.spec(BREAKOUT), 1, settings, noop_max=0)
+        env.seed(0)
+        env.reset()
+        for step, actions in enumerate(sample(env, 100)):
+            observations, _, dones, infos = env.step(actions)
+            if dones[0]:
+                return step, infos[0], env._lives[0], observations
+
+    step, info, lives, _ = play()
+    assert "episode" not in info
+    assert lives == 4
+    # Two steps open the game, and the limit falls into the one that leads out of the lost life.
+    limit = 4 * (2 + step + 1 + 1)
+    same_step, over, lives, observations = play(max_num_frames_per_episode=limit)
+    assert same_step == step
+    assert over["episode"]["l"] == limit
+    # For the learner it was the life that ended; then it is in a new game.
+    assert not over["TimeLimit.truncated"]
+    np.testing.assert_array_equal(over["terminal_observation"], info["terminal_observation"])
+    assert lives == 5
+    assert not np.array_equal(observations[0], over["terminal_observation"])
+
+
 def test_auto_takes_the_fastest_that_can_do_what_is_asked(envpool, atari, monkeypatch):
     assert choose_backend("auto", "HalfCheetah-v5", 8) == "envpool"
     assert choose_backend("auto", "HalfCheetah-v5", 4) == "gymnasium"
