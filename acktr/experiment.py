@@ -78,6 +78,7 @@ def build_environment(
         env_kwargs={**configuration.env_kwargs, **env_kwargs},
         wrapper=wrapper,
         frame_stack=configuration.frame_stack,
+        overlap=configuration.overlap and training,
     )
     settings = configuration.normalize
     if settings.norm_obs or settings.norm_reward:

@@ -4,9 +4,8 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from gymnasium.wrappers import TimeLimit
 from stable_baselines3 import A2C
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import (
@@ -19,9 +18,12 @@ from stable_baselines3.common.vec_env import (
 )
 
 from acktr import ACKTR
+from acktr.envs import make_vec_env
 from acktr.envs.finite import VecCheckFinite
 from acktr.envs.halves import HalvedVecEnv, build_halves
 from acktr.errors import ConfigurationError, DivergenceError
+from acktr.experiment import build_environment, build_model
+from acktr.presets import resolve
 from tests.small_envs import IMAGE, MIXED, VECTOR, Small, small_env
 
 LAST_CHANNEL = gym.spaces.Box(0, 255, (36, 36, 1), np.uint8)
@@ -316,59 +318,36 @@ def test_a_wrapper_that_cannot_be_divided_is_refused():
     A2C("MlpPolicy", env).learn(40)  # who does not overlap takes it as it is
 
 
-def test_halves_need_two_environments_of_the_same_kind():
-    with pytest.raises(ConfigurationError, match="n_envs=1: it takes at least 2"):
-        build_halves(smalls(), 1)
-    with pytest.raises(ConfigurationError, match="differ in their action_space"):
-        HalvedVecEnv(small_env("Box"), small_env("Discrete"))
+@pytest.mark.parametrize(
+    ("env_id", "backend", "package"),
+    [("Pendulum-v1", "envpool", "envpool"), ("ALE/Breakout-v5", "ale", "ale_py")],
+)
+def test_native_engines_step_in_halves(env_id, backend, package, tmp_path):
+    pytest.importorskip(package)
+    policy = "CnnPolicy" if backend == "ale" else "MlpPolicy"
+    rollouts = []
+    for overlap in (False, True):
+        env = make_vec_env(env_id, 3, seed=5, backend=backend, overlap=overlap)
+        assert env.backend == backend
+        model, callback = start(env, policy, n_steps=12)
+        torch.manual_seed(0)
+        collect(model, callback)
+        rollouts.append(model.rollout_buffer)
+        env.close()
+    for part in ("actions", "rewards"):
+        mine, other = (getattr(storage, part) for storage in rollouts)
+        np.testing.assert_allclose(mine, other, rtol=1e-3, atol=1e-3)
+    with pytest.raises(ConfigurationError, match="leave out monitor_dir or overlap"):
+        make_vec_env(env_id, 4, backend=backend, overlap=True, monitor_dir=str(tmp_path))
 
 
-def test_halves_behave_as_one_vector_environment():
-    whole, halved = pair(lambda _, count: cartpoles(count), 5)
-    assert [half.num_envs for half in halved.halves] == [2, 3]
-    assert halved.seed(7) == whole.seed(7) == [7, 8, 9, 10, 11]
-    np.testing.assert_array_equal(halved.reset(), whole.reset())
-    for _ in range(40):
-        actions = np.array([0, 1, 0, 1, 1])
-        for mine, other in zip(halved.step(actions)[:3], whole.step(actions)[:3], strict=True):
-            np.testing.assert_array_equal(mine, other)
-    assert halved.reset_infos == whole.reset_infos == [{}] * 5
-    assert len(halved.seed()) == 5
-    halved.set_options({"low": 0.01, "high": 0.01})
-    np.testing.assert_allclose(halved.reset(), 0.01)
-    halved.set_options([{"low": x, "high": x} for x in (0.01, 0.02, 0.03, 0.04, 0.05)])
-    np.testing.assert_allclose(halved.reset()[:, 0], [0.01, 0.02, 0.03, 0.04, 0.05])
-    halved.close()
-
-
-def test_questions_reach_the_right_half():
-    env = build_halves(smalls(), 5)
-    lengths = [5, 6, 7, 8, 9]
-    assert env.get_attr("length") == lengths
-    assert env.get_attr("length", [4, 0, -2, 0]) == [9, 5, 8, 5]
-    assert env.get_attr("length", 3) == [8]
-    env.set_attr("length", 20, indices=[1, 4])
-    assert env.get_attr("length") == [5, 20, 7, 8, 20]
-    assert env.env_method("get_wrapper_attr", "length", indices=[2, 1]) == [7, 20]
-    assert env.has_attr("length")
-    assert not env.has_attr("width")
-    assert env.env_is_wrapped(Monitor) == [False] * 5
-    assert env.env_is_wrapped(TimeLimit, 4) == [False]
-    with pytest.raises(IndexError):
-        env.get_attr("length", 5)
-    env.reset()
-    env.step_async(np.zeros((5, 2), np.float32))
-    assert env.get_attr("time", [0]) == [1]  # the answer waits for the step
-    assert len(env.step_wait()[1]) == 5
-
-
-def test_pictures_of_both_halves():
-    env = build_halves(
-        lambda _, count: DummyVecEnv([lambda: gym.make("CartPole-v1", render_mode="rgb_array")] * count),
-        2,
-    )
-    env.reset()
-    assert env.render_mode == "rgb_array"
-    assert len(env.get_images()) == 2
-    assert env.render().shape[0] == 2 * env.get_images()[0].shape[0]
-    env.close()
+def test_a_configuration_can_ask_for_it():
+    overrides = ["overlap=true", "backend=gymnasium", "n_envs=3", "normalize=true"]
+    configuration, _ = resolve("CartPole-v1", overrides=overrides)
+    env = build_environment(configuration)
+    assert isinstance(env.unwrapped, HalvedVecEnv)
+    evaluation = build_environment(configuration, training=False)
+    assert not isinstance(evaluation.unwrapped, HalvedVecEnv)
+    model = build_model(configuration, env)
+    model.learn(300, EvalCallback(evaluation, eval_freq=20, n_eval_episodes=1, verbose=0))
+    assert model.num_timesteps >= 300

@@ -14,6 +14,7 @@ from acktr.envs.ale import AleVecEnv
 from acktr.envs.backends import NATIVE, choose_backend
 from acktr.envs.envpool import EnvPoolVecEnv
 from acktr.envs.finite import VecCheckFinite
+from acktr.envs.halves import build_halves
 from acktr.envs.lookup import find_spec, is_atari
 from acktr.envs.serial import SerialVecEnv
 from acktr.envs.spaces import check_spaces
@@ -37,6 +38,7 @@ def make_vec_env(
     wrapper: Callable[[gym.Env], gym.Env] | None = None,
     frame_stack: int | None = None,
     monitor_dir: str | None = None,
+    overlap: bool = False,
 ) -> VecEnv:
     """Build ``n_envs`` environments that step together, as Stable-Baselines3 expects them.
 
@@ -55,10 +57,12 @@ def make_vec_env(
         native engines take none
     :param frame_stack: how many observations to stack; by default 4 for Atari, else none
     :param monitor_dir: a directory for SB3's monitor files; by default none are written
+    :param overlap: in two halves, of which ACKTR steps one while it decides for the other (see
+        :mod:`acktr.stepping`); gains nothing with "gymnasium", where nothing steps by itself
     :return: the vector environment
     :raises ConfigurationError: for an unknown id, a package that is not installed, an unknown
-        backend or one that cannot do what is asked, ``n_envs`` below 1, or spaces that ACKTR does
-        not support
+        backend or one that cannot do what is asked, ``n_envs`` below 1, or 2 with overlap, or spaces
+        that ACKTR does not support
     """
     if n_envs < 1:
         raise ConfigurationError(f"n_envs is {n_envs}: at least 1 environment is needed.")
@@ -68,10 +72,23 @@ def make_vec_env(
     atari = is_atari(spec)
     env_kwargs = _atari_kwargs(spec, env_kwargs or {}) if atari else (env_kwargs or {})
     chosen = choose_backend(backend, env_id, n_envs, env_kwargs=env_kwargs, wrapper=wrapper)
-    if chosen in NATIVE:
-        env = _make_native(chosen, spec, n_envs, seed, env_kwargs, monitor_dir)
+
+    def build(first: int, count: int) -> VecEnv:
+        if chosen in NATIVE:
+            return _make_native(chosen, spec, count, seed, env_kwargs, monitor_dir)
+        return _make_single(chosen, spec, count, seed, env_kwargs, monitor_dir, wrapper, first)
+
+    if overlap:
+        if chosen in NATIVE and monitor_dir is not None:
+            raise ConfigurationError(
+                f"The backend {chosen!r} with overlap writes no monitor files: leave out monitor_dir or "
+                "overlap."
+            )
+        env: VecEnv = build_halves(build, n_envs)
+        env.seed(seed)  # as one: the halves were built from the same seed
+        env.backend = chosen  # type: ignore[attr-defined]
     else:
-        env = _make_single(chosen, spec, n_envs, seed, env_kwargs, monitor_dir, wrapper)
+        env = build(0, n_envs)
     check_spaces(env_id, env.observation_space, env.action_space)
     env = VecCheckFinite(env)
     depth = frame_stack or (ATARI_FRAME_STACK if atari else 1)
@@ -107,6 +124,7 @@ def _make_single(
     env_kwargs: dict[str, Any],
     monitor_dir: str | None,
     wrapper: Callable[[gym.Env], gym.Env] | None,
+    first: int = 0,
 ) -> VecEnv:
     def build(**kwargs: Any) -> gym.Env:
         if chosen == "subproc":
@@ -123,6 +141,7 @@ def _make_single(
         build,
         n_envs=n_envs,
         seed=seed,
+        start_index=first,
         monitor_dir=monitor_dir,
         wrapper_class=AtariWrapper if is_atari(spec) else None,
         env_kwargs=env_kwargs,

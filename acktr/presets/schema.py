@@ -61,6 +61,8 @@ class Configuration(_Strict):
     """A name ACKTR knows, or "auto": chosen by the observation space."""
     normalize: Normalize = Normalize(norm_obs=False, norm_reward=False)
     frame_stack: PositiveInt | None = None
+    overlap: bool = False
+    """Training environments in two halves, one of which steps while the policy decides for the other."""
     env_kwargs: dict[str, Any] = Field(default_factory=dict)
     eval_interval: NonNegativeInt | None = None
     """Steps between evaluations during training; by default 20 of them, 0 for none."""
