@@ -13,7 +13,7 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import date
 from importlib import metadata
@@ -40,9 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         chosen = choose(options.only, options.quick, options.seconds, options.repetitions)
         out = _output_directory(options)
-        results, rows = measure(chosen, options.quick)
-        if out is not None:
-            write(out, results, rows, sys.argv[1:] if arguments is None else arguments)
+        for results, rows in measure(chosen, options.quick):
+            # After each group: what was measured before a failure is not lost.
+            if out is not None:
+                write(out, results, rows, _command(options))
     except (ConfigurationError, SpeedError) as error:
         print(error, file=sys.stderr)
         return 2 if isinstance(error, ConfigurationError) else 1
@@ -84,8 +85,10 @@ def choose(
     ]
 
 
-def measure(chosen: Sequence[Group], together: bool) -> tuple[dict[str, Any], list[tuple[Any, ...]]]:
-    """Measure groups one after another.
+def measure(
+    chosen: Sequence[Group], together: bool
+) -> Iterator[tuple[dict[str, Any], list[tuple[Any, ...]]]]:
+    """Measure groups one after another; what is known is yielded after each.
 
     :param chosen: the groups
     :param together: let the sides of a group start at once; only where figures do not matter
@@ -109,7 +112,7 @@ def measure(chosen: Sequence[Group], together: bool) -> tuple[dict[str, Any], li
                 if phases:
                     results["profile"][label] = {k: 1e6 * s / work for k, s in phases.items()}
         _say(f"{group.name} done after {time.perf_counter() - begin:.0f} s")
-    return results, rows
+        yield results, rows
 
 
 def _measure_group(
@@ -138,30 +141,28 @@ def _measure_group(
     return facts, measured
 
 
-def write(
-    out: Path, results: dict[str, Any], rows: Sequence[Sequence[Any]], arguments: Sequence[str]
-) -> None:
+def write(out: Path, results: dict[str, Any], rows: Sequence[Sequence[Any]], command: str) -> None:
     """Write ``speed.csv``, ``ratios.json``, ``manifest.json`` and, with a profile, ``profile.png``.
 
     :param out: the directory
     :param results: of :func:`measure`
     :param rows: of :func:`measure`
-    :param arguments: of the command line
+    :param command: that gave them
     """
     with (out / "speed.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
         writer.writerows(rows)
     _write_json(out / "ratios.json", results)
-    _write_json(out / "manifest.json", manifest(arguments))
+    _write_json(out / "manifest.json", manifest(command))
     if results["profile"]:
         draw(results["profile"], out / "profile.png")
 
 
-def manifest(arguments: Sequence[str]) -> dict[str, Any]:
+def manifest(command: str) -> dict[str, Any]:
     """Return command, date, machine and versions.
 
-    :param arguments: of the command line
+    :param command: that gave the results
     """
     installed = versions()
     machine = {name: installed.pop(name) for name in ("platform", "processors")}
@@ -172,10 +173,7 @@ def manifest(arguments: Sequence[str]) -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             continue
     return {
-        "speed.csv": {
-            "command": shlex.join(["python", "-m", "benchmarks.speed", *arguments]),
-            "seeds": "0",
-        },
+        "speed.csv": {"command": command, "seeds": "0"},
         "date": date.today().isoformat(),
         "machine": {
             "cpu": _cpu_model(),
@@ -185,6 +183,16 @@ def manifest(arguments: Sequence[str]) -> dict[str, Any]:
         },
         "versions": installed,
     }
+
+
+def _command(options: argparse.Namespace) -> str:
+    """The command that measures the same again, without where results go and how they are shown."""
+    words = ["python", "-m", "benchmarks.speed", *(["--quick"] if options.quick else [])]
+    words += ["--only", *options.only] if options.only else []
+    for name in ("repetitions", "seconds"):
+        value = getattr(options, name)
+        words += [] if value is None else [f"--{name}", f"{value:g}"]
+    return shlex.join(words)
 
 
 def _cpu_model() -> str:

@@ -135,7 +135,7 @@ def groups(quick: bool = False) -> list[Group]:
 
     :param quick: in miniature, to see whether it works: the figures mean nothing
     """
-    mlp, cnn, brief = ((0.02, 2), (0.02, 2), (0.01, 2)) if quick else ((2.5, 5), (8.0, 3), (1.0, 5))
+    mlp, cnn, brief = ((0.02, 2), (0.02, 2), (0.01, 2)) if quick else ((2.0, 5), (6.0, 3), (1.0, 5))
     n_envs = 2 if quick else 8
     small = ("n_envs=2", "n_steps=4") if quick else ()
     smallest = (*small, "n_critic_updates=2", "critic_batch_size=4") if quick else ()
@@ -245,7 +245,38 @@ def groups(quick: bool = False) -> list[Group]:
             *mlp,
         ),
         _widths((8, 16) if quick else WIDTHS, brief, 64 if quick else 2048),
-        _options(cheetah, atari, plain, cnn),
+        Group(
+            "options",
+            {
+                "HalfCheetah, overlap": cheetah("overlap=true"),
+                "HalfCheetah, no overlap": cheetah("overlap=false"),
+            },
+            (
+                Line(
+                    f"{CHEETAH}, overlap on / off", "HalfCheetah, overlap",
+                    ("HalfCheetah, no overlap",), needs=("overlap",),
+                ),
+            ),
+            *mlp,
+        ),
+        Group(
+            "options",
+            {
+                "ACKTR, plain": plain(),
+                "ACKTR, overlap": plain("overlap=true"),
+                "ACKTR, bf16": plain("precision=bf16"),
+                "ACKTR, background": plain(BACKGROUND),
+            },
+            tuple(
+                Line(f"Breakout, plain K-FAC, {what}", top, ("ACKTR, plain",), needs=(needed,))
+                for what, top, needed in (
+                    ("overlap on / off", "ACKTR, overlap", "overlap"),
+                    ("bf16 / fp32", "ACKTR, bf16", "precision"),
+                    ("inverses in the background / in turn", "ACKTR, background", BACKGROUND),
+                )
+            ),
+            *cnn,
+        ),
         Group(
             "profile",
             {
@@ -290,39 +321,3 @@ def _widths(widths: Sequence[int], pace: tuple[float, int], largest: int) -> Gro
         lines.append(Line(f"{width} units{said}", update, (peak,), 0.5))
         lines.append(Line(f"{width} units{said}, to a product of that width", update, (own,)))
     return Group("width", table, tuple(lines), *pace)
-
-
-def _options(cheetah: Any, atari: Any, plain: Any, pace: tuple[float, int]) -> Group:
-    """Each option on against off."""
-    return Group(
-        "options",
-        {
-            "HalfCheetah, overlap": cheetah("overlap=true"),
-            "HalfCheetah, no overlap": cheetah("overlap=false"),
-            "Breakout, overlap": plain("overlap=true"),
-            "Breakout, no overlap": plain("overlap=false"),
-            "Breakout, bf16": atari("precision=bf16"),
-            "Breakout, fp32": atari("precision=fp32"),
-            "Breakout, background": plain(BACKGROUND),
-            "Breakout, no background": plain(),
-        },
-        (
-            Line(
-                f"{CHEETAH}, overlap on / off", "HalfCheetah, overlap", ("HalfCheetah, no overlap",),
-                needs=("overlap",),
-            ),
-            Line(
-                "Breakout, plain K-FAC, overlap on / off", "Breakout, overlap",
-                ("Breakout, no overlap",), needs=("overlap",),
-            ),
-            Line(
-                "Breakout, Atari preset, bf16 / fp32", "Breakout, bf16", ("Breakout, fp32",),
-                needs=("precision",),
-            ),
-            Line(
-                "Breakout, plain K-FAC, inverses in the background / in turn", "Breakout, background",
-                ("Breakout, no background",), needs=("kfac_kwargs.inverse_refresh",),
-            ),
-        ),
-        *pace,
-    )  # fmt: skip
