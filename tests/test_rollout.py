@@ -205,6 +205,29 @@ def test_n_steps_counts_as_in_stable_baselines():
         assert count.seen == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize("observation", [VECTOR, MIXED], ids=["vector", "dict"])
+def test_other_memory_than_a_cpus_is_written_by_torch(observation):
+    storages = []
+    for direct in (True, False):
+        env = small_env("Box", observation, ends="both")
+        policy = "MlpPolicy" if observation is VECTOR else "MultiInputPolicy"
+        model = ACKTR(policy, env, n_steps=6, seed=0, device="cpu")
+        storage = model.rollout_buffer
+        if not direct:
+            for slots in (*storage._slots.values(), storage._action_slots):
+                slots._array = None
+        _, callback = model._setup_learn(12)
+        model.collect_rollouts(env, callback, storage, 6)
+        storages.append(storage.batch())
+    mine, other = storages
+    assert torch.equal(mine.actions, other.actions)
+    assert torch.equal(mine.returns, other.returns)
+    pairs = [(mine.observations, other.observations)]
+    if observation is MIXED:
+        pairs = [(x, other.observations[key]) for key, x in mine.observations.items()]
+    assert all(torch.equal(*pair) for pair in pairs)
+
+
 def test_only_a_cut_by_time_is_bootstrapped():
     rewards = {}
     for ends in ("truncated", "terminated"):
