@@ -27,6 +27,7 @@ from torch.nn import functional as F
 from torch.nn.modules import module as torch_module
 
 from acktr.errors import DivergenceError
+from acktr.policies import CnnPolicy
 
 # The methods of SB3's policy that lead from an observation to an action.
 _METHODS = ("forward", "get_distribution", "_get_action_dist_from_latent", "extract_features")
@@ -172,10 +173,10 @@ _SAMPLERS: dict[type, Callable[[ActorCriticPolicy], _Sampler]] = {
 
 
 def _is_known(policy: ActorCriticPolicy) -> bool:
-    """Whether the policy goes from observations to actions by SB3's own methods."""
+    """Whether the policy goes from observations to actions by SB3's own methods, or by ours."""
+    ours = CnnPolicy if isinstance(policy, CnnPolicy) else ActorCriticPolicy
     theirs = all(
-        getattr(type(policy), name, None) is getattr(ActorCriticPolicy, name)
-        and name not in vars(policy)
+        getattr(type(policy), name, None) is getattr(ours, name) and name not in vars(policy)
         for name in _METHODS
     )
     return theirs and type(policy.action_dist) in _SAMPLERS and type(policy.action_net) is nn.Linear
@@ -183,7 +184,8 @@ def _is_known(policy: ActorCriticPolicy) -> bool:
 
 def _forward(policy: ActorCriticPolicy, obs: Any) -> Tensor:
     """Call the modules that ``policy.get_distribution`` calls; ``(B, width)``."""
-    features = BasePolicy.extract_features(policy, obs, policy.pi_features_extractor)
+    extract = CnnPolicy.features if isinstance(policy, CnnPolicy) else BasePolicy.extract_features
+    features = extract(policy, obs, policy.pi_features_extractor)  # type: ignore[arg-type]
     return policy.action_net(policy.mlp_extractor.forward_actor(features))
 
 

@@ -6,6 +6,7 @@ batch for the actor, inside a KL trust region, and one or more for the critic.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, cast
 
 import torch
@@ -57,7 +58,8 @@ class ACKTR(OnPolicyAlgorithm):
     :param damping: lambda of the actor's Fisher, or of the joint one
     :param cg_iterations: conjugate-gradient iterations that correct K-FAC's direction by the exact
         Fisher of the batch (:mod:`acktr.kfac.exact`); 0 for K-FAC's own direction
-    :param sub_sampling_factor: the exact Fisher looks at one sample in so many
+    :param sub_sampling_factor: curvature (K-FAC's statistics and the exact Fisher) and the measured KL
+        are taken of one sample in so many, drawn anew for each update; the gradient is of all samples
     :param precision: ``"fp32"`` or ``"bf16"``: trunks under autocast and K-FAC's statistics in bfloat16,
         where the hardware has it (see :mod:`acktr.precision`); heads, losses and inverses stay in fp32
     :param momentum: of the natural gradient
@@ -269,11 +271,11 @@ class ACKTR(OnPolicyAlgorithm):
         # The tiny floor: a linear schedule ends at a radius of 0, which is no trust region.
         group["target_kl"] = max(target_kl * self.kl_scale, 1e-12)
         before = [p.detach().clone() for p in group["params"]]
-        actor_losses, old = self._update_actor(batch)
+        actor_losses, part, old = self._update_actor(batch)
 
         def measure() -> float:
             with torch.no_grad():
-                return mean_kl(old, self._model(batch).distributions).item()
+                return mean_kl(old, self._model(part).distributions).item()
 
         kl = measure_or_restore(measure, group["params"], before)
         if self.kl_feedback and target_kl > 0:
@@ -284,15 +286,16 @@ class ACKTR(OnPolicyAlgorithm):
         self._n_updates += 1
         record_update(self, batch, {**losses, **actor_losses}, kl, target_kl)
 
-    def _update_actor(self, batch: RolloutBatch) -> tuple[dict[str, Tensor], list[Any]]:
+    def _update_actor(self, batch: RolloutBatch) -> tuple[dict[str, Tensor], RolloutBatch, list[Any]]:
         """One natural-gradient step of the actor, and of the critic where it shares the trunk.
 
-        :return: the losses, and the model's distributions before the step
+        :return: the losses, the part of the batch whose curvature was taken, and the model's
+            distributions there before the step
         """
         advantages = batch.advantages
         if self.normalize_advantage and len(advantages) > 1:
             advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
-        with self.kfac.capture():
+        with self._capture(self.kfac):
             model = self._model(batch)
         entropy_loss = -(model.log_prob if model.entropy is None else model.entropy).mean()
         policy_loss = -(advantages * model.log_prob).mean()
@@ -302,12 +305,18 @@ class ACKTR(OnPolicyAlgorithm):
             losses["value_loss"] = self._value_loss(model.values, batch)
             loss = loss + self.vf_coef * losses["value_loss"]
         check_loss(loss, self.num_timesteps)
-        self.kfac.update_curvature(*model.distributions)
-        if self._sub_samples:
+        part, seen = batch, model
+        if self.sub_sampling_factor > 1:
             part = batch.sample(self.sub_sampling_factor)
-            self.kfac.use_exact_fisher(*self._model(part).distributions)
+            with self.kfac.capture():
+                seen = self._model(part)
+        self.kfac.update_curvature(*seen.distributions)
         self._step(loss, self.kfac)
-        return losses, model.distributions
+        return losses, part, seen.distributions
+
+    def _capture(self, kfac: KFAC) -> AbstractContextManager[None]:
+        """Record a pass of the whole batch, unless curvature is taken of a part of it."""
+        return kfac.capture() if self.sub_sampling_factor == 1 else nullcontext()
 
     def _model(self, batch: RolloutBatch) -> Model:
         """Evaluate the actor on a batch, and the critic if it shares the trunk."""
@@ -323,7 +332,7 @@ class ACKTR(OnPolicyAlgorithm):
         distributions = as_list(self.policy.action_dist.distribution)
         # p(a, v | s) = pi(a | s) N(v | V(s), sigma^2). Where the critic learns by itself, this keeps
         # the actor's step from moving the values.
-        distributions.append(Normal(values, self._sigma()))
+        distributions.append(self._value_distribution(values))
         return Model(distributions, log_prob, entropy, values)
 
     def _update_critic(self, batch: RolloutBatch) -> Tensor:
@@ -338,18 +347,18 @@ class ACKTR(OnPolicyAlgorithm):
         """Negative log-likelihood of the returns under N(V, sigma^2), without its constant."""
         return 0.5 * ((batch.returns - values) / self._sigma()).square().mean()
 
+    def _value_distribution(self, values: Tensor) -> Normal:
+        # A check would look at all values from the host; the loss is looked at anyway.
+        return Normal(values, values.new_full((), self._sigma()), validate_args=False)
+
     def _sigma(self) -> float:
         return self.bellman_std if self.critic_std == "adaptive" else float(self.critic_std)
 
     def _step(self, loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
         optimizer.zero_grad()
         # Conjugate gradients on the whole batch go through this graph once more.
-        loss.backward(retain_graph=self.cg_iterations > 0 and not self._sub_samples)
+        loss.backward(retain_graph=self.cg_iterations > 0 and self.sub_sampling_factor == 1)
         optimizer.step()
-
-    @property
-    def _sub_samples(self) -> bool:
-        return self.cg_iterations > 0 and self.sub_sampling_factor > 1
 
     def _update_bellman_std(self, batch: RolloutBatch) -> None:
         """Running standard deviation of the Bellman error (paper, sec. 5.3)."""

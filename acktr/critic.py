@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Normal
 
 from acktr.kfac import KFAC
 from acktr.kfac.exact import detached, mean_kl
@@ -42,28 +42,25 @@ def update_critic(model: ACKTR, batch: RolloutBatch) -> Tensor:
 
 
 def _step_natural(model: ACKTR, optimizer: KFAC, batch: RolloutBatch, take_curvature: bool) -> Tensor:
-    if take_curvature:
-        with optimizer.capture():
-            values = model._values(batch)
-        optimizer.update_curvature(_distribution(model, values))
-    else:
+    whole = model.sub_sampling_factor == 1
+    with optimizer.capture() if whole and take_curvature else nullcontext():
         values = model._values(batch)
-        optimizer.use_exact_fisher(_distribution(model, values))
     loss = model._value_loss(values, batch)
     check_loss(loss, model.num_timesteps)
-    if model._sub_samples:
-        part = model._values(batch.sample(model.sub_sampling_factor))
-        optimizer.use_exact_fisher(_distribution(model, part))
+    seen = values
+    if not whole and (take_curvature or model.cg_iterations):
+        part = batch.sample(model.sub_sampling_factor)
+        with optimizer.capture() if take_curvature else nullcontext():
+            seen = model._values(part)
+    if take_curvature:
+        optimizer.update_curvature(model._value_distribution(seen))
+    else:
+        optimizer.use_exact_fisher(model._value_distribution(seen))
     if model.critic_trust_region is not None:
         bound = model.critic_trust_region * loss.item()
         optimizer.param_groups[0]["target_kl"] = max(bound, 1e-12)
     model._step(loss, optimizer)
     return loss
-
-
-def _distribution(model: ACKTR, values: Tensor) -> Normal:
-    # A check would look at all values from the host; the loss is looked at anyway.
-    return Normal(values, values.new_full((), model._sigma()), validate_args=False)
 
 
 def _step_euclidean(model: ACKTR, batch: RolloutBatch, policy: list[Any]) -> Tensor:

@@ -15,6 +15,8 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from acktr.policies import CnnPolicy
+
 PRECISIONS = ("fp32", "bf16")
 
 
@@ -49,6 +51,8 @@ def run_trunk_in_bfloat16(policy: ActorCriticPolicy) -> None:
     """Run features and hidden layers of a policy under autocast from now on; outputs are fp32 again."""
     extractors = (policy.features_extractor, policy.pi_features_extractor, policy.vf_features_extractor)
     hidden = (policy.mlp_extractor.policy_net, policy.mlp_extractor.value_net)
+    if isinstance(policy, CnnPolicy):
+        policy.image_dtype = torch.bfloat16
     run_in_bfloat16(dict.fromkeys(m for m in (*extractors, *hidden) if isinstance(m, nn.Module)))
 
 

@@ -1,8 +1,10 @@
 """Policies: the paper's network, and which parameters belong to actor and critic."""
 
+import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.torch_layers import NatureCNN
 from torch import nn
 
@@ -114,3 +116,27 @@ def test_the_same_keys_serve_all_policies():
     for name, observation in (("MlpPolicy", VECTOR), ("CnnPolicy", IMAGE), ("MultiInputPolicy", MIXED)):
         model = ACKTR(name, small_env(observation=observation), policy_kwargs={"net_arch": [8]})
         assert model.policy.value_net.in_features == 8
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_images_are_scaled_as_stable_baselines_scales_them(share):
+    space = spaces.Box(0, 255, (4, 84, 84), np.uint8)
+    policy = CnnPolicy(space, spaces.Discrete(3), lambda _: 0.0, share_features_extractor=share)
+    obs = torch.randint(0, 256, (3, 4, 84, 84), dtype=torch.uint8)
+    theirs = BasePolicy.extract_features(policy, obs, policy.pi_features_extractor)
+    assert torch.equal(policy.features(obs, policy.pi_features_extractor), theirs)
+    logits = policy.get_distribution(obs).distribution.logits
+    assert torch.equal(logits, ActorCriticPolicy.get_distribution(policy, obs).distribution.logits)
+    assert torch.equal(policy.predict_values(obs), ActorCriticPolicy.predict_values(policy, obs))
+    values, log_prob, _ = policy.evaluate_actions(obs, torch.tensor([0, 1, 2]))
+    assert torch.equal(values, policy.predict_values(obs))
+    assert torch.equal(log_prob, logits.log_softmax(-1).diagonal())
+
+
+def test_observations_that_are_no_bytes_are_left_to_stable_baselines():
+    space = spaces.Box(0.0, 1.0, (4, 84, 84), np.float32)
+    kwargs = {"normalize_images": False, "features_extractor_kwargs": {"normalized_image": True}}
+    policy = CnnPolicy(space, spaces.Discrete(3), lambda _: 0.0, **kwargs)
+    obs = torch.rand(2, 4, 84, 84)
+    theirs = BasePolicy.extract_features(policy, obs, policy.pi_features_extractor)
+    assert torch.equal(policy.features(obs, policy.pi_features_extractor), theirs)

@@ -47,6 +47,7 @@ def train(
 
     from acktr.cli.progress import ProgressCallback
     from acktr.experiment import Experiment
+    from acktr.memory import keep_freed_memory
     from acktr.presets import resolve
     from acktr.runs import Run
 
@@ -68,6 +69,7 @@ def train(
         # Small networks gain nothing from threads, and with one of them a seed gives the same run on
         # machines with more or fewer cores.
         torch.set_num_threads(1)
+    keep_freed_memory()
     # Built and checked before the run directory is made: a refused configuration leaves nothing.
     with Experiment(configuration) as experiment:
         run = Run.create(env, out)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -85,13 +86,35 @@ class ConvolutionLayer(KroneckerLayer):
     def reduced_rows(
         self, module: nn.Module, inputs: Tensor, grads: Tensor, batch: int
     ) -> tuple[Tensor, Tensor]:
-        """Average patches over positions without ever building the T rows of each sample."""
-        patches, g = self._patches(module, inputs, grads)
-        if g.shape[1] != batch:
+        """Average patches over positions without ever building them.
+
+        Along each axis the mean over positions is a product with a matrix that says which entries of
+        the input lie under which entry of the kernel.
+        """
+        assert isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+        spatial = len(module.kernel_size)
+        if inputs.ndim == spatial + 1 or len(inputs) != batch:
             return super().reduced_rows(module, inputs, grads, batch)
-        positions = tuple(range(2, g.ndim - 1))
-        a, g = patches.mean(positions).flatten(2), g.sum(positions)
+        sums = self._padded(module, inputs).movedim(1, -1)  # (N, *spatial, in)
+        before = batch
+        for axis in range(spatial):
+            cover = _cover(module, axis, sums.shape[1 + axis], sums.device).to(sums)
+            shape = sums.shape
+            sums = cover @ sums.reshape(before, shape[1 + axis], -1)
+            sums = sums.reshape(*shape[: 1 + axis], len(cover), *shape[2 + axis :])
+            before *= len(cover)
+        positions = grads.shape[2:].numel()
+        a = (sums / positions).movedim(-1, 1).unflatten(1, (module.groups, -1))
+        g = grads.flatten(2).sum(-1).unflatten(1, (module.groups, -1))
+        a, g = a.transpose(0, 1).flatten(2), g.transpose(0, 1)
         return (a.squeeze(0), g.squeeze(0)) if len(g) == 1 else (a, g)
+
+    def _padded(self, module: nn.Module, inputs: Tensor) -> Tensor:
+        assert isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+        # Torch's own field: the padding in the order of F.pad, with "same" already worked out.
+        padding = module._reversed_padding_repeated_twice
+        return F.pad(inputs, padding, mode=mode) if any(padding) else inputs
 
     def _patches(self, module: nn.Module, inputs: Tensor, grads: Tensor) -> tuple[Tensor, Tensor]:
         """Views ``(G, N, *positions, in/G, *kernel)`` and ``(G, N, *positions, out/G)``."""
@@ -99,9 +122,7 @@ class ConvolutionLayer(KroneckerLayer):
         spatial = len(module.kernel_size)
         if inputs.ndim == spatial + 1:  # torch takes an unbatched sample too
             inputs, grads = inputs.unsqueeze(0), grads.unsqueeze(0)
-        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-        # Torch's own field: the padding in the order of F.pad, with "same" already worked out.
-        patches = F.pad(inputs, module._reversed_padding_repeated_twice, mode=mode)
+        patches = self._padded(module, inputs)
         for axis in range(spatial):
             dilation, kernel = module.dilation[axis], module.kernel_size[axis]
             patches = patches.unfold(axis + 2, dilation * (kernel - 1) + 1, module.stride[axis])
@@ -127,6 +148,18 @@ class ConvolutionLayer(KroneckerLayer):
         """``(out,)`` to ``(out,)`` or ``(G, out/G)``."""
         assert isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
         return bias if module.groups == 1 else bias.unflatten(0, (module.groups, -1))
+
+
+def _cover(
+    module: nn.Conv1d | nn.Conv2d | nn.Conv3d, axis: int, length: int, device: torch.device
+) -> Tensor:
+    """Return ``(kernel, length)``: 1 where an entry of the kernel lies on an entry of the input."""
+    kernel, stride = module.kernel_size[axis], module.stride[axis]
+    dilation = module.dilation[axis]
+    count = (length - dilation * (kernel - 1) - 1) // stride + 1
+    along = torch.arange(kernel, device=device).unsqueeze(-1) * dilation
+    entries = along + torch.arange(count, device=device) * stride
+    return torch.zeros(kernel, length, device=device).scatter_(1, entries, 1.0)
 
 
 class EmbeddingLayer(KroneckerLayer):

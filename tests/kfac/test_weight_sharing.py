@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.distributions import Normal
 
-from acktr.kfac import KFAC
+from acktr.kfac import KFAC, ConvolutionLayer, KroneckerLayer
 
 from . import oracle
 
@@ -50,3 +50,29 @@ def test_without_positions_both_are_the_same(observe):
         observe(kfac, lambda: [Normal(linear(x), 1.0)])
         factors.append(kfac.factors()[""])
     torch.testing.assert_close(*factors, rtol=0, atol=0)
+
+
+CONVOLUTIONS = {
+    "conv1d": (lambda: nn.Conv1d(2, 3, 4, stride=3), (2, 14)),
+    "stride": (lambda: nn.Conv2d(2, 3, (3, 2), stride=(2, 3)), (2, 9, 8)),
+    "padding": (lambda: nn.Conv2d(2, 3, 3, padding=(1, 2)), (2, 5, 4)),
+    "same": (lambda: nn.Conv2d(2, 3, 3, padding="same"), (2, 5, 4)),
+    "circular": (lambda: nn.Conv2d(2, 3, 3, padding=1, padding_mode="circular"), (2, 5, 4)),
+    "dilation": (lambda: nn.Conv2d(2, 3, 2, dilation=(2, 3), stride=2), (2, 7, 9)),
+    "groups": (lambda: nn.Conv2d(4, 6, 3, groups=2, bias=False), (4, 5, 6)),
+    "conv3d": (lambda: nn.Conv3d(2, 3, (2, 3, 1), stride=(1, 2, 1)), (2, 4, 7, 3)),
+}
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize(("build", "shape"), CONVOLUTIONS.values(), ids=CONVOLUTIONS)
+def test_reduced_rows_are_the_means_of_the_patches(build, shape, channels_last):
+    module, x = build(), torch.randn(5, *shape)
+    if channels_last and x.ndim == 4:
+        x = x.contiguous(memory_format=torch.channels_last)
+    grads = torch.randn_like(module(x))
+    layer = ConvolutionLayer()
+    fast = layer.reduced_rows(module, x, grads, batch=5)
+    plain = KroneckerLayer.reduced_rows(layer, module, x, grads, batch=5)
+    for mine, theirs in zip(fast, plain, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-12)
