@@ -1,15 +1,18 @@
-"""Writes the table of docs/results.md from the csv: ``python -m benchmarks.report``.
+"""Writes the tables of docs/results.md and docs/speed.md: ``python -m benchmarks.report``.
 
-Between the two markers of the page everything is replaced; a second run changes nothing.
+Between the two markers of a page everything is replaced; a second run changes nothing.
 """
 
 import csv
 from pathlib import Path
 from statistics import median
 
+from benchmarks import speed_report
+
 ROOT = Path(__file__).resolve().parent
 RESULTS = ROOT / "results" / "0.1.0" / "presets.csv"
 PAGE = ROOT.parent / "docs" / "results.md"
+SPEED_PAGE = ROOT.parent / "docs" / "speed.md"
 BEGIN, END = "<!-- table: python -m benchmarks.report -->", "<!-- end of table -->"
 
 
@@ -45,9 +48,23 @@ def page(text: str, results: Path = RESULTS) -> str:
     :param text: the page as it is
     :param results: csv with one row for each run
     """
+    return _between_markers(text, table(results))
+
+
+def speed_page(text: str, results: Path = speed_report.RESULTS) -> str:
+    """Return the page of the speed benchmark with its tables made anew.
+
+    :param text: the page as it is
+    :param results: the ``ratios.json`` of ``python -m benchmarks.speed``
+    """
+    return _between_markers(text, speed_report.tables(results))
+
+
+def _between_markers(text: str, content: str) -> str:
     before, rest = text.split(BEGIN)
-    return f"{before}{BEGIN}\n{table(results)}\n{END}{rest.split(END)[1]}"
+    return f"{before}{BEGIN}\n{content}\n{END}{rest.split(END)[1]}"
 
 
 if __name__ == "__main__":
     PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    SPEED_PAGE.write_text(speed_page(SPEED_PAGE.read_text(encoding="utf-8")), encoding="utf-8")

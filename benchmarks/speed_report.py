@@ -9,12 +9,18 @@ RESULTS = Path(__file__).resolve().parent / "results" / "speed" / "ratios.json"
 
 
 def tables(path: Path = RESULTS) -> str:
-    """Return the tables of a results file in Markdown.
+    """Return where and when a results file was measured, and its tables, in Markdown.
 
-    :param path: a ``ratios.json``
+    :param path: a ``ratios.json``, with its ``manifest.json`` beside it
     """
     results = json.loads(path.read_text(encoding="utf-8"))
-    parts = [ratio_table(results["ratios"])]
+    manifest = json.loads(path.with_name("manifest.json").read_text(encoding="utf-8"))
+    machine = manifest["machine"]
+    parts = [
+        f"`{manifest['speed.csv']['command']}`, {manifest['date']}, on {machine['cpu']} with "
+        f"{machine['processors']} cores, torch {manifest['versions']['torch']}:",
+        ratio_table(results["ratios"]),
+    ]
     if results["widths"]:
         parts.append(width_table(results["widths"]))
     if results["profile"]:
@@ -54,7 +60,7 @@ def width_table(widths: Sequence[Mapping[str, Any]]) -> str:
     phases = [key for key in widths[0] if key not in ("side", "flops", "factors_mib")]
     names = " | ".join(phase.replace("_", " ") for phase in phases)
     lines = [
-        f"| side | operations | {names} | factors |",
+        f"| side | operations | {names} | memory of factors |",
         "| --- " * (len(phases) + 3) + "|",
     ]
     for row in widths:
