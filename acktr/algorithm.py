@@ -275,7 +275,7 @@ class ACKTR(OnPolicyAlgorithm):
 
         def measure() -> float:
             with torch.no_grad():
-                return mean_kl(old, self._model(part).distributions).item()
+                return mean_kl(old, self._distributions(part)).item()
 
         kl = measure_or_restore(measure, group["params"], before)
         if self.kl_feedback and target_kl > 0:
@@ -334,6 +334,13 @@ class ACKTR(OnPolicyAlgorithm):
         # the actor's step from moving the values.
         distributions.append(self._value_distribution(values))
         return Model(distributions, log_prob, entropy, values)
+
+    def _distributions(self, batch: RolloutBatch) -> list[Any]:
+        """The distributions of :meth:`_model` alone."""
+        if self.shared:
+            return self._model(batch).distributions
+        obs: Any = batch.observations
+        return as_list(self.policy.get_distribution(obs).distribution)
 
     def _update_critic(self, batch: RolloutBatch) -> Tensor:
         """All updates of a critic that learns by itself; returns its last loss."""

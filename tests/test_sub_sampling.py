@@ -1,0 +1,83 @@
+"""``sub_sampling_factor``: curvature and measured KL of a part, the gradient of the whole batch."""
+
+import pytest
+import torch
+
+from acktr.kfac.exact import mean_kl
+from acktr.kfac.factors import Gram
+from acktr.kfac.fisher import batch_size
+from tests.small_envs import IMAGE, VECTOR, small_env
+from tests.test_algorithm import make, parameters, same
+
+POLICIES = {"MlpPolicy": VECTOR, "CnnPolicy": IMAGE}
+
+
+def rollout(policy, factor, **options):
+    model = make(small_env("Discrete", POLICIES[policy]), policy, sub_sampling_factor=factor, **options)
+    _, callback = model._setup_learn(1000)
+    model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
+    model.set_logger(model.logger)
+    return model, model.rollout_buffer.batch()
+
+
+@pytest.mark.parametrize("cg_iterations", [0, 2])
+@pytest.mark.parametrize("policy", POLICIES)
+def test_curvature_is_taken_of_one_sample_in_so_many(policy, cg_iterations, monkeypatch):
+    model, batch = rollout(policy, 4, cg_iterations=cg_iterations)
+    seen = []
+    take = type(model.kfac).update_curvature
+    monkeypatch.setattr(
+        type(model.kfac),
+        "update_curvature",
+        lambda self, *d, **kw: (seen.append(batch_size(list(d))), take(self, *d, **kw))[1],
+    )
+    rows = []
+    average_into = Gram.average_into
+    monkeypatch.setattr(
+        Gram,
+        "average_into",
+        lambda self, *args: (rows.append(self.rows.shape[-2]), average_into(self, *args))[1],
+    )
+    losses, part, old = model._update_actor(batch)
+    expected = max(len(batch.returns) // 4, 1)
+    assert seen == [expected]
+    assert all(n % expected == 0 for n in rows)  # rows of linear layers; T times as many of convolutions
+    assert rows
+    assert len(part.returns) == expected
+    new = model._distributions(part)
+    assert mean_kl(old, new) > 0
+    assert torch.isfinite(losses["policy_gradient_loss"])
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_the_gradient_is_of_all_samples(policy):
+    gradients = []
+    for factor in (1, 4):
+        model, batch = rollout(policy, factor)
+        model._update_actor(batch)
+        gradients.append([p.grad for p in model.kfac.param_groups[0]["params"]])
+    for whole, with_part in zip(*gradients, strict=True):
+        torch.testing.assert_close(whole, with_part)
+
+
+def test_a_batch_smaller_than_the_factor_leaves_one_sample():
+    model, batch = rollout("MlpPolicy", 10**6)
+    _, part, _ = model._update_actor(batch)
+    assert len(part.returns) == 1
+
+
+def test_the_critic_takes_its_curvature_once_a_rollout(monkeypatch):
+    model, batch = rollout("MlpPolicy", 1, n_critic_updates=3)
+    calls = []
+    kind = type(model.critic_optimizer)
+    take = kind.update_curvature
+    monkeypatch.setattr(
+        kind, "update_curvature", lambda self, *d, **kw: (calls.append(1), take(self, *d, **kw))[1]
+    )
+    before = parameters(model)
+    model._update_critic(batch)
+    assert len(calls) == 1
+    assert not same(before, parameters(model))
+    model.critic_batch_size = 4
+    model._update_critic(batch)
+    assert len(calls) == 1 + 3  # other samples, other curvature
