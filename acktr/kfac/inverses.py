@@ -7,7 +7,7 @@
 ``"eigen"``: ``A (x) S + lambda I`` itself, inverted in the eigenbasis of the factors: the damping of
 the released ACKTR code. Dearer, exact in the damping.
 
-Both invert the factors of many blocks in one call, those of one size as one batch.
+Both invert the factors of many blocks in one call; Cholesky takes those of one size as one batch.
 """
 
 from __future__ import annotations
