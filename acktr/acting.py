@@ -49,6 +49,8 @@ class Actor:
             assert isinstance(policy.action_net, nn.Linear)
             self._like, self._width = policy.action_net.weight, policy.action_net.out_features
             self._layers = _layers(policy)
+        # On a shared trunk of their own the values cost a head: no second pass is needed for them.
+        self._values = self._sampler is not None and self._layers is None and _shares_trunk(policy)
 
     def noise(self, n_envs: int) -> Tensor | None:
         """Draw what is random in one step of all environments.
@@ -60,20 +62,27 @@ class Actor:
         with torch.inference_mode():
             return self._sampler.noise(self._like.new_empty((n_envs, self._width)))
 
-    def __call__(self, obs: Any, noise: Tensor | None) -> Tensor:
+    def __call__(self, obs: Any, noise: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Sample an action for each observation.
 
         :param obs: ``(B, *obs)`` on the policy's device, or a dict of such tensors
         :param noise: the rows of what :meth:`noise` drew for them
-        :return: ``(B, action_dim)``; ``(B,)`` for Discrete; not clipped
+        :return: actions ``(B, action_dim)``, ``(B,)`` for Discrete, not clipped; and the critic's values
+            ``(B, 1)`` where they cost nothing more, else ``None``
         :raises DivergenceError: if the network's output is not finite
         """
         if self._sampler is None or noise is None:
             with torch.no_grad():
-                return self._policy.get_distribution(obs).sample()
+                return self._policy.get_distribution(obs).sample(), None
         if self._layers is None:
             with torch.no_grad():
-                return self._sample(_forward(self._policy, obs), noise)
+                features = _features(self._policy, obs)
+                latent = self._policy.mlp_extractor.forward_actor(features)
+                actions = self._sample(self._policy.action_net(latent), noise)
+                if not self._values:
+                    return actions, None
+                latent = self._policy.mlp_extractor.forward_critic(features)
+                return actions, self._policy.value_net(latent)
         # Nothing in here outlives the step or runs somebody's code: tensors may forget autograd wholly.
         with torch.inference_mode():
             policy = self._policy
@@ -81,7 +90,7 @@ class Actor:
             assert isinstance(x, Tensor)
             for layer in self._layers:
                 x = layer(x)
-            return self._sample(x, noise)
+            return self._sample(x, noise), None
 
     def _sample(self, output: Tensor, noise: Tensor) -> Tensor:
         assert self._sampler is not None
@@ -182,11 +191,18 @@ def _is_known(policy: ActorCriticPolicy) -> bool:
     return theirs and type(policy.action_dist) in _SAMPLERS and type(policy.action_net) is nn.Linear
 
 
-def _forward(policy: ActorCriticPolicy, obs: Any) -> Tensor:
-    """Call the modules that ``policy.get_distribution`` calls; ``(B, width)``."""
+def _features(policy: ActorCriticPolicy, obs: Any) -> Tensor:
+    """Call the modules that ``policy.get_distribution`` calls first."""
     extract = CnnPolicy.features if isinstance(policy, CnnPolicy) else BasePolicy.extract_features
-    features = extract(policy, obs, policy.pi_features_extractor)  # type: ignore[arg-type]
-    return policy.action_net(policy.mlp_extractor.forward_actor(features))
+    return extract(policy, obs, policy.pi_features_extractor)  # type: ignore[arg-type]
+
+
+def _shares_trunk(policy: ActorCriticPolicy) -> bool:
+    """Whether actor and critic share a features extractor that learns, by SB3's own methods."""
+    trunk = policy.pi_features_extractor
+    ours = CnnPolicy if isinstance(policy, CnnPolicy) else ActorCriticPolicy
+    own = type(policy).predict_values is ours.predict_values and "predict_values" not in vars(policy)
+    return own and trunk is policy.vf_features_extractor and any(True for _ in trunk.parameters())
 
 
 def _layers(policy: ActorCriticPolicy) -> list[Callable[[Tensor], Tensor]] | None:

@@ -193,9 +193,9 @@ def collect_rollout(
 ) -> bool:
     """Fill the storage with one rollout, as ``OnPolicyAlgorithm.collect_rollouts`` does.
 
-    Local names are SB3's, because callbacks read them; only ``values`` and ``log_probs`` are missing.
-    The critic is not asked step by step: values of the whole rollout and of all truncated ends come
-    from one batched forward pass each.
+    Local names are SB3's, because callbacks read them; ``log_probs`` is missing, and ``values`` is None
+    unless actor and critic share a trunk. Else the critic is not asked step by step: values of the whole
+    rollout come from one batched forward pass, and so do those of all truncated ends.
 
     :param model: its policy acts, its counters and last observations are moved on
     :param env: the environments
@@ -211,10 +211,11 @@ def collect_rollout(
     callback.on_rollout_start()
     truncated: list[tuple[int, int, object]] = []
     new_obs: Any = model._last_obs
+    values: Tensor | None = None
     n_steps = 0
     with closing(steps_of(model, env, n_rollout_steps)) as steps:
         for decision, result in steps:
-            obs_tensor, action_tensor, actions, clipped_actions = decision
+            obs_tensor, action_tensor, actions, clipped_actions, values = decision
             new_obs, rewards, dones, infos = result
             model.num_timesteps += env.num_envs
             callback.update_locals(locals())
@@ -228,13 +229,16 @@ def collect_rollout(
                     truncated.append((n_steps, idx, end))
             assert model._last_episode_starts is not None
             rollout_buffer.add(n_steps, obs_tensor, action_tensor, rewards, model._last_episode_starts)
+            if values is not None:
+                rollout_buffer.values[n_steps] = values.flatten()
             model._last_obs = new_obs
             model._last_episode_starts = dones
             n_steps += 1
 
     with torch.no_grad():
-        flat = rollout_buffer.batch().observations
-        rollout_buffer.values.copy_(policy.predict_values(flat).view_as(rollout_buffer.values))
+        if values is None:
+            flat = rollout_buffer.batch().observations
+            rollout_buffer.values.copy_(policy.predict_values(flat).view_as(rollout_buffer.values))
         last_values = policy.predict_values(obs_as_tensor(new_obs, model.device)).flatten()
         if truncated:
             # A cut by time is no end: what would have come counts as gamma V (SB3 issue #633).

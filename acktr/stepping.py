@@ -31,12 +31,14 @@ class Decision(NamedTuple):
     :param action_tensor: as the policy drew them
     :param actions: the same on the host, ``(n_envs, *action)``
     :param clipped_actions: as the environments get them
+    :param values: the critic's, ``(n_envs, 1)``; ``None`` if it was not asked
     """
 
     obs_tensor: Any
     action_tensor: Tensor
     actions: np.ndarray
     clipped_actions: np.ndarray
+    values: Tensor | None
 
 
 class Result(NamedTuple):
@@ -92,13 +94,14 @@ class _Decide:
     def __call__(self, obs: Any, noise: Tensor | None) -> Decision:
         """Decide for some of the environments, with their rows of the noise."""
         obs_tensor = obs_as_tensor(obs, self._device)
-        action_tensor = self._actor(obs_tensor, noise)
+        action_tensor, values = self._actor(obs_tensor, noise)
         actions = action_tensor.cpu().numpy().reshape(self._shape)
         if self._bounds is None:
-            return Decision(obs_tensor, action_tensor, actions, actions)
+            return Decision(obs_tensor, action_tensor, actions, actions, values)
         # Outside its bounds a Gaussian action means the bound itself.
         low, high = self._bounds
-        return Decision(obs_tensor, action_tensor, actions, np.minimum(np.maximum(actions, low), high))
+        clipped_actions = np.minimum(np.maximum(actions, low), high)
+        return Decision(obs_tensor, action_tensor, actions, clipped_actions, values)
 
 
 def _in_turn(model: OnPolicyAlgorithm, env: VecEnv, n_steps: int) -> Generator[Step]:
@@ -162,13 +165,14 @@ def _drain(model: OnPolicyAlgorithm, stack: Lanes) -> None:
 
 
 def _join_decisions(decisions: list[Decision]) -> Decision:
-    obs, action_tensors, actions, clipped_actions = zip(*decisions, strict=True)
+    obs, action_tensors, actions, clipped_actions, values = zip(*decisions, strict=True)
     joined: Any
     if isinstance(obs[0], dict):
         joined = {key: torch.cat([part[key] for part in obs]) for key in obs[0]}
     else:
         joined = torch.cat(obs)
-    return Decision(joined, torch.cat(action_tensors), join(actions), join(clipped_actions))
+    known = None if values[0] is None else torch.cat(values)
+    return Decision(joined, torch.cat(action_tensors), join(actions), join(clipped_actions), known)
 
 
 def check_finite(model: OnPolicyAlgorithm, env: VecEnv, result: Result, first: int = 0) -> None:

@@ -1,7 +1,9 @@
 """Actions drawn without distribution objects, against the distributions' own."""
 
+import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from stable_baselines3.common.distributions import SquashedDiagGaussianDistribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
@@ -9,6 +11,7 @@ from torch import nn
 from acktr import ACKTR
 from acktr.acting import Actor
 from acktr.errors import DivergenceError
+from acktr.policies import CnnPolicy
 from tests.small_envs import ACTIONS, IMAGE, MIXED, VECTOR, small_env
 
 
@@ -48,7 +51,7 @@ def theirs(policy, obs, seed=1):
 def ours(policy, obs, seed=1):
     torch.manual_seed(seed)
     actor = Actor(policy)
-    return actor(obs, actor.noise(5))
+    return actor(obs, actor.noise(5))[0]
 
 
 @pytest.mark.parametrize("network", NETWORKS)
@@ -69,8 +72,8 @@ def test_noise_may_be_divided_among_calls(action):
     policy, obs = build(action)
     actor = Actor(policy)
     noise = actor.noise(5)
-    parts = torch.cat([actor(obs[:2], noise[:2]), actor(obs[2:], noise[2:])])
-    torch.testing.assert_close(parts, actor(obs, noise))
+    parts = torch.cat([actor(obs[:2], noise[:2])[0], actor(obs[2:], noise[2:])[0]])
+    torch.testing.assert_close(parts, actor(obs, noise)[0])
 
 
 def test_a_policy_of_its_own_kind_draws_for_itself():
@@ -124,10 +127,10 @@ def test_parameters_are_those_of_now():
     with torch.no_grad():
         policy.action_net.bias += 3  # in place, as optimisers do
     noise = actor.noise(5)
-    assert actor(obs, noise).mean() > 1
+    assert actor(obs, noise)[0].mean() > 1
     policy.action_net.weight = nn.Parameter(torch.zeros(2, 64))  # another tensor: for a new Actor
     policy.log_std.data += 5
-    assert Actor(policy)(obs, noise).std() > 50
+    assert Actor(policy)(obs, noise)[0].std() > 50
 
 
 @pytest.mark.parametrize("action", ACTIONS)
@@ -156,3 +159,29 @@ def test_a_standard_deviation_that_is_none_is_named(log_std):
     policy.log_std.data[1] = log_std
     with pytest.raises(DivergenceError, match="standard deviation is 0 or not finite"):
         ours(policy, obs)
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_values_come_along_where_the_trunk_is_shared(share):
+    space = spaces.Box(0, 255, (4, 84, 84), np.uint8)
+    policy = CnnPolicy(space, spaces.Discrete(3), lambda _: 0.0, share_features_extractor=share)
+    policy.set_training_mode(False)
+    obs = torch.randint(0, 256, (5, 4, 84, 84), dtype=torch.uint8)
+    actor = Actor(policy)
+    _, values = actor(obs, actor.noise(5))
+    if not share:
+        assert values is None
+    else:
+        torch.testing.assert_close(values, policy.predict_values(obs).detach())
+
+
+def test_values_of_a_critic_of_its_own_kind_are_left_to_it():
+    class Own(CnnPolicy):
+        def predict_values(self, obs):
+            return 2 * super().predict_values(obs)
+
+    space = spaces.Box(0, 255, (4, 84, 84), np.uint8)
+    policy = Own(space, spaces.Discrete(3), lambda _: 0.0)
+    obs = torch.randint(0, 256, (5, 4, 84, 84), dtype=torch.uint8)
+    actor = Actor(policy)
+    assert actor(obs, actor.noise(5))[1] is None

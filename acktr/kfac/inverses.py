@@ -235,7 +235,7 @@ class SafeInverse:
         self.tensors = [x.to(like, copy=True) for x in tensors]
         self.boost = boost.to(like, copy=True) if isinstance(boost, Tensor) else None
         self.age = age
-        self.source = state["source"]  # type: ignore[assignment]
+        self.source = state.get("source")  # type: ignore[assignment]
 
 
 def refresh(

@@ -350,7 +350,7 @@ class KFAC(Optimizer):
         super().load_state_dict(state_dict)
         for block in self._all_blocks():
             block.load_state_dict(state_dict["curvature"][block.name])
-        waiting = state_dict["waiting_inverses"]
+        waiting = state_dict.get("waiting_inverses", [{}] * len(self._schedules))
         for schedule, of_group, blocks in zip(self._schedules, waiting, self._blocks, strict=True):
             schedule.load_state_dict(of_group, blocks)
         self._curvature_calls = state_dict["curvature_calls"]

@@ -133,6 +133,20 @@ def test_a_resumed_optimiser_goes_on_exactly(kind, steps, how):
     assert torch.equal(parameters(kfac), parameters(other))
 
 
+def test_a_state_from_before_there_were_schedules_is_read():
+    kfac, other = build(), build()
+    train(kfac, 3)
+    state = kfac.state_dict()
+    del state["waiting_inverses"]
+    for block in state["curvature"].values():
+        del block["inverse"]["source"]
+    other.module.load_state_dict(kfac.module.state_dict())
+    other.load_state_dict(state)
+    train(kfac, 2, seed=4)
+    train(other, 2, seed=4)
+    assert torch.equal(parameters(kfac), parameters(other))
+
+
 def test_a_failure_in_the_background_is_mended_when_it_is_published():
     kfac = build(inverse_period=1, inverse_refresh="background")
     train(kfac, 2)
