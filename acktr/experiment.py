@@ -15,11 +15,12 @@ from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.preprocessing import is_image_space
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
+from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from acktr.algorithm import ACKTR
 from acktr.callbacks import EpisodeTable, Evaluation, Evaluations, Stop, play
 from acktr.envs import make_vec_env
+from acktr.envs.running import VecRunningNormalize
 from acktr.envs.video import Film, prepare_rendering
 from acktr.errors import CheckpointError, ConfigurationError, DivergenceError
 from acktr.figures import plot_learning_curve
@@ -83,7 +84,7 @@ def build_environment(
     settings = configuration.normalize
     if settings.norm_obs or settings.norm_reward:
         try:
-            env = VecNormalize(
+            env = VecRunningNormalize(
                 env,
                 training=training,
                 gamma=configuration.algorithm_arguments()["gamma"],

@@ -12,24 +12,27 @@ from benchmarks import speed_sides as sides
 from benchmarks.speed_process import Measurement, Side
 
 CHEETAH, BREAKOUT, CARTPOLE = "HalfCheetah-v5", "BreakoutNoFrameskip-v4", "CartPole-v1"
-# The paper's ACKTR: one K-FAC step for actor and critic together, 20 steps of 16 environments.
+# The paper's ACKTR: one K-FAC step for actor and critic together.
 PLAIN = (
-    "n_steps=20",
     "gae_lambda=1.0",
     "learning_rate=0.25",
     "target_kl=0.001",
     "damping=0.01",
     "cg_iterations=0",
-    "sub_sampling_factor=1",
     "critic_norm=gauss-newton",
     "critic_learning_rate=null",
     "critic_std=1.0",
     "n_critic_updates=1",
     "critic_batch_size=null",
-    "kfac_kwargs={}",
+    "kfac_kwargs.weight_sharing=reduce",
 )
+# The paper's batch, 20 steps of 16 environments, with nothing spared; the same with curvature of an
+# eighth of the batch and inverses made anew at every tenth update, as the released code does; and the
+# preset's batch.
+PAPER = (*PLAIN, "n_steps=20", "sub_sampling_factor=1")
+SPARING = (*PLAIN, "n_steps=20", "sub_sampling_factor=8", "kfac_kwargs.inverse_period=10")
+LARGE = (*PLAIN, "n_steps=128", "sub_sampling_factor=8", "kfac_kwargs.inverse_period=4")
 BACKGROUND = "kfac_kwargs.inverse_refresh=background"
-# What shall be on where ACKTR runs at full speed, as far as this version has it.
 FULL_SPEED = ("precision=bf16", "overlap=true")
 WIDTHS = (64, 256, 1024, 4096)
 WIDTH_KFAC: dict[int, dict[str, Any]] = {4096: {"max_factor_size": 1024}}
@@ -144,8 +147,8 @@ def groups(quick: bool = False) -> list[Group]:
     def cheetah(*settings: str, first_order: bool = False) -> Side:
         return _acktr(CHEETAH, (*settings, *small), 1, first_order)
 
-    def plain(*settings: str, first_order: bool = False) -> Side:
-        return _acktr(BREAKOUT, (*PLAIN, *settings, *small), 2, first_order)
+    def plain(kind: tuple[str, ...], *settings: str, first_order: bool = False) -> Side:
+        return _acktr(BREAKOUT, (*kind, *settings, *small), 2, first_order)
 
     def atari(*settings: str, first_order: bool = False) -> Side:
         return _acktr(BREAKOUT, (*settings, *smallest), 2, first_order)
@@ -172,20 +175,30 @@ def groups(quick: bool = False) -> list[Group]:
         Group(
             "first-order",
             {
-                "ACKTR, plain": plain(),
-                "Adam, plain": plain(first_order=True),
-                "ACKTR, bf16": plain("precision=bf16"),
-                "Adam, bf16": plain("precision=bf16", first_order=True),
+                "ACKTR, batch 320": plain(PAPER),
+                "Adam, batch 320": plain(PAPER, first_order=True),
+                "ACKTR, batch 320, sparing, bf16": plain(SPARING, "precision=bf16"),
+                "Adam, batch 320, bf16": plain(PAPER, "precision=bf16", first_order=True),
+                "ACKTR, batch 2048": plain(LARGE),
+                "Adam, batch 2048": plain(LARGE, first_order=True),
+                "ACKTR, batch 2048, bf16": plain(LARGE, "precision=bf16"),
+                "Adam, batch 2048, bf16": plain(LARGE, "precision=bf16", first_order=True),
                 "ACKTR, preset": atari(),
                 "Adam, preset": atari(first_order=True),
             },
-            (
-                Line("Breakout, CNN, plain K-FAC", "ACKTR, plain", ("Adam, plain",), 0.85),
-                Line(
-                    "Breakout, CNN, plain K-FAC, bf16", "ACKTR, bf16", ("Adam, bf16",), 0.85,
-                    ("precision",),
-                ),
-                Line("Breakout, CNN, Atari preset", "ACKTR, preset", ("Adam, preset",), 0.85),
+            tuple(
+                Line(f"Breakout, CNN, {what}", f"ACKTR, {top}", (f"Adam, {bottom}",), 0.85)
+                for what, top, bottom in (
+                    ("plain K-FAC, the paper's batch of 320", "batch 320", "batch 320"),
+                    (
+                        "the same, sparing, bf16",
+                        "batch 320, sparing, bf16",
+                        "batch 320, bf16",
+                    ),
+                    ("plain K-FAC, the preset's batch of 2048", "batch 2048", "batch 2048"),
+                    ("the same, bf16", "batch 2048, bf16", "batch 2048, bf16"),
+                    ("Atari preset", "preset", "preset"),
+                )
             ),
             *cnn,
         ),
@@ -220,14 +233,19 @@ def groups(quick: bool = False) -> list[Group]:
         Group(
             "breakout",
             {
-                "ACKTR, plain": plain(*full),
+                "ACKTR, batch 320": plain(SPARING, *full),
+                "ACKTR, batch 2048": plain(LARGE, *full),
                 "ACKTR, preset": atari(*full),
                 "A2C, DummyVecEnv": breakout_a2c(subproc=False),
                 "A2C, SubprocVecEnv": breakout_a2c(subproc=True),
             },
             tuple(
                 Line(f"Breakout, {name}", top, ("A2C, DummyVecEnv", "A2C, SubprocVecEnv"), 2.5)
-                for name, top in (("plain K-FAC", "ACKTR, plain"), ("Atari preset", "ACKTR, preset"))
+                for name, top in (
+                    ("plain K-FAC, batch of 320", "ACKTR, batch 320"),
+                    ("plain K-FAC, batch of 2048", "ACKTR, batch 2048"),
+                    ("Atari preset", "ACKTR, preset"),
+                )
             ),
             *cnn,
         ),
@@ -262,10 +280,10 @@ def groups(quick: bool = False) -> list[Group]:
         Group(
             "options",
             {
-                "ACKTR, plain": plain(),
-                "ACKTR, overlap": plain("overlap=true"),
-                "ACKTR, bf16": plain("precision=bf16"),
-                "ACKTR, background": plain(BACKGROUND),
+                "ACKTR, plain": plain(PAPER),
+                "ACKTR, overlap": plain(PAPER, "overlap=true"),
+                "ACKTR, bf16": plain(PAPER, "precision=bf16"),
+                "ACKTR, background": plain(PAPER, BACKGROUND),
             },
             tuple(
                 Line(f"Breakout, plain K-FAC, {what}", top, ("ACKTR, plain",), needs=(needed,))
@@ -283,7 +301,7 @@ def groups(quick: bool = False) -> list[Group]:
                 "HalfCheetah, gymnasium": _profile(cheetah("backend=gymnasium")),
                 "HalfCheetah, auto": _profile(cheetah("backend=auto")),
                 "CartPole": _profile(_acktr(CARTPOLE, small, 1, False)),
-                "Breakout, plain K-FAC": _profile(plain(*full)),
+                "Breakout, plain K-FAC": _profile(plain(SPARING, *full)),
                 "Breakout, Atari preset": _profile(atari(*full)),
             },
             (),

@@ -25,6 +25,7 @@ from torch.distributions import Normal
 from acktr import ACKTR, KFAC
 from acktr.envs.lookup import family
 from acktr.experiment import build_environment, build_model, choose_policy
+from acktr.memory import keep_freed_memory
 from acktr.presets import Configuration, resolve
 from acktr.presets.classes import resolve_classes
 from benchmarks.speed_flops import update_flops
@@ -118,13 +119,17 @@ def learn(pace: Pace, model: BaseAlgorithm) -> None:
 def acktr(pace: Pace, env_id: str, settings: Sequence[str], first_order: bool = False) -> None:
     """Train ACKTR, or the same loop with Adam; work: environment steps.
 
+    Both as ``acktr train`` does it, which keeps freed memory.
+
     :param settings: ``key=value``, on top of the preset
     """
+    keep_freed_memory()
     learn(pace, build(env_id, settings, first_order))
 
 
 def profiled(pace: Pace, env_id: str, settings: Sequence[str]) -> None:
     """Train ACKTR and take its time apart; work: environment steps."""
+    keep_freed_memory()
     model = build(env_id, settings)
     profiler = watch(model)
     pace.on_start, pace.phases = profiler.reset, profiler.totals
