@@ -37,14 +37,16 @@ class VecRunningNormalize(VecNormalize):
         if isinstance(self.observation_space, spaces.Dict):
             parts = self.observation_space.spaces
             keys = self.norm_obs_keys or []
-            self.obs_rms = {key: RunningMoments(shape=parts[key].shape or ()) for key in keys}
+            moments: Any = {key: RunningMoments(shape=parts[key].shape or ()) for key in keys}
         else:
-            self.obs_rms = RunningMoments(shape=self.observation_space.shape or ())
+            moments = RunningMoments(shape=self.observation_space.shape or ())
+        self.obs_rms = moments
 
     def normalize_obs(self, obs: Any) -> Any:
         """Normalise observations with the statistics of now, into new arrays."""
-        if self.norm_obs and isinstance(obs, np.ndarray) and isinstance(self.obs_rms, RunningMeanStd):
-            return self._normalize_obs(obs, self.obs_rms).astype(np.float32)
+        if self.norm_obs and isinstance(obs, np.ndarray):
+            moments: Any = self.obs_rms  # one for all, where observations are no dict
+            return self._normalize_obs(obs, moments).astype(np.float32)
         return super().normalize_obs(obs)
 
     def _normalize_obs(self, obs: np.ndarray, obs_rms: RunningMeanStd) -> np.ndarray:
