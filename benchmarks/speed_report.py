@@ -1,8 +1,10 @@
 """The tables of docs/speed.md from what ``python -m benchmarks.speed`` has measured."""
 
+import csv
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 RESULTS = Path(__file__).resolve().parent / "results" / "speed" / "ratios.json"
@@ -25,7 +27,30 @@ def tables(path: Path = RESULTS) -> str:
         parts.append(width_table(results["widths"]))
     if results["profile"]:
         parts.append(profile_table(results["profile"]))
+    learning = path.with_name("learning.csv")
+    if learning.is_file():
+        parts.append(learning_table(learning))
     return "\n\n".join(parts)
+
+
+def learning_table(path: Path) -> str:
+    """Return one row for each environment and choice of options: the returns of all seeds.
+
+    :param path: csv with one row for each run
+    """
+    runs: dict[tuple[str, str], list[float]] = {}
+    with path.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            runs.setdefault((row["env"], row["options"]), []).append(float(row["last_100_return"]))
+    lines = [
+        "| environment | options | last 100 episodes, by seed | least | median | greatest |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for (env, options), returns in runs.items():
+        spread = " | ".join(f"{f(returns):.0f}" for f in (min, median, max))
+        seeds = ", ".join(f"{x:.0f}" for x in returns)
+        lines.append(f"| {env} | {options} | {seeds} | {spread} |")
+    return "\n".join(lines)
 
 
 def ratio_table(ratios: Sequence[Mapping[str, Any]]) -> str:

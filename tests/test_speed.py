@@ -14,7 +14,7 @@ from benchmarks.speed_flops import block_sizes, update_flops
 from benchmarks.speed_process import WARM_UP, Measurement, Pace
 from benchmarks.speed_profile import PHASES, Profiler, draw
 from benchmarks.speed_ratios import Group, Line, available, groups, pairwise, summarize
-from benchmarks.speed_report import profile_table, width_table
+from benchmarks.speed_report import learning_table, profile_table, width_table
 
 ROOT = Path(__file__).parents[1]
 
@@ -169,3 +169,14 @@ def test_a_whole_measurement_in_miniature(tmp_path):
     manifest = json.loads((tmp_path / "manifest.json").read_text(encoding="utf-8"))
     assert manifest["speed.csv"]["command"] == "python -m benchmarks.speed --quick --only a2c"
     assert {"torch", "stable-baselines3"} <= set(manifest["versions"])
+
+
+def test_the_learning_table_gives_every_seed(tmp_path):
+    path = tmp_path / "learning.csv"
+    rows = [("A-v1", "off", 0, 1.0), ("A-v1", "off", 1, 3.4), ("A-v1", "on", 0, 2.0)]
+    lines = [",".join(map(str, row)) for row in rows]
+    path.write_text("\n".join(["env,options,seed,last_100_return", *lines]), encoding="utf-8")
+    assert learning_table(path).splitlines()[2:] == [
+        "| A-v1 | off | 1, 3 | 1 | 2 | 3 |",
+        "| A-v1 | on | 2 | 2 | 2 | 2 |",
+    ]
