@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,32 +29,24 @@ def update_critic(model: ACKTR, batch: RolloutBatch) -> Tensor:
     """
     with torch.no_grad():
         policy = model._model(batch).distributions[:-1] if model.shared else []
-    curvature_known = False
     for chosen, part in batch.minibatches(model.critic_batch_size, model.n_critic_updates):
         if isinstance(model.critic_optimizer, KFAC):
-            loss = _step_natural(model, model.critic_optimizer, part, not curvature_known)
-            # The batch that is seen again has the curvature that it had.
-            curvature_known = model.critic_batch_size is None
+            loss = _step_natural(model, model.critic_optimizer, part)
         else:
             loss = _step_euclidean(model, part, [detached(d, chosen) for d in policy])
     return loss
 
 
-def _step_natural(model: ACKTR, optimizer: KFAC, batch: RolloutBatch, take_curvature: bool) -> Tensor:
-    whole = model.sub_sampling_factor == 1
-    with optimizer.capture() if whole and take_curvature else nullcontext():
+def _step_natural(model: ACKTR, optimizer: KFAC, batch: RolloutBatch) -> Tensor:
+    with model._capture(optimizer):
         values = model._values(batch)
     loss = model._value_loss(values, batch)
     check_loss(loss, model.num_timesteps)
     seen = values
-    if not whole and (take_curvature or model.cg_iterations):
-        part = batch.sample(model.sub_sampling_factor)
-        with optimizer.capture() if take_curvature else nullcontext():
-            seen = model._values(part)
-    if take_curvature:
-        optimizer.update_curvature(model._value_distribution(seen))
-    else:
-        optimizer.use_exact_fisher(model._value_distribution(seen))
+    if model.sub_sampling_factor > 1:
+        with optimizer.capture():
+            seen = model._values(batch.sample(model.sub_sampling_factor))
+    optimizer.update_curvature(model._value_distribution(seen))
     if model.critic_trust_region is not None:
         bound = model.critic_trust_region * loss.item()
         optimizer.param_groups[0]["target_kl"] = max(bound, 1e-12)

@@ -7,7 +7,7 @@ from acktr.kfac.exact import mean_kl
 from acktr.kfac.factors import Gram
 from acktr.kfac.fisher import batch_size
 from tests.small_envs import IMAGE, VECTOR, small_env
-from tests.test_algorithm import make, parameters, same
+from tests.test_algorithm import make
 
 POLICIES = {"MlpPolicy": VECTOR, "CnnPolicy": IMAGE}
 
@@ -64,20 +64,3 @@ def test_a_batch_smaller_than_the_factor_leaves_one_sample():
     model, batch = rollout("MlpPolicy", 10**6)
     _, part, _ = model._update_actor(batch)
     assert len(part.returns) == 1
-
-
-def test_the_critic_takes_its_curvature_once_a_rollout(monkeypatch):
-    model, batch = rollout("MlpPolicy", 1, n_critic_updates=3)
-    calls = []
-    kind = type(model.critic_optimizer)
-    take = kind.update_curvature
-    monkeypatch.setattr(
-        kind, "update_curvature", lambda self, *d, **kw: (calls.append(1), take(self, *d, **kw))[1]
-    )
-    before = parameters(model)
-    model._update_critic(batch)
-    assert len(calls) == 1
-    assert not same(before, parameters(model))
-    model.critic_batch_size = 4
-    model._update_critic(batch)
-    assert len(calls) == 1 + 3  # other samples, other curvature
