@@ -351,3 +351,24 @@ def test_a_configuration_can_ask_for_it():
     model = build_model(configuration, env)
     model.learn(300, EvalCallback(evaluation, eval_freq=20, n_eval_episodes=1, verbose=0))
     assert model.num_timesteps >= 300
+
+
+def test_half_of_the_threads_are_left_to_the_environments_while_they_are_in_flight():
+    seen = []
+
+    class Note(BaseCallback):
+        def _on_step(self):
+            seen.append(torch.get_num_threads())
+            return True
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        for overlap, expected in ((False, 4), (True, 2)):
+            env = make_vec_env("CartPole-v1", 4, seed=0, backend="gymnasium", overlap=overlap)
+            ACKTR("MlpPolicy", env, n_steps=3, seed=0).learn(12, Note())
+            assert torch.get_num_threads() == 4
+            assert seen == [expected] * 3
+            seen.clear()
+    finally:
+        torch.set_num_threads(threads)
