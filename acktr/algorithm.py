@@ -58,8 +58,8 @@ class ACKTR(OnPolicyAlgorithm):
     :param damping: lambda of the actor's Fisher, or of the joint one
     :param cg_iterations: conjugate-gradient iterations that correct K-FAC's direction by the exact
         Fisher of the batch (:mod:`acktr.kfac.exact`); 0 for K-FAC's own direction
-    :param sub_sampling_factor: curvature (K-FAC's statistics and the exact Fisher) and the measured KL
-        are taken of one sample in so many, drawn anew for each update; the gradient is of all samples
+    :param sub_sampling_factor: the dearest curvature is taken of one sample in so many, drawn anew for
+        each update: the exact Fisher with ``cg_iterations``, else K-FAC's statistics and measured KL
     :param precision: ``"fp32"`` or ``"bf16"``: trunks under autocast and K-FAC's statistics in bfloat16,
         where the hardware has it (see :mod:`acktr.precision`); heads, losses and inverses stay in fp32
     :param momentum: of the natural gradient
@@ -306,17 +306,28 @@ class ACKTR(OnPolicyAlgorithm):
             loss = loss + self.vf_coef * losses["value_loss"]
         check_loss(loss, self.num_timesteps)
         part, seen = batch, model
-        if self.sub_sampling_factor > 1:
+        if self._samples_statistics:
             part = batch.sample(self.sub_sampling_factor)
             with self.kfac.capture():
                 seen = self._model(part)
         self.kfac.update_curvature(*seen.distributions)
+        if self._samples_fisher:
+            sample = batch.sample(self.sub_sampling_factor)
+            self.kfac.use_exact_fisher(*self._model(sample).distributions)
         self._step(loss, self.kfac)
         return losses, part, seen.distributions
 
     def _capture(self, kfac: KFAC) -> AbstractContextManager[None]:
         """Record a pass of the whole batch, unless curvature is taken of a part of it."""
-        return kfac.capture() if self.sub_sampling_factor == 1 else nullcontext()
+        return nullcontext() if self._samples_statistics else kfac.capture()
+
+    @property
+    def _samples_statistics(self) -> bool:
+        return self.sub_sampling_factor > 1 and not self.cg_iterations
+
+    @property
+    def _samples_fisher(self) -> bool:
+        return self.sub_sampling_factor > 1 and self.cg_iterations > 0
 
     def _model(self, batch: RolloutBatch) -> Model:
         """Evaluate the actor on a batch, and the critic if it shares the trunk."""
@@ -364,7 +375,7 @@ class ACKTR(OnPolicyAlgorithm):
     def _step(self, loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
         optimizer.zero_grad()
         # Conjugate gradients on the whole batch go through this graph once more.
-        loss.backward(retain_graph=self.cg_iterations > 0 and self.sub_sampling_factor == 1)
+        loss.backward(retain_graph=self.cg_iterations > 0 and not self._samples_fisher)
         optimizer.step()
 
     def _update_bellman_std(self, batch: RolloutBatch) -> None:

@@ -43,10 +43,13 @@ def _step_natural(model: ACKTR, optimizer: KFAC, batch: RolloutBatch) -> Tensor:
     loss = model._value_loss(values, batch)
     check_loss(loss, model.num_timesteps)
     seen = values
-    if model.sub_sampling_factor > 1:
+    if model._samples_statistics:
         with optimizer.capture():
             seen = model._values(batch.sample(model.sub_sampling_factor))
     optimizer.update_curvature(model._value_distribution(seen))
+    if model._samples_fisher:
+        part = model._values(batch.sample(model.sub_sampling_factor))
+        optimizer.use_exact_fisher(model._value_distribution(part))
     if model.critic_trust_region is not None:
         bound = model.critic_trust_region * loss.item()
         optimizer.param_groups[0]["target_kl"] = max(bound, 1e-12)
