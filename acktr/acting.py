@@ -193,8 +193,9 @@ def _is_known(policy: ActorCriticPolicy) -> bool:
 
 def _features(policy: ActorCriticPolicy, obs: Any) -> Tensor:
     """Call the modules that ``policy.get_distribution`` calls first."""
-    extract = CnnPolicy.features if isinstance(policy, CnnPolicy) else BasePolicy.extract_features
-    return extract(policy, obs, policy.pi_features_extractor)  # type: ignore[arg-type]
+    if isinstance(policy, CnnPolicy):
+        return policy.features(obs, policy.pi_features_extractor)
+    return BasePolicy.extract_features(policy, obs, policy.pi_features_extractor)
 
 
 def _shares_trunk(policy: ActorCriticPolicy) -> bool:

@@ -86,9 +86,9 @@ def make_vec_env(
             )
         env: VecEnv = build_halves(build, n_envs)
         env.seed(seed)  # as one: the halves were built from the same seed
-        env.backend = chosen  # type: ignore[attr-defined]
     else:
         env = build(0, n_envs)
+    env.backend = chosen  # type: ignore[attr-defined]  # what "auto" stood for
     check_spaces(env_id, env.observation_space, env.action_space)
     env = VecCheckFinite(env)
     depth = frame_stack or (ATARI_FRAME_STACK if atari else 1)
@@ -137,7 +137,7 @@ def _make_single(
         probe = _build(spec, wrapper, env_kwargs)
         probe.close()
         check_spaces(spec.id, probe.observation_space, probe.action_space)
-    env: VecEnv = make_sb3_vec_env(
+    return make_sb3_vec_env(
         build,
         n_envs=n_envs,
         seed=seed,
@@ -147,8 +147,6 @@ def _make_single(
         env_kwargs=env_kwargs,
         vec_env_cls=_VEC_ENV[chosen],
     )
-    env.backend = chosen  # type: ignore[attr-defined]
-    return env
 
 
 def _build(
