@@ -19,10 +19,10 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 from torch.distributions import Normal
 
+from acktr.actor import update_actor
 from acktr.critic import update_critic
 from acktr.kfac import KFAC
-from acktr.kfac.exact import mean_kl
-from acktr.kl import adapt_scale, as_list, check_loss, measure_or_restore, rescale_step
+from acktr.kl import as_list
 from acktr.metrics import record_update
 from acktr.options import as_schedule, check_arguments, check_joint_critic
 from acktr.policies import (
@@ -53,6 +53,8 @@ class ACKTR(OnPolicyAlgorithm):
     :param ent_coef: weight of the entropy bonus
     :param vf_coef: weight of the value loss on a shared trunk
     :param target_kl: radius of the trust region, nats per update; number, schedule or ``"lin_0.02"``
+    :param n_actor_updates: natural-gradient steps of the actor per rollout, on the whole batch; they
+        spend ``target_kl`` together
     :param kl_feedback: hold the *measured* KL at ``target_kl`` by scaling the bound that K-FAC's
         quadratic model is given
     :param damping: lambda of the actor's Fisher, or of the joint one
@@ -107,6 +109,7 @@ class ACKTR(OnPolicyAlgorithm):
         ent_coef: float = 0.0,
         vf_coef: float = 0.5,
         target_kl: float | str | Schedule = 0.01,
+        n_actor_updates: int = 1,
         kl_feedback: bool = True,
         damping: float = 0.01,
         cg_iterations: int = 0,
@@ -161,6 +164,7 @@ class ACKTR(OnPolicyAlgorithm):
             _init_setup_model=False,
         )
         self.target_kl = target_kl
+        self.n_actor_updates = n_actor_updates
         self.kl_feedback = kl_feedback
         self.damping = damping
         self.cg_iterations = cg_iterations
@@ -264,58 +268,12 @@ class ACKTR(OnPolicyAlgorithm):
         self._update_bellman_std(batch)
         losses = {}
         if self.critic_optimizer is not None:
-            losses["value_loss"] = self._update_critic(batch)
-        target_kl = self.target_kl_schedule(self._current_progress_remaining)
+            losses["value_loss"] = update_critic(self, batch)
         self._update_learning_rate(self.kfac)
-        group = self.kfac.param_groups[0]
-        # The tiny floor: a linear schedule ends at a radius of 0, which is no trust region.
-        group["target_kl"] = max(target_kl * self.kl_scale, 1e-12)
-        before = [p.detach().clone() for p in group["params"]]
-        actor_losses, part, old = self._update_actor(batch)
-
-        def measure() -> float:
-            with torch.no_grad():
-                return mean_kl(old, self._distributions(part)).item()
-
-        kl = measure_or_restore(measure, group["params"], before)
-        if self.kl_feedback and target_kl > 0:
-            room = group["lr"] / max(self.kfac.last_step[0].step_scale.item(), 1e-12)
-            self.kl_scale = adapt_scale(self.kl_scale, kl, target_kl, room)
-            kl, rescales = rescale_step(group["params"], before, measure, kl, target_kl, room)
-            self.kl_rescales += rescales
+        target_kl = self.target_kl_schedule(self._current_progress_remaining)
+        actor_losses, kl = update_actor(self, batch, target_kl)
         self._n_updates += 1
         record_update(self, batch, {**losses, **actor_losses}, kl, target_kl)
-
-    def _update_actor(self, batch: RolloutBatch) -> tuple[dict[str, Tensor], RolloutBatch, list[Any]]:
-        """One natural-gradient step of the actor, and of the critic where it shares the trunk.
-
-        :return: the losses, the part of the batch whose curvature was taken, and the model's
-            distributions there before the step
-        """
-        advantages = batch.advantages
-        if self.normalize_advantage and len(advantages) > 1:
-            advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
-        with self._capture(self.kfac):
-            model = self._model(batch)
-        entropy_loss = -(model.log_prob if model.entropy is None else model.entropy).mean()
-        policy_loss = -(advantages * model.log_prob).mean()
-        loss = policy_loss + self.ent_coef * entropy_loss
-        losses = {"policy_gradient_loss": policy_loss, "entropy_loss": entropy_loss}
-        if model.values is not None and self.critic_optimizer is None:
-            losses["value_loss"] = self._value_loss(model.values, batch)
-            loss = loss + self.vf_coef * losses["value_loss"]
-        check_loss(loss, self.num_timesteps)
-        part, seen = batch, model
-        if self._samples_statistics:
-            part = batch.sample(self.sub_sampling_factor)
-            with self.kfac.capture():
-                seen = self._model(part)
-        self.kfac.update_curvature(*seen.distributions)
-        if self._samples_fisher:
-            sample = batch.sample(self.sub_sampling_factor)
-            self.kfac.use_exact_fisher(*self._model(sample).distributions)
-        self._step(loss, self.kfac)
-        return losses, part, seen.distributions
 
     def _capture(self, kfac: KFAC) -> AbstractContextManager[None]:
         """Record a pass of the whole batch, unless curvature is taken of a part of it."""
@@ -352,10 +310,6 @@ class ACKTR(OnPolicyAlgorithm):
             return self._model(batch).distributions
         obs: Any = batch.observations
         return as_list(self.policy.get_distribution(obs).distribution)
-
-    def _update_critic(self, batch: RolloutBatch) -> Tensor:
-        """All updates of a critic that learns by itself; returns its last loss."""
-        return update_critic(self, batch)
 
     def _values(self, batch: RolloutBatch) -> Tensor:
         """Values of the batch's observations, ``(B,)``."""

@@ -38,6 +38,7 @@ def as_schedule(value: float | str | Schedule) -> Schedule:
 
 _AT_LEAST: dict[str, tuple[Callable[[Any], bool], str]] = {
     "n_steps": (lambda x: x >= 1, "must be at least 1"),
+    "n_actor_updates": (lambda x: x >= 1, "must be at least 1"),
     "n_critic_updates": (lambda x: x >= 1, "must be at least 1"),
     "critic_batch_size": (lambda x: x is None or x >= 1, "must be at least 1, or None"),
     "cg_iterations": (lambda x: isinstance(x, int) and x >= 0, "must be 0 or more"),

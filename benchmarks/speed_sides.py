@@ -23,6 +23,8 @@ from torch import nn
 from torch.distributions import Normal
 
 from acktr import ACKTR, KFAC
+from acktr.actor import actor_loss
+from acktr.critic import update_critic
 from acktr.envs.lookup import family
 from acktr.experiment import build_environment, build_model, choose_policy
 from acktr.memory import keep_freed_memory
@@ -71,23 +73,15 @@ class FirstOrder(ACKTR):
         batch = self.rollout_buffer.batch()
         self._update_bellman_std(batch)
         if self.critic_optimizer is not None:
-            self.logger.record("train/value_loss", self._update_critic(batch).item())
-        advantages = batch.advantages
-        if self.normalize_advantage and len(advantages) > 1:
-            advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
-        model = self._model(batch)
-        entropy_loss = -(model.log_prob if model.entropy is None else model.entropy).mean()
-        policy_loss = -(advantages * model.log_prob).mean()
-        loss = policy_loss + self.ent_coef * entropy_loss
-        if model.values is not None and self.critic_optimizer is None:
-            loss = loss + self.vf_coef * self._value_loss(model.values, batch)
+            self.logger.record("train/value_loss", update_critic(self, batch).item())
+        loss, losses = actor_loss(self, self._model(batch), batch)
         self.policy.optimizer.zero_grad()
         loss.backward()
         self.policy.optimizer.step()
         self._n_updates += 1
         # What SB3's A2C logs too.
-        self.logger.record("train/policy_gradient_loss", policy_loss.item())
-        self.logger.record("train/entropy_loss", entropy_loss.item())
+        for name, part in losses.items():
+            self.logger.record(f"train/{name}", part.item())
         fit = explained_variance(batch.values.numpy(), batch.returns.numpy())
         self.logger.record("train/explained_variance", float(fit))
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from acktr.actor import natural_step
 from acktr.kfac.exact import mean_kl
 from acktr.kfac.factors import Gram
 from acktr.kfac.fisher import batch_size
@@ -38,7 +39,7 @@ def test_statistics_and_kl_are_of_a_part_unless_the_exact_fisher_is(policy, cg_i
         "average_into",
         lambda self, *args: (rows.append(self.rows.shape[-2]), average_into(self, *args))[1],
     )
-    losses, part, old = model._update_actor(batch)
+    losses, part, old, _ = natural_step(model, batch)
     part_size = max(len(batch.returns) // 4, 1)
     # Beside the exact Fisher of a part, statistics and KL are those of the whole batch.
     expected = len(batch.returns) if cg_iterations else part_size
@@ -56,7 +57,7 @@ def test_the_gradient_is_of_all_samples(policy):
     gradients = []
     for factor in (1, 4):
         model, batch = rollout(policy, factor)
-        model._update_actor(batch)
+        natural_step(model, batch)
         gradients.append([p.grad for p in model.kfac.param_groups[0]["params"]])
     for whole, with_part in zip(*gradients, strict=True):
         torch.testing.assert_close(whole, with_part)
@@ -64,5 +65,5 @@ def test_the_gradient_is_of_all_samples(policy):
 
 def test_a_batch_smaller_than_the_factor_leaves_one_sample():
     model, batch = rollout("MlpPolicy", 10**6)
-    _, part, _ = model._update_actor(batch)
+    part = natural_step(model, batch).part
     assert len(part.returns) == 1

@@ -1,0 +1,119 @@
+"""The update of the actor: natural-gradient steps inside one KL trust region.
+
+On a shared trunk with a Gauss-Newton critic the same steps move the critic.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from acktr.kfac.exact import mean_kl
+from acktr.kl import adapt_scale, check_loss, measure_or_restore, rescale_step
+from acktr.policies import Model
+from acktr.rollout import RolloutBatch
+
+if TYPE_CHECKING:
+    from acktr.algorithm import ACKTR
+
+
+class ActorStep(NamedTuple):
+    """What one natural-gradient step leaves behind.
+
+    :param losses: by the last part of their key in the log, 0-dim tensors
+    :param part: the samples whose curvature was taken
+    :param old: the model's distributions there before the step
+    :param log_prob: of the whole batch's actions before the step, ``(B,)``
+    """
+
+    losses: dict[str, Tensor]
+    part: RolloutBatch
+    old: list[Any]
+    log_prob: Tensor
+
+
+def update_actor(model: ACKTR, batch: RolloutBatch, target_kl: float) -> tuple[dict[str, Tensor], float]:
+    """Make ``n_actor_updates`` steps on the whole batch that spend one KL budget together.
+
+    Each step is promised an equal part of the bound. What they did together is measured, fed back into
+    the bound of the next rollout, and rescaled if it is far off (:mod:`acktr.kl`).
+
+    :param model: its ``kfac`` steps the actor's parameters
+    :param batch: the rollout
+    :param target_kl: budget of all steps together, nats
+    :return: the losses before the last step, and the measured KL in nats
+    :raises DivergenceError: a loss is not finite, and its step is not taken; or the outputs are not
+        after the steps, and they are taken back
+    """
+    group = model.kfac.param_groups[0]
+    # The tiny floor: a linear schedule ends at a radius of 0, which is no trust region.
+    group["target_kl"] = max(target_kl * model.kl_scale / model.n_actor_updates, 1e-12)
+    before = [p.detach().clone() for p in group["params"]]
+    first = last = natural_step(model, batch)
+    lengths = [model.kfac.last_step[0].step_scale]
+    for _ in range(1, model.n_actor_updates):
+        last = natural_step(model, batch, first)
+        lengths.append(model.kfac.last_step[0].step_scale)
+
+    def measure() -> float:
+        with torch.no_grad():
+            return mean_kl(first.old, model._distributions(first.part)).item()
+
+    kl = measure_or_restore(measure, group["params"], before)
+    if model.kl_feedback and target_kl > 0:
+        room = group["lr"] / max(torch.stack(lengths).max().item(), 1e-12)
+        model.kl_scale = adapt_scale(model.kl_scale, kl, target_kl, room)
+        kl, rescales = rescale_step(group["params"], before, measure, kl, target_kl, room)
+        model.kl_rescales += rescales
+    return last.losses, kl
+
+
+def natural_step(model: ACKTR, batch: RolloutBatch, first: ActorStep | None = None) -> ActorStep:
+    """Make one natural-gradient step.
+
+    :param first: the first step on this batch; ``None`` for that one itself
+    :raises DivergenceError: the loss is not finite; the step is not taken
+    """
+    with model._capture(model.kfac):
+        seen = evaluated = model._model(batch)
+    loss, losses = actor_loss(model, evaluated, batch, None if first is None else first.log_prob)
+    check_loss(loss, model.num_timesteps)
+    part = batch
+    if model._samples_statistics:
+        part = batch.sample(model.sub_sampling_factor)
+        with model.kfac.capture():
+            seen = model._model(part)
+    model.kfac.update_curvature(*seen.distributions)
+    if model._samples_fisher:
+        sample = batch.sample(model.sub_sampling_factor)
+        model.kfac.use_exact_fisher(*model._model(sample).distributions)
+    model._step(loss, model.kfac)
+    return ActorStep(losses, part, seen.distributions, evaluated.log_prob.detach())
+
+
+def actor_loss(
+    model: ACKTR, evaluated: Model, batch: RolloutBatch, old_log_prob: Tensor | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Policy gradient, entropy bonus and, where it learns with the actor, the critic's loss.
+
+    :param evaluated: the model on the batch
+    :param old_log_prob: of the policy that collected the batch, ``(B,)``, if it has moved since: each
+        sample then counts by its importance ratio
+    :return: the sum, and the parts by the last part of their key in the log
+    """
+    advantages = batch.advantages
+    if model.normalize_advantage and len(advantages) > 1:
+        advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+    log_prob = evaluated.log_prob
+    # At the policy that collected the batch both have the same gradient.
+    gain = log_prob if old_log_prob is None else (log_prob - old_log_prob).exp()
+    policy_loss = -(advantages * gain).mean()
+    entropy_loss = -(log_prob if evaluated.entropy is None else evaluated.entropy).mean()
+    losses = {"policy_gradient_loss": policy_loss, "entropy_loss": entropy_loss}
+    loss = policy_loss + model.ent_coef * entropy_loss
+    if evaluated.values is not None and model.critic_optimizer is None:
+        losses["value_loss"] = model._value_loss(evaluated.values, batch)
+        loss = loss + model.vf_coef * losses["value_loss"]
+    return loss, losses

@@ -1,0 +1,61 @@
+"""Several natural-gradient steps of the actor inside one trust region."""
+
+import pytest
+import torch
+
+from acktr import ACKTR
+from acktr.actor import actor_loss, natural_step, update_actor
+from acktr.errors import ConfigurationError
+from acktr.kfac.exact import mean_kl
+from tests.small_envs import IMAGE, VECTOR, small_env
+from tests.test_algorithm import make
+
+POLICIES = {"MlpPolicy": VECTOR, "CnnPolicy": IMAGE}
+
+
+def rollout(policy="MlpPolicy", **options):
+    model = make(small_env("Discrete", POLICIES[policy]), policy, **options)
+    _, callback = model._setup_learn(1000)
+    model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
+    return model, model.rollout_buffer.batch()
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_all_steps_together_spend_the_budget(policy):
+    model, batch = rollout(policy, n_actor_updates=3, target_kl=0.01)
+    old = model._distributions(batch)
+    steps = []
+    step = model.kfac.step
+    model.kfac.step = lambda: (steps.append(1), step())[1]
+    _, kl = update_actor(model, batch, 0.01)
+    assert len(steps) == 3
+    with torch.no_grad():
+        assert kl == pytest.approx(mean_kl(old, model._distributions(batch)).item(), rel=1e-5)
+    assert 0 < kl < 0.02  # from below eta_max may rule
+
+
+def test_a_later_step_follows_the_surrogate_of_the_first_policy():
+    """Its gradient is that of E[A p_new / p_old], by finite differences in float64."""
+    torch.manual_seed(0)
+    model, batch = rollout()
+    first = natural_step(model, batch)
+    parameters = model.kfac.param_groups[0]["params"]
+
+    def loss():
+        return actor_loss(model, model._model(batch), batch, first.log_prob)[0]
+
+    gradients = torch.autograd.grad(loss(), parameters, allow_unused=True)
+    direction = [torch.randn_like(p) for p in parameters]
+    slope = sum((g * d).sum() for g, d in zip(gradients, direction, strict=True) if g is not None)
+    values = []
+    for sign in (1, -2):
+        with torch.no_grad():
+            for p, d in zip(parameters, direction, strict=True):
+                p += sign * 1e-3 * d
+            values.append(loss())
+    assert slope.item() == pytest.approx(((values[0] - values[1]) / 2e-3).item(), rel=0.05, abs=1e-3)
+
+
+def test_a_number_of_updates_that_cannot_be_is_refused():
+    with pytest.raises(ConfigurationError, match=r"n_actor_updates must be at least 1, got 0"):
+        ACKTR("MlpPolicy", small_env("Discrete", VECTOR), n_actor_updates=0)
