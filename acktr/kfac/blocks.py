@@ -23,8 +23,9 @@ from acktr.kfac.factors import (
     multiply_right,
     split_shape,
 )
-from acktr.kfac.inverses import Pair, SafeInverse
+from acktr.kfac.inverses import Pair
 from acktr.kfac.layers import DiagonalLayer, KroneckerLayer
+from acktr.kfac.refresh import SafeInverse
 
 WEIGHT_SHARING = ("expand", "reduce")
 
@@ -77,6 +78,11 @@ class Block:
     def reset(self) -> None:
         """Forget all statistics."""
         self.average = RunningAverage(self.average.decay)
+
+    @property
+    def like(self) -> Tensor:
+        """What has the dtype and device of the statistics."""
+        return next(iter(self.all_params.values()))
 
     @property
     def ready(self) -> bool:
@@ -132,9 +138,8 @@ class Block:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore :meth:`state_dict`."""
-        like = next(iter(self.all_params.values()))
         self.params = self._params_of(state)
-        self.average.load_state_dict(state["average"], like)
+        self.average.load_state_dict(state["average"], self.like)
 
 
 class KroneckerBlock(Block):
@@ -167,10 +172,10 @@ class KroneckerBlock(Block):
         super().reset()
         self.inverse = SafeInverse(self.inverse.kind)
 
-    def update(
-        self, records: list[Record], grads: list[Tensor], batch: int, finite: bool | Tensor
-    ) -> None:
-        """Average in ``A = sum a a' / N`` and ``S = sum g g' / M`` over all uses of the layer.
+    def statistics(
+        self, records: list[Record], grads: list[Tensor], batch: int
+    ) -> tuple[Tensor | Gram, ...]:
+        """Return ``A = sum a a' / N`` and ``S = sum g g' / M`` over all uses of the layer.
 
         M counts the rows of g: N for a plain layer, N T with T positions (KFC, sec. 3).
         """
@@ -181,8 +186,7 @@ class KroneckerBlock(Block):
         if len(pairs) > 1:
             a, g = (torch.cat(rows, -2 if rows[0].ndim > 1 else 0) for rows in zip(*pairs, strict=True))
         # Under autocast rows come in half precision; averages and inverses are kept in the weight's.
-        like = next(iter(self.params.values()))
-        dtype = self.options.statistics_dtype or like.dtype
+        dtype = self.options.statistics_dtype or self.like.dtype
         a, g = (x if x.dtype.is_floating_point is False else x.to(dtype) for x in (a, g))
         A, S = self._input_factor(a, g, batch), Gram(g, max(g.shape[-2], 1))
         a_split, s_split = self._splits(self.params)
@@ -190,7 +194,7 @@ class KroneckerBlock(Block):
             A = A.split(a_split)
         elif a_split is not None and A.ndim == 2:
             A = diagonal_blocks(A, a_split)
-        self.average.update((A, S.split(s_split)), finite, like)
+        return A, S.split(s_split)
 
     def _rows(self, inputs: Tensor, grads: Tensor, batch: int) -> tuple[Tensor, Tensor]:
         """With ``"reduce"``, make one row of the T rows of each sample (Eschenhagen et al. 2023).
@@ -303,7 +307,7 @@ class KroneckerBlock(Block):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore :meth:`state_dict`."""
         super().load_state_dict(state)
-        self.inverse.load_state_dict(state["inverse"], next(iter(self.all_params.values())))
+        self.inverse.load_state_dict(state["inverse"], self.like)
 
 
 def _factor_shape(groups: tuple[int, ...], size: int, split: tuple[int, int] | None) -> tuple[int, ...]:
@@ -327,10 +331,8 @@ class DiagonalBlock(Block):
         super().__init__(name, module, params, decay)
         self.layer = layer
 
-    def update(
-        self, records: list[Record], grads: list[Tensor], batch: int, finite: bool | Tensor
-    ) -> None:
-        """Average in the mean square of the gradients sample by sample, over all uses."""
+    def statistics(self, records: list[Record], grads: list[Tensor], batch: int) -> tuple[Tensor, ...]:
+        """Return the mean square of the gradients sample by sample, over all uses."""
         assert self.layer is not None
         assert self.module is not None
         squares = [torch.zeros_like(p) for p in self.params.values()]
@@ -338,19 +340,12 @@ class DiagonalBlock(Block):
             by_name = self.layer.sample_gradients(self.module, record.inputs, grad)
             for square, name in zip(squares, self.params, strict=True):
                 square += by_name[name].square().sum(0) / batch
-        self._average_in(squares, finite)
+        return self.flat(squares)
 
-    def update_from_batch(self, squares: Sequence[Tensor], finite: bool | Tensor) -> None:
-        """Average in squared batch gradients of the summed log-likelihood, already divided by N.
-
-        Samples are independent and their gradients have mean zero, so the square of the sum has the
-        mean of the sum of squares.
-        """
-        self._average_in(squares, finite)
-
-    def _average_in(self, squares: Sequence[Tensor], finite: bool | Tensor) -> None:
-        flat = tuple(square.reshape(-1) for square in squares)
-        self.average.update(flat, finite, next(iter(self.params.values())))
+    @staticmethod
+    def flat(squares: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Return mean squares, in the order of ``params``, as they are averaged."""
+        return tuple(square.reshape(-1) for square in squares)
 
     def precondition(self, grads: Sequence[Tensor], damping: float) -> list[Tensor]:
         """``g / (F + lambda)``."""

@@ -1,4 +1,4 @@
-"""From one captured forward pass to the statistics of all blocks."""
+"""From one captured forward pass to the statistics of all blocks, of one process or of many."""
 
 from __future__ import annotations
 
@@ -12,26 +12,39 @@ from torch.distributions import Distribution
 
 from acktr.kfac.blocks import Block, DiagonalBlock, KroneckerBlock
 from acktr.kfac.capture import Capture, Record, reaches
+from acktr.kfac.comm import Comm
+from acktr.kfac.factors import Gram
 from acktr.kfac.fisher import OutputCotangent, batch_size, output_cotangents, random_signs
 
 
-def take_statistics(
+class Drawn(NamedTuple):
+    """Statistics of one block before they are averaged in.
+
+    :param block: theirs
+    :param sources: what they are made of
+    :param make: makes them, as tensors or as Gram matrices yet to be multiplied out
+    """
+
+    block: Block
+    sources: list[Tensor]
+    make: Callable[[], tuple[Tensor | Gram, ...]]
+
+
+def draw_statistics(
     blocks: Sequence[Block],
     capture: Capture,
     distributions: list[Distribution],
     estimator: str,
     retain_graph: bool,
-    defer: bool,
-) -> Tensor:
-    """Draw cotangents, pull them back to the layer outputs, and average them into the blocks.
+) -> list[Drawn]:
+    """Draw cotangents and pull them back to the layer outputs.
 
     :param blocks: all blocks of the optimiser
     :param capture: the forward pass that led to the distributions
     :param distributions: the model's outputs, over the same N samples
     :param estimator: one of :data:`acktr.kfac.fisher.ESTIMATORS`
     :param retain_graph: keep the graph for the backward pass of the loss
-    :param defer: do not look at values from the host
-    :return: how many blocks refused their statistics because they are not finite (0-dim tensor)
+    :return: of each block that takes part
     :raises RuntimeError: the distributions do not depend on a captured layer or bare parameter
     :raises ValueError: distributions over different numbers of samples
     """
@@ -75,33 +88,70 @@ def take_statistics(
                 of_name = used.setdefault(name, ([], []))
                 of_name[0].append(record)
                 of_name[1].append(grad)
-        updates = [_update_of(b, *used.get(b.name, ([], [])), by_param, batch) for b in blocks]
-        found = [u for u in updates if u is not None]
-        if not found:
-            raise RuntimeError(
-                "The distributions do not depend on any parameter of this optimiser's groups: pass "
-                "those whose likelihood these parameters change."
-            )
-        if not defer and _all_finite([x for u in found for x in u.tensors]):
-            # One look at everything: each block is looked at by itself only if something is wrong.
-            for u in found:
-                u.apply(True)
-            return torch.zeros(())
-        finite = [_all_finite(u.tensors) for u in found]
-        for u, ok in zip(found, finite, strict=True):
-            u.apply(ok if defer else bool(ok))
-        return torch.stack(finite).logical_not().sum()
+        drawn = [_drawn(b, *used.get(b.name, ([], [])), by_param, batch) for b in blocks]
+    found = [u for u in drawn if u is not None]
+    if not found:
+        raise RuntimeError(
+            "The distributions do not depend on any parameter of this optimiser's groups: pass "
+            "those whose likelihood these parameters change."
+        )
+    return found
 
 
-class _Update(NamedTuple):
-    """Statistics of one block before they are averaged in.
+@torch.no_grad()
+def average_in(drawn: Sequence[Drawn], defer: bool) -> Tensor:
+    """Average the statistics of this process into their blocks.
 
-    :param tensors: what they are made of
-    :param apply: averages them in, told whether they are finite
+    :param defer: do not look at values from the host
+    :return: how many blocks refused theirs because they are not finite (0-dim tensor)
     """
+    if not defer and _all_finite([x for u in drawn for x in u.sources]):
+        # One look at everything: each block is looked at by itself only if something is wrong.
+        for u in drawn:
+            u.block.average.update(u.make(), True, u.block.like)
+        return torch.zeros(())
+    finite = [_all_finite(u.sources) for u in drawn]
+    for u, ok in zip(drawn, finite, strict=True):
+        u.block.average.update(u.make(), ok if defer else bool(ok), u.block.like)
+    return torch.stack(finite).logical_not().sum()
 
-    tensors: list[Tensor]
-    apply: Callable[[bool | Tensor], None]
+
+@torch.no_grad()
+def share(
+    drawn: Sequence[Drawn], blocks: Sequence[Block], comm: Comm, defer: bool
+) -> Callable[[], Tensor]:
+    """Begin to average the statistics of all processes.
+
+    They travel while the backward pass of the loss runs. What is not finite on one process is not
+    finite in the mean, so that all processes refuse the same.
+
+    :param blocks: all blocks of the optimiser; one that takes no part on a process does not count there
+    :param defer: do not look at values from the host
+    :return: waits, averages the means into the blocks, and returns what :func:`average_in` does
+    """
+    trained = [b for b in blocks if b.params]
+    made = {id(u.block): u.make() for u in drawn}
+    takes_part = torch.tensor([float(id(b) in made) for b in trained], device=trained[0].like.device)
+    own = []
+    for block in trained:
+        new = made.pop(id(block), None) or [block.like.new_zeros(s) for s in block.shapes(block.params)]
+        own.append([(x.dense() if isinstance(x, Gram) else x).to(block.like) for x in new])
+    finish = comm.sum([takes_part, *(x for new in own for x in new)], symmetric=True)
+
+    @torch.no_grad()
+    def finish_and_average() -> Tensor:
+        counts, *sums = finish()
+        left, refused = iter(sums), torch.zeros((), device=counts.device)
+        for block, new, count in zip(trained, own, counts, strict=True):
+            means = tuple(next(left) / count.to(x).clamp_min(1.0) for x in new)
+            finite = _all_finite(list(means))
+            ok = finite & (count > 0)
+            if defer or count > 0:
+                block.average.update(means, ok if defer else bool(ok), block.like)
+            refused += finite.logical_not()
+        return refused
+
+    return finish_and_average
 
 
 def _all_finite(tensors: list[Tensor]) -> Tensor:
@@ -141,20 +191,20 @@ def _squares_of_bare(
     return squares
 
 
-def _update_of(
+def _drawn(
     block: Block,
     records: list[Record],
     grads: list[Tensor],
     squares: dict[int, Tensor | None],
     batch: int,
-) -> _Update | None:
-    """Return how to average one block's statistics in; ``None`` if it takes no part."""
+) -> Drawn | None:
+    """Return one block's statistics; ``None`` if it takes no part."""
     if _is_bare(block):
         assert isinstance(block, DiagonalBlock)
         own = [square for p in block.params.values() if (square := squares[id(p)]) is not None]
-        return _Update(own, partial(block.update_from_batch, own)) if own else None
+        return Drawn(block, own, partial(block.flat, own)) if own else None
     if not grads or not block.params:
         return None
     assert isinstance(block, (KroneckerBlock, DiagonalBlock))
     inputs = [r.inputs for r in records if isinstance(r.inputs, Tensor) and r.inputs.is_floating_point()]
-    return _Update([*inputs, *grads], partial(block.update, records, grads, batch))
+    return Drawn(block, [*inputs, *grads], partial(block.statistics, records, grads, batch))

@@ -92,11 +92,17 @@ class FisherProduct:
 
     :param distributions: the model's outputs with their graph, which must live as long as this does
     :param params: the parameters that F is about
+    :param mean: see :func:`exact_natural_gradient`
     :raises TypeError: a distribution that :func:`detached` does not know
     :raises RuntimeError: the distributions do not depend on any of the parameters
     """
 
-    def __init__(self, distributions: Sequence[Distribution], params: Sequence[Tensor]) -> None:
+    def __init__(
+        self,
+        distributions: Sequence[Distribution],
+        params: Sequence[Tensor],
+        mean: Product = lambda v: v,
+    ) -> None:
         old = [detached(d) for d in distributions]
         with torch.enable_grad():
             kl = mean_kl(old, distributions)
@@ -108,6 +114,7 @@ class FisherProduct:
                     "call loss.backward(retain_graph=True) before a step with cg_iterations > 0."
                 ) from error
         self.params = list(params)
+        self.mean = mean
         self.used = [i for i, g in enumerate(gradients) if g is not None and g.requires_grad]
         self.gradients = [g for g in gradients if g is not None and g.requires_grad]
         if not self.used:
@@ -124,7 +131,7 @@ class FisherProduct:
                 retain_graph=True,
                 materialize_grads=True,
             )
-        return flatten(products)
+        return self.mean(flatten(products))
 
 
 def _first_line(error: Exception) -> str:
@@ -204,6 +211,7 @@ def exact_natural_gradient(
     gradients: Sequence[Sequence[Tensor]],
     damping: float,
     iterations: int,
+    mean: Product = lambda v: v,
 ) -> NaturalGradient:
     """Run :func:`solve` on the exact Fisher of all blocks together.
 
@@ -212,9 +220,10 @@ def exact_natural_gradient(
     :param gradients: of the loss, by block, in the order of the block's parameters
     :param damping: lambda of K
     :param iterations: of conjugate gradients
+    :param mean: over the processes that have parts of the batch, ``(P,)``
     :raises RuntimeError: the graph of the distributions is gone, or holds none of the parameters
     """
-    fisher = FisherProduct(distributions, [p for b in blocks for p in b.params.values()])
+    fisher = FisherProduct(distributions, [p for b in blocks for p in b.params.values()], mean)
 
     def by_block(vector: Tensor) -> Iterator[tuple[Block, list[Tensor]]]:
         parts = iter(split_like(vector, fisher.params))

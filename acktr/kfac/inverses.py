@@ -1,4 +1,4 @@
-"""Damped inverses of Kronecker products, and what happens when a factorisation fails.
+"""Damped inverses of Kronecker products.
 
 ``"cholesky"``: factored Tikhonov damping (Martens & Grosse 2015, sec. 6.3): the block
 ``A (x) S + lambda I`` is replaced by ``(A + pi sqrt(lambda) I) (x) (S + sqrt(lambda) / pi I)`` with
@@ -12,15 +12,13 @@ Both invert the factors of many blocks in one call; Cholesky takes those of one 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from acktr.kfac.factors import multiply_left, multiply_right, pad_last
-
-MAX_ESCALATIONS = 6  # tenfold each: beyond a million times the damping something else is wrong
 
 
 class Pair(NamedTuple):
@@ -130,6 +128,11 @@ class CholeskyInverse:
         return [([A, S], A_ok & S_ok) for (A, A_ok), (S, S_ok) in both]
 
     @staticmethod
+    def shapes(pair: Pair) -> list[tuple[int, ...]]:
+        """Return the shapes of the inverse's tensors."""
+        return [tuple(pair.A.shape), tuple(pair.S.shape)]
+
+    @staticmethod
     def multiply(pair: Pair, damping: float | Tensor, matrix: Tensor) -> Tensor:
         """Multiply a matrix ``(out, in)`` or ``(G, out, in)`` by the damped block."""
         rows, columns = matrix.shape[-2:]
@@ -174,6 +177,17 @@ class EigenInverse:
         return [A_vectors, S_vectors, reciprocal], reciprocal.isfinite().all()
 
     @staticmethod
+    def shapes(pair: Pair) -> list[tuple[int, ...]]:
+        """Return the shapes of the inverse's tensors."""
+        A, S = pair.A, pair.S
+        spectra: tuple[int, ...]
+        if pair.grouped:
+            spectra = (*S.shape[:-1], A.shape[-1])
+        else:
+            spectra = (S.shape[:-1].numel(), A.numel() if A.ndim == 1 else A.shape[:-1].numel())
+        return [(0,) if A.ndim == 1 else tuple(A.shape), tuple(S.shape), spectra]
+
+    @staticmethod
     def multiply(pair: Pair, damping: float | Tensor, matrix: Tensor) -> Tensor:
         """Multiply a matrix ``(out, in)`` or ``(G, out, in)`` by the damped block."""
         rows, columns = matrix.shape[-2:]
@@ -195,137 +209,3 @@ INVERSES: dict[str, type[CholeskyInverse] | type[EigenInverse]] = {
     "cholesky": CholeskyInverse,
     "eigen": EigenInverse,
 }
-
-
-class SafeInverse:
-    """An inverse that is never handed out broken.
-
-    The last good inverse stays where nothing helps. Before the first good one the block does not move.
-
-    :param kind: a key of :data:`INVERSES`
-    """
-
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
-        self.form = INVERSES[kind]
-        self.tensors: list[Tensor] = []
-        self.boost: Tensor | None = None  # damping multiplier after failures, accelerators only
-        self.age = 0  # how often the tensors were used since they were made
-        # How often statistics had been taken when it was made, and the damping.
-        self.source: tuple[int, float] | None = None
-
-    def apply(self, gradient: Tensor) -> Tensor:
-        """Precondition a gradient matrix; zero before the first good inverse."""
-        if not self.tensors:
-            return torch.zeros_like(gradient)
-        self.age += 1
-        rows, columns = gradient.shape[-2:]
-        return self.form.apply(self.tensors, gradient)[..., :rows, :columns]
-
-    def state_dict(self) -> dict[str, object]:
-        """Return the inverse, its age and the boost as plain containers of tensors."""
-        plain = {"boost": self.boost, "age": self.age, "source": self.source}
-        return {"tensors": list(self.tensors), **plain}
-
-    def load_state_dict(self, state: dict[str, object], like: Tensor) -> None:
-        """Restore :meth:`state_dict` onto the device and dtype of ``like``."""
-        tensors, boost, age = state["tensors"], state["boost"], state["age"]
-        assert isinstance(tensors, list)
-        assert isinstance(age, int)
-        self.tensors = [x.to(like, copy=True) for x in tensors]
-        self.boost = boost.to(like, copy=True) if isinstance(boost, Tensor) else None
-        self.age = age
-        self.source = state.get("source")  # type: ignore[assignment]
-
-
-def refresh(
-    inverses: Sequence[SafeInverse],
-    pairs: Sequence[Pair],
-    damping: float | Tensor,
-    counters: dict[str, Tensor],
-    defer: bool,
-) -> None:
-    """Invert the factors of many blocks anew, and guard each block against a failure.
-
-    On the CPU a failure is looked at at once: retry in float64, then with tenfold damping again and
-    again. On an accelerator a look would stall the queue: there a failed refresh keeps the last good
-    inverse and the next refresh runs with ten times the damping, all of it on the device.
-
-    :param inverses: of one kind
-    :param pairs: their factors
-    :param damping: lambda
-    :param counters: ``float64_retries``, ``damping_escalations`` and ``kept_inverses`` are added to
-    :param defer: do not look at the result from the host
-    """
-    publish(inverses, invert(inverses, pairs, damping, defer), pairs, damping, counters, defer)
-
-
-def invert(
-    inverses: Sequence[SafeInverse], pairs: Sequence[Pair], damping: float | Tensor, defer: bool
-) -> list[Inverted]:
-    """Invert many blocks; reads nothing but its arguments, so that it can run in a thread."""
-    dampings = [damping if i.boost is None else damping * i.boost for i in inverses]
-    return inverses[0].form.invert(pairs, dampings, defer) if inverses else []
-
-
-def publish(
-    inverses: Sequence[SafeInverse],
-    found: Sequence[Inverted],
-    pairs: Sequence[Pair],
-    damping: float | Tensor,
-    counters: dict[str, Tensor],
-    defer: bool,
-) -> None:
-    """Put what :func:`invert` found into use where it is good, and help where it is not."""
-    take: Callable[..., None] = _take_deferred if defer else _take
-    for inverse, (tensors, ok), pair in zip(inverses, found, pairs, strict=True):
-        take(inverse, tensors, ok, pair, damping, counters)
-
-
-def _take(
-    inverse: SafeInverse,
-    tensors: list[Tensor],
-    ok: Tensor,
-    pair: Pair,
-    damping: float | Tensor,
-    counters: dict[str, Tensor],
-) -> None:
-    if not ok:
-        counters["float64_retries"] += 1
-        dtype, pair = pair.A.dtype, pair.double()
-        size = mean_eigenvalue(pair.A, pair.sizes[0], pair.grouped).max()
-        size = size * mean_eigenvalue(pair.S, pair.sizes[1], pair.grouped).max()
-        base = max(float(damping), float(size) * 1e-8)
-        ((tensors, ok),) = inverse.form.invert([pair], [damping], False)
-        for power in range(1, MAX_ESCALATIONS + 1):
-            if ok:
-                break
-            counters["damping_escalations"] += 1
-            ((tensors, ok),) = inverse.form.invert([pair], [base * 10.0**power], False)
-        tensors = [x.to(dtype) for x in tensors]
-        ok = ok & torch.stack([x.isfinite().all() for x in tensors]).all() if tensors else ok
-    if ok:
-        inverse.tensors, inverse.age = tensors, 0
-    else:
-        counters["kept_inverses"] += 1
-
-
-def _take_deferred(
-    inverse: SafeInverse,
-    tensors: list[Tensor],
-    ok: Tensor,
-    pair: Pair,
-    damping: float | Tensor,
-    counters: dict[str, Tensor],
-) -> None:
-    boost = pair.A.new_ones(()) if inverse.boost is None else inverse.boost
-    counters["damping_escalations"] += boost > 1.0
-    if not tensors:  # a decomposition that raised
-        counters["kept_inverses"] += 1
-        return
-    old = inverse.tensors or [torch.zeros_like(x) for x in tensors]
-    inverse.tensors = [torch.where(ok, x, y) for x, y in zip(tensors, old, strict=True)]
-    inverse.age = 0
-    counters["kept_inverses"] += ok.logical_not()
-    # Up tenfold after a failure, down again tenfold after a success, never below 1.
-    inverse.boost = torch.where(ok, boost / 10.0, boost * 10.0).clamp(1.0, 10.0**MAX_ESCALATIONS)

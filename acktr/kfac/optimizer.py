@@ -27,12 +27,13 @@ from torch.optim import Optimizer
 from acktr.kfac.assignment import build_blocks
 from acktr.kfac.blocks import Block
 from acktr.kfac.capture import Capture
-from acktr.kfac.curvature import take_statistics
+from acktr.kfac.comm import Comm
+from acktr.kfac.curvature import average_in, draw_statistics, share
 from acktr.kfac.exact import NaturalGradient, exact_natural_gradient
 from acktr.kfac.fisher import flatten_distributions
-from acktr.kfac.plan import Plan, plan_steps, quadratic, steps_are_finite
+from acktr.kfac.plan import Plan, plan_steps, within_trust_region
 from acktr.kfac.schedule import InverseSchedule
-from acktr.kfac.trust_region import StepInfo, trust_region
+from acktr.kfac.trust_region import StepInfo
 from acktr.kfac.validation import block_options, check_group, check_options
 
 COUNTERS = (
@@ -86,6 +87,8 @@ class KFAC(Optimizer):
         the trust region then measures with the exact Fisher too. 0 takes K-FAC's direction as it is
     :param param_groups: groups as in every torch optimiser; default: one group with all parameters.
         Parameters of ``module`` in no group are left alone
+    :param process_group: processes that train one model together (``torch.distributed.group.WORLD``):
+        :meth:`step` averages their gradients, curvature and trust region. ``None`` for this one alone
     :raises ValueError: an argument out of its range, a layer divided between groups
     """
 
@@ -110,6 +113,7 @@ class KFAC(Optimizer):
         cold_start: int = 0,
         cg_iterations: int = 0,
         param_groups: Sequence[dict[str, Any]] | None = None,
+        process_group: Any = None,
     ) -> None:
         check_options(
             fisher, factor_period=factor_period, inverse_period=inverse_period, refresh=inverse_refresh
@@ -129,6 +133,10 @@ class KFAC(Optimizer):
         self._capture: Capture | None = None
         self._exact: list[Distribution] = []  # what the exact Fisher of the next step is taken of
         self._curvature_calls = 0
+        self._comm = Comm(process_group)
+        self._arriving: Callable[[], Tensor] | None = (
+            None  # statistics on their way from other processes
+        )
         defaults = {
             "lr": lr,
             "damping": damping,
@@ -200,10 +208,19 @@ class KFAC(Optimizer):
                 "Nothing was captured: run the forward pass inside `with kfac.capture():` before each "
                 "call of update_curvature."
             )
-        refused = take_statistics(
-            self._all_blocks(), capture, flat, self.fisher, retain_graph, self.defer_checks
-        )
-        self._counters["rejected_statistics"] += refused
+        blocks = self._all_blocks()
+        drawn = draw_statistics(blocks, capture, flat, self.fisher, retain_graph)
+        self._receive_statistics()
+        if self._comm.alone:
+            self._counters["rejected_statistics"] += average_in(drawn, self.defer_checks)
+        else:
+            self._arriving = share(drawn, blocks, self._comm, self.defer_checks)
+
+    def _receive_statistics(self) -> None:
+        """Wait for what other processes have sent since the last curvature."""
+        arriving, self._arriving = self._arriving, None
+        if arriving is not None:
+            self._counters["rejected_statistics"] += arriving()
 
     def use_exact_fisher(self, *distributions: Distribution | Iterable[Distribution]) -> None:
         """Take the exact Fisher of the next step from other distributions than ``update_curvature``'s.
@@ -220,6 +237,7 @@ class KFAC(Optimizer):
 
         The block of the Fisher is ``A (x) S``; the bias is the last coordinate of A.
         """
+        self._receive_statistics()
         return {b.name: b.average.values for b in self._all_blocks() if b.ready}
 
     def fisher_blocks(self) -> dict[str, Tensor]:
@@ -227,6 +245,7 @@ class KFAC(Optimizer):
 
         A layer's block acts on its ``(out, in + 1)`` matrix, bias last, flattened row by row.
         """
+        self._receive_statistics()
         return {b.name: b.dense() for b in self._all_blocks() if b.ready}
 
     # ------------------------------------------------------------------ step
@@ -243,6 +262,8 @@ class KFAC(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self.last_step = []
+        self._receive_statistics()
+        self._comm.mean_gradients([p for group in self.param_groups for p in group["params"]])
         groups = [
             (group, [b for b in blocks if any(p.grad is not None for p in b.params.values())])
             for group, blocks in zip(self.param_groups, self._blocks, strict=True)
@@ -254,7 +275,7 @@ class KFAC(Optimizer):
         for group, moving in groups:
             natural = self._precondition(moving, group)
             plans = plan_steps(moving, natural.directions, group, self.state)
-            prepared.append((plans, *self._trust_region(plans, natural, group), group))
+            prepared.append((plans, *within_trust_region(plans, natural, group), group))
         self._exact = []
         for plans, info, finite, group in prepared:
             self._apply(plans, info, finite, group)
@@ -270,7 +291,7 @@ class KFAC(Optimizer):
                 )
         taken = -(-self._curvature_calls // self.factor_period)
         step, damping = group["step"], group["damping"]
-        schedule.refresh(blocks, step, taken, damping, self._counters, self.defer_checks)
+        schedule.refresh(blocks, step, taken, damping, self._counters, self.defer_checks, self._comm)
 
     def _precondition(self, blocks: list[Block], group: dict[str, Any]) -> NaturalGradient:
         gradients = [
@@ -288,17 +309,10 @@ class KFAC(Optimizer):
                 "cg_iterations > 0 needs the exact Fisher of this batch: call update_curvature or "
                 "use_exact_fisher before each step, and loss.backward(retain_graph=True)."
             )
-        return exact_natural_gradient(self._exact, blocks, gradients, damping, group["cg_iterations"])
-
-    def _trust_region(
-        self, plans: list[Plan], natural: NaturalGradient, group: dict[str, Any]
-    ) -> tuple[StepInfo, Tensor]:
-        total = quadratic(plans, natural, moved=bool(group["momentum"] or group["weight_decay"]))
-        info = trust_region(total, group["lr"], group["target_kl"])
-        finite = steps_are_finite(plans) & total.isfinite()
-        scale, predicted_kl = (torch.where(finite, value, 0.0) for value in info[:2])
-        solution = natural.solution
-        return StepInfo(scale, predicted_kl, solution.residual if solution else None), finite
+        iterations = group["cg_iterations"]
+        return exact_natural_gradient(
+            self._exact, blocks, gradients, damping, iterations, self._comm.mean
+        )
 
     def _apply(self, plans: list[Plan], info: StepInfo, finite: Tensor, group: dict[str, Any]) -> None:
         # On the CPU a look costs nothing; elsewhere a refused step is one of zeros.
@@ -327,6 +341,7 @@ class KFAC(Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that a resumed run needs, as tensors and plain containers."""
+        self._receive_statistics()
         state = super().state_dict()
         state["curvature"] = {block.name: block.state_dict() for block in self._all_blocks()}
         state["waiting_inverses"] = [schedule.state_dict() for schedule in self._schedules]
@@ -359,8 +374,9 @@ class KFAC(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle and deepcopy everything but what holds a graph, which cannot be copied."""
+        self._receive_statistics()
         own = {key: value for key, value in self.__dict__.items() if key in _OWN_STATE}
-        return {**super().__getstate__(), **own, "_capture": None, "_exact": []}
+        return {**super().__getstate__(), **own, "_capture": None, "_exact": [], "_arriving": None}
 
 
 _OWN_STATE = {
@@ -376,4 +392,5 @@ _OWN_STATE = {
     "_blocks",
     "_curvature_calls",
     "_counters",
+    "_comm",
 }

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from acktr.kfac.blocks import Block
 from acktr.kfac.exact import NaturalGradient, flatten
+from acktr.kfac.trust_region import StepInfo, trust_region
 
 
 class Plan(NamedTuple):
@@ -49,6 +50,22 @@ def plan_steps(
             steps.append(direction.add(p, alpha=weight_decay) if decays else direction)
         plans.append(Plan(block, params, velocity, steps))
     return plans
+
+
+def within_trust_region(
+    plans: Sequence[Plan], natural: NaturalGradient, group: Mapping[str, Any]
+) -> tuple[StepInfo, Tensor]:
+    """Scale a step to the trust region of its group.
+
+    :return: the scale, and whether the step can be taken (0-dim bool tensor); the scale of one that
+        cannot is 0
+    """
+    total = quadratic(plans, natural, moved=bool(group["momentum"] or group["weight_decay"]))
+    info = trust_region(total, group["lr"], group["target_kl"])
+    finite = steps_are_finite(plans) & total.isfinite()
+    scale, predicted_kl = (torch.where(finite, value, 0.0) for value in info[:2])
+    solution = natural.solution
+    return StepInfo(scale, predicted_kl, solution.residual if solution else None), finite
 
 
 def quadratic(plans: Sequence[Plan], natural: NaturalGradient, moved: bool) -> Tensor:

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from acktr.kfac.blocks import Block, KroneckerBlock
-from acktr.kfac.inverses import Inverted, Pair, SafeInverse, invert, publish, refresh
+from acktr.kfac.comm import Comm
+from acktr.kfac.inverses import Inverted, Pair
+from acktr.kfac.refresh import SafeInverse, exchange, invert, publish, refresh
 
 REFRESHES = ("together", "staggered", "background")
 
@@ -23,7 +25,7 @@ class _Job(NamedTuple):
     pairs: list[Pair]
     damping: float | Tensor
     source: tuple[int, float] | None
-    result: Future[list[Inverted]]
+    result: Future[list[Inverted | None]]
 
 
 class InverseSchedule:
@@ -48,6 +50,7 @@ class InverseSchedule:
         self.kind = kind
         self.period = period
         self._job: _Job | None = None
+        self._comm = Comm()
 
     def refresh(
         self,
@@ -57,6 +60,7 @@ class InverseSchedule:
         damping: float | Tensor,
         counters: dict[str, Tensor],
         defer: bool,
+        comm: Comm,
     ) -> None:
         """Make anew what is due before a step.
 
@@ -64,9 +68,11 @@ class InverseSchedule:
         :param step: steps taken so far
         :param statistics: how often statistics were taken so far
         :param damping: lambda
-        :param counters: see :func:`acktr.kfac.inverses.refresh`
+        :param counters: see :func:`acktr.kfac.refresh.refresh`
         :param defer: do not look at the result from the host
+        :param comm: the processes that share the work
         """
+        self._comm = comm
         invertible = [b for b in blocks if isinstance(b, KroneckerBlock)]
         on_time = step % self.period == 0
         if self.kind == "background" and on_time:
@@ -82,7 +88,7 @@ class InverseSchedule:
             now += due
         elif on_time:
             self._start(due, damping, source, defer)
-        refresh([b.inverse for b in now], [b.pair for b in now], damping, counters, defer)
+        refresh([b.inverse for b in now], [b.pair for b in now], damping, counters, defer, comm)
         for block in now:
             block.inverse.source = source
 
@@ -106,28 +112,34 @@ class InverseSchedule:
         if not blocks:
             return
         pairs = [b.pair.clone() for b in blocks]
-        work = functools.partial(_invert, [b.inverse for b in blocks], pairs, damping, defer)
-        result: Future[list[Inverted]] = Future()
-        if defer:
-            result.set_result(work())
-        else:
-            result = _worker().submit(work)
+        inverses = [b.inverse for b in blocks]
+        work = functools.partial(_invert, inverses, pairs, damping, defer, self._comm)
+        result = _done(work()) if defer else _worker().submit(work)
         self._job = _Job(blocks, pairs, damping, source, result)
 
     def _publish(self, counters: dict[str, Tensor], defer: bool) -> None:
-        job, self._job = self._job, None
+        job = self._job
         if job is not None:
+            found = self._finished(job)
+            self._job = None
             inverses = [b.inverse for b in job.blocks]
-            publish(inverses, job.result.result(), job.pairs, job.damping, counters, defer)
+            publish(inverses, found, job.pairs, job.damping, counters, defer)
             for inverse in inverses:
                 inverse.source = job.source
+
+    def _finished(self, job: _Job) -> list[Inverted]:
+        """Wait for the inverses of this process, and for those of the others."""
+        inverses = [b.inverse for b in job.blocks]
+        found = exchange(inverses, job.result.result(), job.pairs, self._comm)
+        self._job = job._replace(result=_done(found))
+        return found
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is made and not yet in use, after waiting for it."""
         if self._job is None:
             return {}
-        blocks, pairs, damping, source, result = self._job
-        found = zip(blocks, pairs, result.result(), strict=True)
+        blocks, pairs, damping, source, _ = self._job
+        found = zip(blocks, pairs, self._finished(self._job), strict=True)
         return {
             "damping": damping,
             "source": source,
@@ -148,24 +160,20 @@ class InverseSchedule:
             A, S = (x.to(like, copy=True) for x in factors)
             pairs.append(block.pair._replace(A=A, S=S))
             found.append(([x.to(like, copy=True) for x in tensors], ok.to(like.device)))
-        result: Future[list[Inverted]] = Future()
-        result.set_result(found)
-        self._job = _Job(own, pairs, state["damping"], state["source"], result)
+        self._job = _Job(own, pairs, state["damping"], state["source"], _done(found))
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle and deepcopy with the result in the place of the thread's promise."""
         job = self._job
-        finished = None if job is None else (*job[:-1], job.result.result())
-        return {**self.__dict__, "_job": finished}
+        finished = None if job is None else (*job[:-1], self._finished(job))
+        return {**self.__dict__, "_job": finished, "_comm": Comm()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Undo :meth:`__getstate__`."""
         self.__dict__.update(state)
         if state["_job"] is not None:
             blocks, pairs, damping, source, found = state["_job"]
-            result: Future[list[Inverted]] = Future()
-            result.set_result(found)
-            self._job = _Job(blocks, pairs, damping, source, result)
+            self._job = _Job(blocks, pairs, damping, source, _done(found))
 
 
 def _cost(block: KroneckerBlock) -> int:
@@ -173,10 +181,17 @@ def _cost(block: KroneckerBlock) -> int:
 
 
 def _invert(
-    inverses: list[SafeInverse], pairs: list[Pair], damping: float | Tensor, defer: bool
-) -> list[Inverted]:
+    inverses: list[SafeInverse], pairs: list[Pair], damping: float | Tensor, defer: bool, comm: Comm
+) -> list[Inverted | None]:
     with torch.no_grad():  # gradient modes belong to threads
-        return invert(inverses, pairs, damping, defer)
+        return invert(inverses, pairs, damping, defer, comm)
+
+
+def _done(found: Sequence[Inverted | None]) -> Future[list[Inverted | None]]:
+    """Return the promise of what is there already."""
+    result: Future[list[Inverted | None]] = Future()
+    result.set_result(list(found))
+    return result
 
 
 @functools.cache

@@ -10,6 +10,7 @@ from torch.distributions import Normal
 
 from acktr.kfac import KFAC, schedule
 from acktr.kfac.blocks import KroneckerBlock
+from acktr.kfac.comm import Comm
 from acktr.kfac.schedule import InverseSchedule
 
 
@@ -178,4 +179,4 @@ def test_all_of_them_learn_alike():
 
 
 def test_a_schedule_without_blocks_does_nothing():
-    InverseSchedule("background", 2).refresh([], 0, 0, 0.1, {}, False)
+    InverseSchedule("background", 2).refresh([], 0, 0, 0.1, {}, False, Comm())

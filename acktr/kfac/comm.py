@@ -1,0 +1,162 @@
+"""One process or many: means over processes, and inverses that each makes a part of.
+
+Every process of a group holds the same model, takes gradients and statistics of its own samples, and
+counts alike, as with torch's ``DistributedDataParallel``. What is averaged is what enters the step:
+gradients, Kronecker factors, products with the exact Fisher. From there on all processes compute the
+same from the same numbers, so that step, damping and trust region cannot drift apart (the scheme of Ba,
+Grosse & Martens 2017 without its parameter server; Osawa et al. 2019, arXiv 1811.12019).
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+BUCKET_BYTES = 25 * 2**20  # as DistributedDataParallel's
+# Narrower factors every process inverts for itself: the cubic work of an inverse costs more than the
+# quadratic traffic of sharing it from about this width on.
+SHARED_FROM = 1024
+
+
+class Comm:
+    """The group of processes that train one model.
+
+    :param group: a process group of :mod:`torch.distributed`; ``None`` for this process alone
+    """
+
+    def __init__(self, group: Any = None) -> None:
+        self.group = group
+        self.size = 1 if group is None else dist.get_world_size(group)
+        self.rank = 0 if group is None else dist.get_rank(group)
+
+    @property
+    def alone(self) -> bool:
+        """Whether there is nobody to talk to."""
+        return self.size == 1
+
+    def sum(self, tensors: Sequence[Tensor], symmetric: bool = False) -> Callable[[], list[Tensor]]:
+        """Begin to add up tensors over all processes, in flat buckets.
+
+        :param tensors: of the same shapes and dtypes on all processes, left as they are
+        :param symmetric: whether square matrices among them are; then their upper triangles travel
+        :return: waits, and returns the sums in the order and shapes of ``tensors``
+        """
+        if self.alone:
+            return lambda: list(tensors)
+        squares = [symmetric and _is_square(x) for x in tensors]
+        packed = [_upper(x) if square else x for x, square in zip(tensors, squares, strict=True)]
+        buckets = []
+        for members in _buckets(packed):
+            flat = torch.cat([packed[i].reshape(-1) for i in members])
+            buckets.append((members, flat, dist.all_reduce(flat, group=self.group, async_op=True)))
+
+        def finish() -> list[Tensor]:
+            sums = list(tensors)
+            for members, flat, work in buckets:
+                work.wait()
+                parts = flat.split([packed[i].numel() for i in members])
+                for i, part in zip(members, parts, strict=True):
+                    total = part.view_as(packed[i])
+                    sums[i] = _mirrored(total, tensors[i]) if squares[i] else total
+            return sums
+
+        return finish
+
+    def mean_gradients(self, params: Sequence[Tensor]) -> None:
+        """Average gradients over all processes, in place.
+
+        A parameter without a gradient on some processes counts as zero there; one without on all of
+        them keeps none.
+        """
+        if self.alone or not params:
+            return
+        there = torch.tensor([float(p.grad is not None) for p in params], device=params[0].device)
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
+        there, *sums = self.sum([there, *grads])()
+        for p, n, total in zip(params, there.tolist(), sums, strict=True):
+            p.grad = total.div_(self.size) if n else None
+
+    def mean(self, tensor: Tensor) -> Tensor:
+        """Return the mean of a tensor over all processes."""
+        (total,) = self.sum([tensor])()
+        return total / self.size
+
+    def owners(self, costs: Sequence[int]) -> list[int]:
+        """Deal work out: the dearest first, each to the process with the least so far.
+
+        :param costs: of the pieces
+        :return: the rank of each
+        """
+        loads = [0] * self.size
+        ranks = [0] * len(costs)
+        for i in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
+            ranks[i] = loads.index(min(loads))
+            loads[ranks[i]] += costs[i]
+        return ranks
+
+    def broadcast(self, tensors: Sequence[Tensor], source: int) -> None:
+        """Overwrite tensors by those of one process.
+
+        :param source: its rank in the group
+        """
+        if self.alone or not tensors:
+            return
+        for members in _buckets(tensors):
+            flat = torch.cat([tensors[i].reshape(-1) for i in members])
+            dist.broadcast(flat, group=self.group, group_src=source)
+            parts = flat.split([tensors[i].numel() for i in members])
+            for i, part in zip(members, parts, strict=True):
+                tensors[i].copy_(part.view_as(tensors[i]))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copy and pickle without the group, which belongs to this process."""
+        return {"group": None, "size": 1, "rank": 0}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Comm:
+        """Return the same: a copy of an optimiser talks to the same processes."""
+        return self
+
+
+def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[int]]:
+    """Yield the indices of tensors of one dtype, in order, whose bytes together fit a bucket."""
+    by_dtype = sorted(range(len(tensors)), key=lambda i: str(tensors[i].dtype))
+    for _, members in itertools.groupby(by_dtype, key=lambda i: tensors[i].dtype):
+        bucket: list[int] = []
+        size = 0
+        for i in members:
+            bytes_ = tensors[i].numel() * tensors[i].element_size()
+            if bucket and size + bytes_ > BUCKET_BYTES:
+                yield bucket
+                bucket, size = [], 0
+            bucket.append(i)
+            size += bytes_
+        yield bucket
+
+
+def _is_square(x: Tensor) -> bool:
+    return x.ndim >= 2 and x.shape[-1] == x.shape[-2] > 1
+
+
+@functools.lru_cache(maxsize=64)
+def _triangle(n: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    rows, columns = torch.triu_indices(n, n, device=device)
+    return rows * n + columns, columns * n + rows
+
+
+def _upper(x: Tensor) -> Tensor:
+    upper, _ = _triangle(x.shape[-1], x.device)
+    return x.flatten(-2)[..., upper]
+
+
+def _mirrored(triangle: Tensor, like: Tensor) -> Tensor:
+    upper, lower = _triangle(like.shape[-1], like.device)
+    whole = torch.empty_like(like).flatten(-2)
+    whole[..., upper] = triangle
+    whole[..., lower] = triangle
+    return whole.view_as(like)

@@ -1,0 +1,210 @@
+"""Many processes with parts of a batch take the step that one takes with all of it."""
+
+import copy
+import functools
+import pickle
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributions import Categorical, Normal
+
+from acktr.kfac import KFAC, comm, curvature, fisher, refresh
+from acktr.kfac.comm import Comm
+from tests.kfac.processes import run_in_processes
+
+STEPS = 5
+N = 24  # samples, for one process, two and four
+
+
+class SharedTrunk(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 4), nn.Tanh())
+        self.policy, self.value = nn.Linear(4, 3), nn.Linear(4, 1)
+
+    def forward(self, x):
+        h = self.trunk(x.flatten(1))
+        return self.policy(h), self.value(h).flatten()
+
+
+class Convolution(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.trunk = nn.Sequential(
+            nn.Conv2d(1, 2, 2), nn.ReLU(), nn.Conv2d(2, 4, (1, 2), groups=2), nn.Flatten()
+        )
+        self.policy, self.value = nn.Linear(4, 3), nn.Linear(4, 1)
+
+    def forward(self, x):
+        h = self.trunk(x)
+        return self.policy(h), self.value(h).flatten()
+
+
+class Linear(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.policy = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
+        self.log_std = nn.Parameter(torch.zeros(3))
+
+    def forward(self, x):
+        return self.policy(x.flatten(1)), None
+
+
+MODELS = {"linear": Linear, "convolution": Convolution, "shared trunk": SharedTrunk}
+
+
+def signs_of_values(like):
+    """Signs that belong to a sample and not to a process; the real ones are drawn."""
+    return torch.where((like.detach() * 1e4).sin() >= 0, 1.0, -1.0).to(like)
+
+
+def train(rank, size, kind, options, shared_from=None):
+    """Five steps on this process's part of the batches; returns parameters and what was measured."""
+    fisher.random_signs = curvature.random_signs = signs_of_values
+    if shared_from is not None:
+        refresh.SHARED_FROM = shared_from
+    torch.manual_seed(0)
+    model = MODELS[kind]().double()
+    group = dist.group.WORLD if size > 1 else None
+    kfac = KFAC(model, lr=0.5, damping=0.05, target_kl=0.02, process_group=group, **options)
+    for _ in range(STEPS):
+        x, y = torch.randn(N, 1, 2, 3).double(), torch.randint(3, (N,))
+        part = slice(rank * N // size, (rank + 1) * N // size)
+        with kfac.capture():
+            out, value = model(x[part])
+        if value is None:
+            distribution = [Normal(out, model.log_std.exp().expand_as(out))]
+            loss = -distribution[0].log_prob(x[part].flatten(1)[:, :3]).sum(1).mean()
+        else:
+            distribution = [Categorical(logits=out), Normal(value, 1.0)]
+            loss = nn.functional.cross_entropy(out, y[part]) + value.square().mean()
+        kfac.update_curvature(*distribution)
+        kfac.zero_grad()
+        loss.backward(retain_graph=True)
+        kfac.step()
+    scale, kl = kfac.last_step[0].step_scale, kfac.last_step[0].predicted_kl
+    state = kfac.state_dict()["curvature"]
+    return [p.detach() for p in model.parameters()], [scale, kl], state
+
+
+def one_process(kind, options):
+    signs = fisher.random_signs
+    try:
+        return train(0, 1, kind, options)
+    finally:
+        fisher.random_signs = curvature.random_signs = signs
+
+
+@functools.cache
+def several(size):
+    """All models in one start of the processes, which takes longer than the training."""
+    ranks = run_in_processes(size, train_each, list(MODELS), [{}])
+    return dict(zip(MODELS, zip(*ranks, strict=True), strict=True))
+
+
+def train_each(rank, size, kinds, options, shared_from=None):
+    return [train(rank, size, kind, o, shared_from) for kind in kinds for o in options]
+
+
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_split_batch_gives_the_same_parameters(kind, size):
+    expected, info, _ = one_process(kind, {})
+    for parameters, of_rank, _ in several(size)[kind]:
+        torch.testing.assert_close(parameters, expected, atol=1e-10, rtol=0)
+        torch.testing.assert_close(of_rank, info, atol=1e-10, rtol=0)
+
+
+OPTIONS = [
+    {"cg_iterations": 2},
+    {"inverse": "eigen", "momentum": 0.5, "weight_decay": 0.01},
+    {"inverse_refresh": "background", "inverse_period": 2},
+    {"inverse_refresh": "staggered", "inverse_period": 2, "inverse": "eigen"},
+    {"max_factor_size": 3, "factor_period": 2},
+]
+
+
+@pytest.mark.parametrize("shared_from", [1, 10**6])
+def test_with_every_option_and_with_inverses_dealt_out(shared_from):
+    ranks = run_in_processes(2, train_each, ["convolution"], OPTIONS, shared_from)
+    for of_ranks, options in zip(zip(*ranks, strict=True), OPTIONS, strict=True):
+        expected, _, state = one_process("convolution", options)
+        for parameters, _, of_rank in of_ranks:
+            torch.testing.assert_close(parameters, expected, atol=1e-10, rtol=0, msg=str(options))
+            for name, block in state.items():
+                torch.testing.assert_close(of_rank[name], block, atol=1e-10, rtol=0)
+
+
+def lonely(rank, size, what):
+    """Something is missing or wrong on the second process alone."""
+    torch.manual_seed(0)
+    model = nn.ModuleList([nn.Linear(3, 2), nn.Linear(3, 2)]).double()
+    kfac = KFAC(model, process_group=dist.group.WORLD)
+    x = torch.randn(8, 3).double()
+    if rank and what == "nan":
+        x[0] = torch.nan
+    both = not (rank and what == "missing")
+    with kfac.capture():
+        outputs = [layer(x) for layer in model[: 1 + both]]
+    kfac.update_curvature(*(Normal(out, 1.0, validate_args=False) for out in outputs))
+    sum(out.square().mean() for out in outputs).backward()
+    kfac.step()
+    seen = {name: float(average[0].sum()) for name, average in kfac.factors().items()}
+    return [p.detach() for p in model.parameters()], kfac.counters, seen
+
+
+def test_a_layer_that_one_process_does_not_use_moves_on_both():
+    (first, _, seen), (second, _, seen_too) = run_in_processes(2, lonely, "missing")
+    torch.testing.assert_close(first, second, atol=0, rtol=0)
+    assert seen == seen_too
+    # The one process that uses the layer is the mean.
+    assert seen["1"] == pytest.approx(seen["0"])
+
+
+def test_a_nan_on_one_process_is_refused_by_both():
+    (first, counters, _), (second, counters_too, _) = run_in_processes(2, lonely, "nan")
+    torch.testing.assert_close(first, second, atol=0, rtol=0)
+    assert counters == counters_too
+    assert counters["rejected_statistics"] == 2
+    assert counters["rejected_steps"] == 1
+    assert all(p.isfinite().all() for p in first)
+
+
+def sums(rank, size):
+    comm.BUCKET_BYTES = 64  # several buckets
+    talk = Comm(dist.group.WORLD)
+    tensors = [torch.full((3,), 1.0 + rank), torch.eye(4).double(), torch.ones(2, 5, 5), torch.ones(())]
+    tensors[2][:, 0, 1] = tensors[2][:, 1, 0] = float(rank)
+    finish = talk.sum(tensors, symmetric=True)
+    out = [x.clone() for x in tensors]
+    talk.broadcast(out, 1)
+    return finish(), out, tensors
+
+
+def test_sums_and_broadcasts_keep_shapes_and_dtypes():
+    for total, received, own in run_in_processes(2, sums):
+        assert [x.dtype for x in total] == [x.dtype for x in own]
+        assert total[0].tolist() == [3.0, 3.0, 3.0]
+        assert torch.equal(total[1], 2 * torch.eye(4).double())
+        assert total[2][0, 0, 1] == total[2][1, 1, 0] == 1.0
+        assert total[2][0, 2, 3] == 2.0
+        assert total[3] == 2.0
+        assert received[0].tolist() == [2.0, 2.0, 2.0]
+
+
+def test_work_is_dealt_out_by_cost():
+    talk = Comm()
+    talk.size = 2
+    assert talk.owners([1, 8, 2, 5]) == [1, 0, 1, 1]
+    assert Comm().owners([3, 1]) == [0, 0]
+
+
+def test_alone_nothing_is_said_and_copies_work():
+    talk = Comm()
+    assert talk.alone
+    x = torch.ones(2)
+    assert talk.sum([x])()[0] is x
+    assert copy.deepcopy(talk) is talk
+    assert pickle.loads(pickle.dumps(talk)).alone
