@@ -5,11 +5,13 @@ On a shared trunk with a Gauss-Newton critic the same steps move the critic.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from acktr import distributed
 from acktr.kfac.exact import mean_kl
 from acktr.kl import adapt_scale, check_loss, measure_or_restore, rescale_step
 from acktr.policies import Model
@@ -59,7 +61,11 @@ def update_actor(model: ACKTR, batch: RolloutBatch, target_kl: float) -> tuple[d
 
     def measure() -> float:
         with torch.no_grad():
-            return mean_kl(first.old, model._distributions(first.part)).item()
+            try:
+                kl = mean_kl(first.old, model._distributions(first.part))
+            except ValueError:  # torch's distributions refuse NaN
+                kl = torch.full((), math.nan, device=model.device)
+        return distributed.mean(kl).item()
 
     kl = measure_or_restore(measure, group["params"], before)
     if model.kl_feedback and target_kl > 0:
@@ -79,7 +85,7 @@ def natural_step(model: ACKTR, batch: RolloutBatch, first: ActorStep | None = No
     with model._capture(model.kfac):
         seen = evaluated = model._model(batch)
     loss, losses = actor_loss(model, evaluated, batch, None if first is None else first.log_prob)
-    check_loss(loss, model.num_timesteps)
+    check_loss(distributed.mean(loss), model.num_timesteps)
     part = batch
     if model._samples_statistics:
         part = batch.sample(model.sub_sampling_factor)
@@ -104,8 +110,8 @@ def actor_loss(
     :return: the sum, and the parts by the last part of their key in the log
     """
     advantages = batch.advantages
-    if model.normalize_advantage and len(advantages) > 1:
-        advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+    if model.normalize_advantage and len(advantages) * distributed.size() > 1:
+        advantages = distributed.normalized(advantages)
     log_prob = evaluated.log_prob
     # At the policy that collected the batch both have the same gradient.
     gain = log_prob if old_log_prob is None else (log_prob - old_log_prob).exp()

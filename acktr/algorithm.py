@@ -12,6 +12,7 @@ from typing import Any, ClassVar, cast
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
@@ -19,6 +20,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 from torch.distributions import Normal
 
+from acktr import distributed
 from acktr.actor import update_actor
 from acktr.critic import update_critic
 from acktr.kfac import KFAC
@@ -34,6 +36,8 @@ from acktr.policies import (
 )
 from acktr.precision import available_precision, run_trunk_in_bfloat16
 from acktr.rollout import RolloutBatch, RolloutStorage, collect_rollout
+
+_COMPARE_PERIOD = 100  # updates between two comparisons of the parameters of all ranks
 
 
 class ACKTR(OnPolicyAlgorithm):
@@ -183,6 +187,7 @@ class ACKTR(OnPolicyAlgorithm):
         self.kfac_kwargs = kfac_kwargs or {}
         self.kl_scale = 1.0  # what the feedback multiplies target_kl with
         self.kl_rescales = 0  # steps rescaled since the start
+        self._shared_moments: distributed.SharedMoments | None = None
         self.bellman_std = 1.0  # running sigma of the critic when critic_std is "adaptive"
         if _init_setup_model:
             self._setup_model()
@@ -198,6 +203,7 @@ class ACKTR(OnPolicyAlgorithm):
         self.used_precision = available_precision(self.precision, self.device)
         if self.used_precision == "bf16":
             run_trunk_in_bfloat16(self.policy)
+        distributed.share_parameters(self.policy)
         actor, critic = actor_and_critic_parameters(self.policy)
         trunk = set(actor) & set(critic)
         self.shared = bool(trunk)
@@ -240,8 +246,17 @@ class ACKTR(OnPolicyAlgorithm):
         own: dict[str, Any] = {"weight_decay": self.weight_decay, "cg_iterations": self.cg_iterations}
         if self.used_precision == "bf16":
             own["statistics_dtype"] = torch.bfloat16
+        own["process_group"] = distributed.group()
         kwargs = {**own, "target_kl": None, **self.kfac_kwargs}
         return KFAC(self.policy, param_groups=[{"params": params, **group}], **kwargs)
+
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """Seed everything random; each rank draws other actions in other episodes."""
+        n_envs = 1 if self.env is None else self.env.num_envs
+        super().set_random_seed(None if seed is None else distributed.own_seed(seed, n_envs))
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_shared_moments"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         names = ["policy", "policy.optimizer"]
@@ -258,8 +273,18 @@ class ACKTR(OnPolicyAlgorithm):
         rollout_buffer: RolloutStorage,  # type: ignore[override]
         n_rollout_steps: int,
     ) -> bool:
-        """Collect one rollout, see :func:`acktr.rollout.collect_rollout`."""
-        return collect_rollout(self, env, callback, rollout_buffer, n_rollout_steps)
+        """Collect one rollout, see :func:`acktr.rollout.collect_rollout`; all ranks go on, or none."""
+        if self._shared_moments is None or self._shared_moments.env is not self._vec_normalize_env:
+            self._shared_moments = distributed.SharedMoments(self._vec_normalize_env)
+        try:
+            went_on = collect_rollout(self, env, callback, rollout_buffer, n_rollout_steps)
+        except Exception:
+            distributed.vote(distributed.FAILED)
+            raise
+        if distributed.vote(distributed.GO_ON if went_on else distributed.STOP) != distributed.GO_ON:
+            return False
+        self._shared_moments.merge()
+        return True
 
     def train(self) -> None:
         """Update the critic, then the actor, on the last rollout."""
@@ -273,6 +298,8 @@ class ACKTR(OnPolicyAlgorithm):
         target_kl = self.target_kl_schedule(self._current_progress_remaining)
         actor_losses, kl = update_actor(self, batch, target_kl)
         self._n_updates += 1
+        if self._n_updates % _COMPARE_PERIOD == 0:
+            distributed.check_same(self.policy.parameters())
         record_update(self, batch, {**losses, **actor_losses}, kl, target_kl)
 
     def _capture(self, kfac: KFAC) -> AbstractContextManager[None]:
@@ -330,12 +357,14 @@ class ACKTR(OnPolicyAlgorithm):
         optimizer.zero_grad()
         # Conjugate gradients on the whole batch go through this graph once more.
         loss.backward(retain_graph=self.cg_iterations > 0 and not self._samples_fisher)
+        if not isinstance(optimizer, KFAC):
+            distributed.mean_gradients(optimizer)
         optimizer.step()
 
     def _update_bellman_std(self, batch: RolloutBatch) -> None:
         """Running standard deviation of the Bellman error (paper, sec. 5.3)."""
         if self.critic_std == "adaptive":
-            variance = (batch.returns - batch.values).square().mean().item()
+            variance = distributed.mean((batch.returns - batch.values).square().mean()).item()
             decay = 0.95 if self._n_updates else 0.0
             self.bellman_std = max((decay * self.bellman_std**2 + (1.0 - decay) * variance) ** 0.5, 1e-3)
 
@@ -348,7 +377,9 @@ class ACKTR(OnPolicyAlgorithm):
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> ACKTR:
-        """Learn for a number of steps, counted over all environments, as every SB3 algorithm does."""
+        """Learn for a number of steps, counted over all environments of all ranks."""
+        if distributed.rank() and not self._custom_logger:
+            self.set_logger(Logger(None, []))  # the first rank speaks for all
         return super().learn(
             total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar
         )

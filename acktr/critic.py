@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from acktr import distributed
 from acktr.kfac import KFAC
 from acktr.kfac.exact import detached, mean_kl
 from acktr.kl import check_loss
@@ -41,7 +42,8 @@ def _step_natural(model: ACKTR, optimizer: KFAC, batch: RolloutBatch) -> Tensor:
     with model._capture(optimizer):
         values = model._values(batch)
     loss = model._value_loss(values, batch)
-    check_loss(loss, model.num_timesteps)
+    of_all = distributed.mean(loss)
+    check_loss(of_all, model.num_timesteps)
     seen = values
     if model._samples_statistics:
         with optimizer.capture():
@@ -51,7 +53,7 @@ def _step_natural(model: ACKTR, optimizer: KFAC, batch: RolloutBatch) -> Tensor:
         part = model._values(batch.sample(model.sub_sampling_factor))
         optimizer.use_exact_fisher(model._value_distribution(part))
     if model.critic_trust_region is not None:
-        bound = model.critic_trust_region * loss.item()
+        bound = model.critic_trust_region * of_all.item()
         optimizer.param_groups[0]["target_kl"] = max(bound, 1e-12)
     model._step(loss, optimizer)
     return loss
@@ -68,6 +70,6 @@ def _step_euclidean(model: ACKTR, batch: RolloutBatch, policy: list[Any]) -> Ten
     else:
         values = model._values(batch)
     loss = model._value_loss(values, batch)
-    check_loss(loss, model.num_timesteps)
+    check_loss(distributed.mean(loss), model.num_timesteps)
     model._step(loss + held, optimizer)
     return loss

@@ -53,10 +53,7 @@ def measure_or_restore(
     :param before: what they were before it
     :raises DivergenceError: the outputs are not finite; the parameters are as before the step
     """
-    try:
-        kl = measure()
-    except ValueError:  # torch's distributions refuse NaN
-        kl = math.nan
+    kl = measure()
     if not math.isfinite(kl):
         for p, start in zip(params, before, strict=True):
             p.copy_(start)
@@ -103,6 +100,7 @@ def rescale_step(
     :param target_kl: nats
     :param room: how much longer the step may become before it meets eta_max
     :return: the KL measured last, and how often the step was rescaled
+    :raises DivergenceError: as :func:`measure_or_restore`
     """
     for rescales in range(MAX_RESCALES):
         factor = min((target_kl / max(kl, 1e-12)) ** 0.5, MAX_EXTENSION, room)
@@ -111,5 +109,5 @@ def rescale_step(
         room /= factor
         for p, start in zip(params, before, strict=True):
             p.copy_(start + factor * (p - start))
-        kl = measure()
+        kl = measure_or_restore(measure, params, before)
     return kl, MAX_RESCALES

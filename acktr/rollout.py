@@ -17,6 +17,7 @@ from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
+from acktr import distributed
 from acktr.stepping import last_observations, steps_of
 
 Observations = Tensor | dict[str, Tensor]
@@ -217,7 +218,7 @@ def collect_rollout(
         for decision, result in steps:
             obs_tensor, action_tensor, actions, clipped_actions, values = decision
             new_obs, rewards, dones, infos = result
-            model.num_timesteps += env.num_envs
+            model.num_timesteps += env.num_envs * distributed.size()
             callback.update_locals(locals())
             if not callback.on_step():
                 # Who goes on learning after a stop begins where the environments are.

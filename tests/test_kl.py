@@ -61,15 +61,10 @@ def test_a_step_far_off_is_rescaled(step, room, kl, rescales):
     assert measure() == pytest.approx(kl)
 
 
-@pytest.mark.parametrize("kl", [math.nan, math.inf, None])
+@pytest.mark.parametrize("kl", [math.nan, math.inf])
 def test_a_step_without_finite_outputs_is_taken_back(kl):
     p, before = nn.Parameter(torch.full((2,), math.nan)), torch.ones(2)
 
-    def measure():
-        if kl is None:
-            raise ValueError("torch says so")
-        return kl
-
     with pytest.raises(DivergenceError, match="taken back"):
-        measure_or_restore(measure, [p], [before])
+        measure_or_restore(lambda: kl, [p], [before])
     assert torch.equal(p, before)

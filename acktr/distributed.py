@@ -1,0 +1,265 @@
+"""Training in several processes: which one this is, and what they tell each other.
+
+Started by ``torchrun``, each process (rank) steps environments of its own and all update the same model.
+What they share beside K-FAC's part (:mod:`acktr.kfac.comm`): losses and the measured KL, which decide
+about steps; the mean and spread of advantages; normalisation statistics; and whether to stop. Without
+a launcher every function here is that of the one process there is.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from stable_baselines3.common.running_mean_std import RunningMeanStd
+from stable_baselines3.common.vec_env import VecNormalize
+from torch import Tensor
+
+from acktr.errors import ConfigurationError, DivergenceError
+from acktr.kfac.comm import Comm
+
+TIMEOUT_VARIABLE = "ACKTR_TIMEOUT"
+TIMEOUT_SECONDS = 120.0  # an evaluation of the first rank, for which the others wait, must fit in
+
+# What a rank tells the others after a rollout; the greatest rules.
+GO_ON, STOP, FAILED = range(3)
+
+
+def start(device: str = "auto") -> bool:
+    """Join the processes that a launcher has started; once is enough.
+
+    :param device: where the model will be: NCCL where that is CUDA, else gloo
+    :return: whether there is more than one
+    :raises ConfigurationError: an environment variable of the launcher, or the timeout, is wrong
+    """
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        return False
+    if dist.is_initialized():
+        return size() > 1
+    try:
+        own, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        timeout = timedelta(seconds=float(os.environ.get(TIMEOUT_VARIABLE, TIMEOUT_SECONDS)))
+        host, port = os.environ.get("MASTER_ADDR", "localhost"), int(os.environ["MASTER_PORT"])
+    except (KeyError, ValueError) as error:
+        raise ConfigurationError(
+            f"The launcher's variables cannot be used ({error}): RANK, WORLD_SIZE and MASTER_PORT must "
+            f"be whole numbers, and {TIMEOUT_VARIABLE} seconds; start with torchrun."
+        ) from error
+    cuda = device != "cpu" and torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+    server = own == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    store = dist.TCPStore(host, port, world, is_master=server, timeout=timeout)
+    # Each restart speaks under a name of its own: what a killed rank has left in the store would
+    # otherwise be taken for an answer.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    run = os.environ.get("TORCHELASTIC_RUN_ID", "acktr")
+    dist.init_process_group(
+        "nccl" if cuda else "gloo",
+        store=dist.PrefixStore(f"{run}/{attempt}", store),
+        rank=own,
+        world_size=world,
+        timeout=timeout,
+    )
+    return world > 1
+
+
+def finish() -> None:
+    """Leave the group, if there is one."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def group() -> Any:
+    """Return the process group for :class:`acktr.kfac.KFAC`; ``None`` for one process."""
+    return dist.group.WORLD if _is_started() else None
+
+
+def rank() -> int:
+    """Return the number of this process, from 0."""
+    return dist.get_rank() if _is_started() else 0
+
+
+def size() -> int:
+    """Return how many processes there are."""
+    return dist.get_world_size() if _is_started() else 1
+
+
+def _is_started() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def mean(value: Tensor) -> Tensor:
+    """Return the mean of a tensor over all ranks, detached."""
+    return Comm(group()).mean(value.detach())
+
+
+def mean_gradients(optimizer: torch.optim.Optimizer) -> None:
+    """Average the gradients of a first-order optimiser over all ranks; K-FAC does it by itself."""
+    Comm(group()).mean_gradients([p for g in optimizer.param_groups for p in g["params"]])
+
+
+def normalized(values: Tensor) -> Tensor:
+    """Shift and scale values to mean 0 and standard deviation 1 over the samples of all ranks.
+
+    :param values: ``(B,)``; the same B on all ranks
+    """
+    if size() == 1:
+        return (values - values.mean()) / (values.std() + 1e-8)
+    count = len(values) * size()
+    centred = values - mean(values.mean())
+    variance = mean(centred.square().sum()) * size() / max(count - 1, 1)
+    return centred / (variance.sqrt() + 1e-8)
+
+
+def share_parameters(module: torch.nn.Module) -> None:
+    """Give all ranks the parameters and buffers of the first."""
+    with torch.no_grad():
+        Comm(group()).broadcast([*module.parameters(), *module.buffers()], 0)
+
+
+def vote(state: int) -> int:
+    """Tell the others whether to go on, and hear what all together say.
+
+    :param state: ``GO_ON``, ``STOP`` or ``FAILED``
+    :return: the greatest of all
+    :raises DivergenceError: another rank has failed while this one has not
+    """
+    if size() == 1:
+        return state
+    states = torch.zeros(size(), dtype=torch.int64, device=_device())
+    states[rank()] = state
+    dist.all_reduce(states)
+    found = states.tolist()
+    if max(found) == FAILED and state != FAILED:
+        failed = [i for i, s in enumerate(found) if s == FAILED]
+        raise DivergenceError(
+            f"Rank {', '.join(map(str, failed))} of {size()} failed, so this one stopped before the "
+            "update: its own message says why."
+        )
+    return max(found)
+
+
+class SharedMoments:
+    """Running means and variances that all ranks feed: merged after each rollout.
+
+    Between two merges each rank goes on from the same moments with what it sees itself. A merge takes
+    what each has added since (the inverse of the update of Chan, Golub & LeVeque 1979) and adds all of
+    it up in the order of ranks, so that all hold the same bits. All begin with those of the first.
+
+    :param env: its moments are shared; nothing happens without any
+    """
+
+    def __init__(self, env: VecNormalize | None) -> None:
+        self.env = env
+        self._moments = list(_moments(env)) if size() > 1 else []
+        self._agreed = [_values(m) for m in self._moments]
+        if self._moments:
+            self._agree([table[0] for table in self._gather(self._agreed)])
+
+    def merge(self) -> None:
+        """Give all ranks the moments of everything that all have seen."""
+        if self._moments:
+            now = [_values(m) for m in self._moments]
+            added = [_difference(n, b) for n, b in zip(now, self._agreed, strict=True)]
+            gathered = zip(self._agreed, self._gather(added), strict=True)
+            self._agree([functools.reduce(_sum, parts, before) for before, parts in gathered])
+
+    def _gather(self, own: list[Moments]) -> list[list[Moments]]:
+        """Return the moments of all ranks, by what they are of."""
+        flat = torch.from_numpy(np.concatenate([part for moments in own for part in moments]))
+        table = torch.zeros(size(), len(flat), dtype=torch.float64, device=_device())
+        table[rank()] = flat
+        dist.all_reduce(table)
+        ends = np.cumsum([len(part) for moments in own for part in moments])[:-1]
+        rows = [np.split(row, ends) for row in table.cpu().numpy()]
+        return [[(r[i], r[i + 1], r[i + 2]) for r in rows] for i in range(0, 3 * len(own), 3)]
+
+    def _agree(self, values: list[Moments]) -> None:
+        self._agreed = values
+        for moments, (count, mean_, squares) in zip(self._moments, values, strict=True):
+            shape = np.shape(moments.mean)
+            moments.count = float(count[0])
+            moments.mean = mean_.reshape(shape)
+            moments.var = (squares / count).reshape(shape)
+
+
+Moments = tuple[np.ndarray, np.ndarray, np.ndarray]  # count (1,), mean (D,), sum of squares (D,)
+
+
+def _moments(env: VecNormalize | None) -> Iterator[RunningMeanStd]:
+    if env is not None:
+        yield env.ret_rms
+        if env.norm_obs:
+            found: Any = env.obs_rms
+            yield from found.values() if isinstance(found, dict) else [found]
+
+
+def _values(moments: RunningMeanStd) -> Moments:
+    count = np.array([float(moments.count)])
+    mean_ = np.asarray(moments.mean, np.float64).reshape(-1)
+    return count, mean_, np.asarray(moments.var, np.float64).reshape(-1) * count
+
+
+def _sum(a: Moments, b: Moments) -> Moments:
+    count = a[0] + b[0]
+    if b[0][0] <= 0:
+        return a
+    delta = b[1] - a[1]
+    return count, a[1] + delta * b[0] / count, a[2] + b[2] + delta**2 * a[0] * b[0] / count
+
+
+def _difference(total: Moments, before: Moments) -> Moments:
+    """What was added to ``before`` to make ``total``."""
+    count = total[0] - before[0]
+    if count[0] <= 0:
+        return np.zeros(1), np.zeros_like(total[1]), np.zeros_like(total[2])
+    mean_ = (total[1] * total[0] - before[1] * before[0]) / count
+    delta = mean_ - before[1]
+    squares = total[2] - before[2] - delta**2 * before[0] * count / total[0]
+    return count, mean_, np.maximum(squares, 0.0)
+
+
+def check_same(params: Iterable[Tensor]) -> None:
+    """Compare the parameters of all ranks bit by bit.
+
+    :param params: of the model
+    :raises DivergenceError: they are not the same; names no parameter, only that it happened
+    """
+    if size() == 1:
+        return
+    digest = hashlib.sha256()
+    for p in params:
+        digest.update(p.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    own = torch.frombuffer(bytearray(digest.digest()), dtype=torch.int64).clone().to(_device())
+    low, high = own.clone(), own.clone()
+    dist.all_reduce(low, dist.ReduceOp.MIN)
+    dist.all_reduce(high, dist.ReduceOp.MAX)
+    if not torch.equal(low, high):
+        raise DivergenceError(
+            "The ranks hold different parameters: they must run the same code, with the same versions, "
+            "on machines that round alike; go on from the last checkpoint."
+        )
+
+
+def own_seed(seed: int, n_envs: int) -> int:
+    """Return the seed of this rank, whose environments then start unlike those of the others.
+
+    :param seed: of the run
+    :param n_envs: environments of each rank
+    """
+    return seed + rank() * n_envs
+
+
+def _device() -> torch.device:
+    """Where tensors must be to travel."""
+    if dist.get_backend() == "nccl":
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")

@@ -1,0 +1,205 @@
+"""Several ranks: the same update as one with all samples, the same moments, one decision for all."""
+
+import numpy as np
+import pytest
+import torch
+from stable_baselines3.common.running_mean_std import RunningMeanStd
+from stable_baselines3.common.vec_env import VecNormalize
+
+from acktr import distributed
+from acktr.errors import ConfigurationError, DivergenceError
+from acktr.kfac import curvature, fisher
+from acktr.rollout import RolloutBatch
+from tests.kfac.processes import run_in_processes
+from tests.kfac.test_comm import signs_of_values
+from tests.small_envs import VECTOR, small_env
+from tests.test_algorithm import POLICIES, make
+
+B = 24  # samples of a batch
+CASES = {
+    "separate": ("MlpPolicy", "Box", {"n_critic_updates": 2, "critic_std": "adaptive"}),
+    "several steps": ("MlpPolicy", "MultiDiscrete", {"n_actor_updates": 2, "ent_coef": 0.01}),
+    "conjugate gradients": ("MlpPolicy", "Discrete", {"cg_iterations": 2}),
+    "first-order critic": ("MlpPolicy", "Discrete", {"critic_norm": "euclidean", "n_critic_updates": 2}),
+    "shared trunk": ("CnnPolicy", "Discrete", {}),
+    "shared trunk, first-order critic": ("CnnPolicy", "Discrete", {"critic_norm": "euclidean"}),
+}
+
+
+def batch_of(model):
+    generator = torch.Generator().manual_seed(1)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    space = model.observation_space
+    if space.dtype == np.uint8:
+        obs = torch.randint(0, 255, (B, *space.shape), generator=generator, dtype=torch.uint8)
+    else:
+        obs = draw(B, *space.shape)
+    actions = torch.stack([torch.as_tensor(model.action_space.sample()) for _ in range(B)])
+    actions = actions.double() if actions.is_floating_point() else actions
+    return RolloutBatch(obs, actions, draw(B), draw(B), draw(B))
+
+
+def update(rank, size, names):
+    """Three updates on this rank's part of one batch, for each case, in float64."""
+    fisher.random_signs = curvature.random_signs = signs_of_values
+    torch.Tensor.float = torch.Tensor.double  # SB3 turns observations into float32
+    found = {}
+    for name in names:
+        policy, action, options = CASES[name]
+        observation, policy_kwargs = POLICIES[policy]
+        env = small_env(action, observation)
+        model = make(env, policy, policy_kwargs=policy_kwargs, **options)
+        model.policy.double()
+        model.policy.features_extractor.register_forward_pre_hook(lambda _, args: (args[0].double(),))
+        model.action_space.seed(0)
+        batch = batch_of(model)
+        part = slice(rank * B // size, (rank + 1) * B // size)
+        own = RolloutBatch(*(x[part] for x in batch))
+        model.rollout_buffer.batch = lambda own=own: own
+        model._setup_learn(1000)
+        for _ in range(3):
+            model.train()
+        found[name] = (
+            [p.detach() for p in model.policy.parameters()],
+            model.kl_scale,
+            model.bellman_std,
+        )
+    return found
+
+
+@pytest.fixture(scope="module")
+def updated():
+    return {size: run_in_processes(size, update, list(CASES)) for size in (1, 2, 4)}
+
+
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("name", CASES)
+def test_ranks_with_parts_of_a_batch_make_the_update_of_one_with_all_of_it(name, size, updated):
+    parameters, kl_scale, bellman_std = updated[1][0][name]
+    for rank in updated[size]:
+        own, own_scale, own_std = rank[name]
+        torch.testing.assert_close(own, parameters, atol=1e-10, rtol=0)
+        assert own_scale == pytest.approx(kl_scale, abs=1e-10)
+        assert own_std == pytest.approx(bellman_std, abs=1e-10)
+
+
+def normalizing():
+    return VecNormalize(small_env("Discrete", VECTOR))
+
+
+def learn_and_merge(rank, size):
+    """Whole rollouts of environments that differ, then the moments and parameters of each rank."""
+    model = make(small_env("Discrete", VECTOR), "MlpPolicy", seed=0)
+    env = normalizing()
+    env.obs_rms.mean[:] = rank  # as after a reset of its own: the first rank's count
+    model.set_env(env)
+    model.learn(64 * size)
+    seen = env.obs_rms.mean.tolist(), env.obs_rms.count, float(env.ret_rms.var)
+    return seen, [p.detach() for p in model.policy.parameters()], model.num_timesteps
+
+
+def test_ranks_learn_together():
+    (seen, parameters, steps), (seen_too, parameters_too, steps_too) = run_in_processes(
+        2, learn_and_merge
+    )
+    assert seen == seen_too
+    torch.testing.assert_close(parameters, parameters_too, atol=0, rtol=0)
+    assert steps == steps_too >= 128
+
+
+def merge(rank, size):
+    rng = np.random.default_rng(rank)
+    env = normalizing()
+    shared = distributed.SharedMoments(env)
+    batches = []
+    for _ in range(3):
+        batches.append(rng.normal(5.0 * rank, 1.0 + rank, (7, *VECTOR.shape)))
+        env.obs_rms.update(batches[-1])
+        env.ret_rms.update(batches[-1][:, 0])
+        shared.merge()
+    env_moments = [(m.mean.tolist(), m.var.tolist(), m.count) for m in (env.obs_rms, env.ret_rms)]
+    return env_moments, [torch.from_numpy(x) for x in batches]
+
+
+def test_moments_are_those_of_all_that_was_seen():
+    ranks = run_in_processes(3, merge)
+    assert ranks[0][0] == ranks[1][0] == ranks[2][0]
+    everything = np.concatenate([x.numpy() for _, batches in ranks for x in batches])
+    expected = RunningMeanStd(shape=VECTOR.shape)
+    expected.update(everything)
+    mean, var, count = ranks[0][0][0]
+    np.testing.assert_allclose(mean, expected.mean, rtol=1e-10)
+    np.testing.assert_allclose(var, expected.var, rtol=1e-10)
+    assert count == pytest.approx(expected.count)
+
+
+def decide(rank, size):
+    said = [distributed.vote(distributed.STOP if rank else distributed.GO_ON)]
+    try:
+        distributed.vote(distributed.FAILED if rank else distributed.GO_ON)
+    except DivergenceError as error:
+        said.append(str(error))
+    advantages = distributed.normalized(torch.arange(4.0) + 10 * rank)
+    try:
+        distributed.check_same([torch.ones(3)])
+        distributed.check_same([torch.ones(3) + rank])
+    except DivergenceError as error:
+        said.append(str(error))
+    return said, advantages
+
+
+def test_one_decision_for_all():
+    (first, a), (second, b) = run_in_processes(2, decide)
+    assert first[0] == second[0] == distributed.STOP
+    assert first[1].startswith("Rank 1 of 2 failed")
+    assert len(second) == 2  # who fails hears of it from its own error
+    assert "different parameters" in first[2] == second[1]
+    both = torch.cat([torch.arange(4.0), torch.arange(4.0) + 10])
+    torch.testing.assert_close(torch.cat([a, b]), (both - both.mean()) / (both.std() + 1e-8))
+
+
+def fail(rank, size):
+    """One rank's environment returns a NaN; the other stops too, before the update."""
+    model = make(small_env("Discrete", VECTOR), "MlpPolicy")
+    env = model.env.envs[0]
+    if rank:
+        step = env.step
+        env.step = lambda action: (step(action)[0], float("nan"), *step(action)[2:])
+    before = [p.detach().clone() for p in model.policy.parameters()]
+    try:
+        model.learn(1000)
+    except DivergenceError as error:
+        message = str(error)
+    same = all(map(torch.equal, before, model.policy.parameters()))
+    return message, same
+
+
+def test_a_failure_of_one_rank_ends_all_before_the_update():
+    (first, same), (second, same_too) = run_in_processes(2, fail)
+    assert first.startswith("Rank 1 of 2 failed")
+    assert second.startswith("A reward that is not finite")
+    assert same
+    assert same_too
+
+
+def test_alone_nothing_is_started(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    assert not distributed.start()
+    assert (distributed.rank(), distributed.size(), distributed.group()) == (0, 1, None)
+    assert distributed.own_seed(3, 8) == 3
+    distributed.finish()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("WORLD_SIZE", "two"), (distributed.TIMEOUT_VARIABLE, "soon")]
+)
+def test_wrong_variables_of_a_launcher_are_named(name, value, monkeypatch):
+    for key, good in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(key, good)
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigurationError, match=r"start with torchrun") as error:
+        distributed.start()
+    assert value in str(error.value)
