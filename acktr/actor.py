@@ -87,12 +87,12 @@ def natural_step(model: ACKTR, batch: RolloutBatch, first: ActorStep | None = No
     loss, losses = actor_loss(model, evaluated, batch, None if first is None else first.log_prob)
     check_loss(distributed.mean(loss), model.num_timesteps)
     part = batch
-    if model._samples_statistics:
+    if model._samples_statistics(model.kfac):
         part = batch.sample(model.sub_sampling_factor)
         with model.kfac.capture():
             seen = model._model(part)
     model.kfac.update_curvature(*seen.distributions)
-    if model._samples_fisher:
+    if model._samples_fisher(model.kfac):
         sample = batch.sample(model.sub_sampling_factor)
         model.kfac.use_exact_fisher(*model._model(sample).distributions)
     model._step(loss, model.kfac)

@@ -62,8 +62,9 @@ class ACKTR(OnPolicyAlgorithm):
     :param kl_feedback: hold the *measured* KL at ``target_kl`` by scaling the bound that K-FAC's
         quadratic model is given
     :param damping: lambda of the actor's Fisher, or of the joint one
-    :param cg_iterations: conjugate-gradient iterations that correct K-FAC's direction by the exact
-        Fisher of the batch (:mod:`acktr.kfac.exact`); 0 for K-FAC's own direction
+    :param cg_iterations: conjugate-gradient iterations that correct K-FAC's direction for the actor, or
+        for both on a shared trunk, by the exact Fisher of the batch (:mod:`acktr.kfac.exact`); 0 for
+        K-FAC's own direction
     :param sub_sampling_factor: the dearest curvature is taken of one sample in so many, drawn anew for
         each update: the exact Fisher with ``cg_iterations``, else K-FAC's statistics and measured KL
     :param precision: ``"fp32"`` or ``"bf16"``: trunks under autocast and K-FAC's statistics in bfloat16,
@@ -76,6 +77,7 @@ class ACKTR(OnPolicyAlgorithm):
     :param critic_learning_rate: eta_max of a separate critic; ``None`` for 0.3 with K-FAC and 1e-3 with
         Adam
     :param critic_damping: lambda of a separate critic's Gauss-Newton matrix
+    :param critic_cg_iterations: the same as ``cg_iterations``, of a separate critic
     :param critic_trust_region: bound on the KL of one update of a separate critic,
         ``E[(change of V)^2] / (2 sigma^2)``, as a fraction of its loss
         ``E[(return - V)^2] / (2 sigma^2)``, so that it does not depend on the scale of rewards;
@@ -125,6 +127,7 @@ class ACKTR(OnPolicyAlgorithm):
         critic_std: float | str = 1.0,
         critic_learning_rate: float | None = None,
         critic_damping: float = 0.1,
+        critic_cg_iterations: int = 0,
         critic_trust_region: float | None = 0.05,
         n_critic_updates: int = 1,
         critic_batch_size: int | None = None,
@@ -180,6 +183,7 @@ class ACKTR(OnPolicyAlgorithm):
         self.critic_std = critic_std
         self.critic_learning_rate = critic_learning_rate
         self.critic_damping = critic_damping
+        self.critic_cg_iterations = critic_cg_iterations
         self.critic_trust_region = critic_trust_region
         self.n_critic_updates = n_critic_updates
         self.critic_batch_size = critic_batch_size
@@ -212,7 +216,11 @@ class ACKTR(OnPolicyAlgorithm):
             check_joint_critic(self.n_critic_updates, self.critic_batch_size)
             actor, critic = actor + [p for p in critic if p not in trunk], []
         self.policy.optimizer = self._kfac(
-            actor, damping=self.damping, momentum=self.momentum, lr=self.lr_schedule(1.0)
+            actor,
+            damping=self.damping,
+            momentum=self.momentum,
+            lr=self.lr_schedule(1.0),
+            cg_iterations=self.cg_iterations,
         )
         if not critic:
             self._set_critic_optimizer(None)
@@ -222,6 +230,7 @@ class ACKTR(OnPolicyAlgorithm):
                     critic,
                     damping=self.critic_damping,
                     lr=self.critic_learning_rate or 0.3,
+                    cg_iterations=self.critic_cg_iterations,
                 )
             )
         else:
@@ -243,7 +252,7 @@ class ACKTR(OnPolicyAlgorithm):
         self.policy.__dict__["critic_optimizer"] = optimizer
 
     def _kfac(self, params: list[nn.Parameter], **group: Any) -> KFAC:
-        own: dict[str, Any] = {"weight_decay": self.weight_decay, "cg_iterations": self.cg_iterations}
+        own: dict[str, Any] = {"weight_decay": self.weight_decay}
         if self.used_precision == "bf16":
             own["statistics_dtype"] = torch.bfloat16
         own["process_group"] = distributed.group()
@@ -304,15 +313,13 @@ class ACKTR(OnPolicyAlgorithm):
 
     def _capture(self, kfac: KFAC) -> AbstractContextManager[None]:
         """Record a pass of the whole batch, unless curvature is taken of a part of it."""
-        return nullcontext() if self._samples_statistics else kfac.capture()
+        return nullcontext() if self._samples_statistics(kfac) else kfac.capture()
 
-    @property
-    def _samples_statistics(self) -> bool:
-        return self.sub_sampling_factor > 1 and not self.cg_iterations
+    def _samples_statistics(self, kfac: KFAC) -> bool:
+        return self.sub_sampling_factor > 1 and not kfac.param_groups[0]["cg_iterations"]
 
-    @property
-    def _samples_fisher(self) -> bool:
-        return self.sub_sampling_factor > 1 and self.cg_iterations > 0
+    def _samples_fisher(self, kfac: KFAC) -> bool:
+        return self.sub_sampling_factor > 1 and kfac.param_groups[0]["cg_iterations"] > 0
 
     def _model(self, batch: RolloutBatch) -> Model:
         """Evaluate the actor on a batch, and the critic if it shares the trunk."""
@@ -355,9 +362,12 @@ class ACKTR(OnPolicyAlgorithm):
 
     def _step(self, loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
         optimizer.zero_grad()
-        # Conjugate gradients on the whole batch go through this graph once more.
-        loss.backward(retain_graph=self.cg_iterations > 0 and not self._samples_fisher)
-        if not isinstance(optimizer, KFAC):
+        if isinstance(optimizer, KFAC):
+            # Conjugate gradients on the whole batch go through this graph once more.
+            again = optimizer.param_groups[0]["cg_iterations"] > 0
+            loss.backward(retain_graph=again and not self._samples_fisher(optimizer))
+        else:
+            loss.backward()
             distributed.mean_gradients(optimizer)
         optimizer.step()
 

@@ -45,11 +45,11 @@ def _step_natural(model: ACKTR, optimizer: KFAC, batch: RolloutBatch) -> Tensor:
     of_all = distributed.mean(loss)
     check_loss(of_all, model.num_timesteps)
     seen = values
-    if model._samples_statistics:
+    if model._samples_statistics(optimizer):
         with optimizer.capture():
             seen = model._values(batch.sample(model.sub_sampling_factor))
     optimizer.update_curvature(model._value_distribution(seen))
-    if model._samples_fisher:
+    if model._samples_fisher(optimizer):
         part = model._values(batch.sample(model.sub_sampling_factor))
         optimizer.use_exact_fisher(model._value_distribution(part))
     if model.critic_trust_region is not None:

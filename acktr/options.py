@@ -42,6 +42,7 @@ _AT_LEAST: dict[str, tuple[Callable[[Any], bool], str]] = {
     "n_critic_updates": (lambda x: x >= 1, "must be at least 1"),
     "critic_batch_size": (lambda x: x is None or x >= 1, "must be at least 1, or None"),
     "cg_iterations": (lambda x: isinstance(x, int) and x >= 0, "must be 0 or more"),
+    "critic_cg_iterations": (lambda x: isinstance(x, int) and x >= 0, "must be 0 or more"),
     "sub_sampling_factor": (lambda x: isinstance(x, int) and x >= 1, "must be at least 1"),
     "gamma": (lambda x: 0 <= x <= 1, "must lie in [0, 1]"),
     "gae_lambda": (lambda x: 0 <= x <= 1, "must lie in [0, 1]"),

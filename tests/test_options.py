@@ -25,6 +25,7 @@ REFUSED = [
     ("critic_batch_size", 0, "at least 1"),
     ("cg_iterations", -1, "0 or more"),
     ("cg_iterations", 2.5, "0 or more"),
+    ("critic_cg_iterations", -1, "0 or more"),
     ("sub_sampling_factor", 0, "at least 1"),
     ("gamma", 1.5, r"\[0, 1\]"),
     ("gamma", -0.1, r"\[0, 1\]"),
