@@ -77,7 +77,6 @@ class ACKTR(OnPolicyAlgorithm):
     :param critic_learning_rate: eta_max of a separate critic; ``None`` for 0.3 with K-FAC and 1e-3 with
         Adam
     :param critic_damping: lambda of a separate critic's Gauss-Newton matrix
-    :param critic_cg_iterations: the same as ``cg_iterations``, of a separate critic
     :param critic_trust_region: bound on the KL of one update of a separate critic,
         ``E[(change of V)^2] / (2 sigma^2)``, as a fraction of its loss
         ``E[(return - V)^2] / (2 sigma^2)``, so that it does not depend on the scale of rewards;
@@ -87,6 +86,8 @@ class ACKTR(OnPolicyAlgorithm):
         often as they need; ``None`` for the whole rollout each time
     :param normalize_advantage: to mean 0 and standard deviation 1
     :param kfac_kwargs: further arguments of :class:`acktr.kfac.KFAC` (``stat_decay``, ``inverse``, ...)
+    :param critic_kfac_kwargs: those in which a separate critic differs (``factor_period``, ...), and its
+        ``cg_iterations``
     :param use_sde: must be False: gSDE is not supported, and refused by name
     :param stats_window_size: episodes in the logged averages
     :param tensorboard_log: where TensorBoard's files go
@@ -127,12 +128,12 @@ class ACKTR(OnPolicyAlgorithm):
         critic_std: float | str = 1.0,
         critic_learning_rate: float | None = None,
         critic_damping: float = 0.1,
-        critic_cg_iterations: int = 0,
         critic_trust_region: float | None = 0.05,
         n_critic_updates: int = 1,
         critic_batch_size: int | None = None,
         normalize_advantage: bool = True,
         kfac_kwargs: dict[str, Any] | None = None,
+        critic_kfac_kwargs: dict[str, Any] | None = None,
         use_sde: bool = False,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
@@ -183,12 +184,12 @@ class ACKTR(OnPolicyAlgorithm):
         self.critic_std = critic_std
         self.critic_learning_rate = critic_learning_rate
         self.critic_damping = critic_damping
-        self.critic_cg_iterations = critic_cg_iterations
         self.critic_trust_region = critic_trust_region
         self.n_critic_updates = n_critic_updates
         self.critic_batch_size = critic_batch_size
         self.normalize_advantage = normalize_advantage
         self.kfac_kwargs = kfac_kwargs or {}
+        self.critic_kfac_kwargs = critic_kfac_kwargs or {}
         self.kl_scale = 1.0  # what the feedback multiplies target_kl with
         self.kl_rescales = 0  # steps rescaled since the start
         self._shared_moments: distributed.SharedMoments | None = None
@@ -217,10 +218,10 @@ class ACKTR(OnPolicyAlgorithm):
             actor, critic = actor + [p for p in critic if p not in trunk], []
         self.policy.optimizer = self._kfac(
             actor,
+            {"cg_iterations": self.cg_iterations},
             damping=self.damping,
             momentum=self.momentum,
             lr=self.lr_schedule(1.0),
-            cg_iterations=self.cg_iterations,
         )
         if not critic:
             self._set_critic_optimizer(None)
@@ -228,9 +229,9 @@ class ACKTR(OnPolicyAlgorithm):
             self._set_critic_optimizer(
                 self._kfac(
                     critic,
+                    self.critic_kfac_kwargs,
                     damping=self.critic_damping,
                     lr=self.critic_learning_rate or 0.3,
-                    cg_iterations=self.critic_cg_iterations,
                 )
             )
         else:
@@ -251,12 +252,12 @@ class ACKTR(OnPolicyAlgorithm):
         # It lives beside `optimizer` on the policy: on `self`, save() would pickle it.
         self.policy.__dict__["critic_optimizer"] = optimizer
 
-    def _kfac(self, params: list[nn.Parameter], **group: Any) -> KFAC:
+    def _kfac(self, params: list[nn.Parameter], own_kwargs: dict[str, Any], **group: Any) -> KFAC:
         own: dict[str, Any] = {"weight_decay": self.weight_decay}
         if self.used_precision == "bf16":
             own["statistics_dtype"] = torch.bfloat16
         own["process_group"] = distributed.group()
-        kwargs = {**own, "target_kl": None, **self.kfac_kwargs}
+        kwargs = {**own, "target_kl": None, **self.kfac_kwargs, **own_kwargs}
         return KFAC(self.policy, param_groups=[{"params": params, **group}], **kwargs)
 
     def set_random_seed(self, seed: int | None = None) -> None:

@@ -42,7 +42,6 @@ _AT_LEAST: dict[str, tuple[Callable[[Any], bool], str]] = {
     "n_critic_updates": (lambda x: x >= 1, "must be at least 1"),
     "critic_batch_size": (lambda x: x is None or x >= 1, "must be at least 1, or None"),
     "cg_iterations": (lambda x: isinstance(x, int) and x >= 0, "must be 0 or more"),
-    "critic_cg_iterations": (lambda x: isinstance(x, int) and x >= 0, "must be 0 or more"),
     "sub_sampling_factor": (lambda x: isinstance(x, int) and x >= 1, "must be at least 1"),
     "gamma": (lambda x: 0 <= x <= 1, "must lie in [0, 1]"),
     "gae_lambda": (lambda x: 0 <= x <= 1, "must lie in [0, 1]"),
@@ -78,11 +77,13 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
     for name in ("learning_rate", "target_kl"):
         as_schedule(arguments[name])
     owned = {"lr", "damping", "momentum", "target_kl", "cg_iterations", "param_groups"}
-    for name in owned & (arguments["kfac_kwargs"] or {}).keys():
-        raise ConfigurationError(
-            f"kfac_kwargs must not hold {name}: ACKTR sets it from its own arguments (learning_rate, "
-            "damping, momentum, target_kl, cg_iterations and their critic_ forms)."
-        )
+    owned |= {"weight_decay", "process_group"}
+    for kwargs, its_own in (("kfac_kwargs", owned), ("critic_kfac_kwargs", owned - {"cg_iterations"})):
+        for name in sorted(its_own & (arguments[kwargs] or {}).keys()):
+            raise ConfigurationError(
+                f"{kwargs} must not hold {name}: ACKTR sets it from its own arguments (learning_rate, "
+                "damping, momentum, weight_decay, target_kl, cg_iterations and their critic_ forms)."
+            )
     for name in ("optimizer_class", "optimizer_kwargs"):
         if name in (arguments["policy_kwargs"] or {}):
             raise ConfigurationError(

@@ -25,7 +25,6 @@ REFUSED = [
     ("critic_batch_size", 0, "at least 1"),
     ("cg_iterations", -1, "0 or more"),
     ("cg_iterations", 2.5, "0 or more"),
-    ("critic_cg_iterations", -1, "0 or more"),
     ("sub_sampling_factor", 0, "at least 1"),
     ("gamma", 1.5, r"\[0, 1\]"),
     ("gamma", -0.1, r"\[0, 1\]"),
@@ -109,6 +108,25 @@ def test_unsupported_action_spaces_are_refused(space):
 def test_kfac_options_are_checked():
     with pytest.raises(ValueError, match="fisher"):
         ACKTR("MlpPolicy", small_env(), kfac_kwargs={"fisher": "empirical"})
+
+
+def test_a_critic_may_differ_from_the_actor():
+    own = {"cg_iterations": 1, "factor_period": 2}
+    model = ACKTR(
+        "MlpPolicy",
+        small_env(),
+        kfac_kwargs={"stat_decay": 0.9},
+        critic_kfac_kwargs=own,
+        n_steps=8,
+        seed=0,
+    )
+    assert (model.kfac.factor_period, model.critic_optimizer.factor_period) == (1, 2)
+    assert model.critic_optimizer.block_options.decay == model.kfac.block_options.decay == 0.9
+    model.learn(32)
+    assert model.kfac.last_step[0].cg_residual is None
+    assert model.critic_optimizer.last_step[0].cg_residual is not None
+    with pytest.raises(ConfigurationError, match=r"critic_kfac_kwargs must not hold damping"):
+        ACKTR("MlpPolicy", small_env(), critic_kfac_kwargs={"damping": 1.0})
 
 
 def test_schedules():
