@@ -12,13 +12,13 @@ from typing import Any, ClassVar, cast
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 from torch.distributions import Normal
 
+from acktr.checkpoint.algorithm_file import SafeAlgorithm
 from acktr.critic import update_critic
 from acktr.kfac import KFAC
 from acktr.kfac.exact import mean_kl
@@ -36,7 +36,7 @@ from acktr.precision import available_precision, run_trunk_in_bfloat16
 from acktr.rollout import RolloutBatch, RolloutStorage, collect_rollout
 
 
-class ACKTR(OnPolicyAlgorithm):
+class ACKTR(SafeAlgorithm):
     """Actor-critic with Kronecker-factored natural gradients inside a KL trust region.
 
     Where actor and critic share no parameter (``MlpPolicy``) each has its own optimiser and trust
