@@ -27,7 +27,6 @@ from acktr.checkpoint.model_file import (
 )
 from acktr.errors import (
     AcktrError,
-    CheckpointError,
     CheckpointMismatchError,
     DamagedCheckpointError,
 )
@@ -44,14 +43,14 @@ class SafeAlgorithm(OnPolicyAlgorithm):
 
     def save(
         self,
-        path: ModelPath,  # type: ignore[override]  # any path
+        path: ModelPath,
         exclude: Iterable[str] | None = None,
         include: Iterable[str] | None = None,
     ) -> None:
         """Save arguments, attributes and all parameters, whole or not at all.
 
-        What is neither data nor a class of torch's, SB3's or acktr's, such as a lambda, is only named, with
-        a warning: give it again to :meth:`load`.
+        What is neither data nor a class of torch's, SB3's or acktr's, such as a lambda, is only named,
+        with a warning: give it again to :meth:`load`.
 
         :param path: to which ``.zip`` is added if it has no suffix, or a file open for writing
         :param exclude: names of attributes to leave out
@@ -70,7 +69,7 @@ class SafeAlgorithm(OnPolicyAlgorithm):
             )
 
     @classmethod
-    def load(  # type: ignore[override]  # any path, and trust
+    def load(
         cls: type[_Self],
         path: ModelPath,
         env: GymEnv | None = None,
@@ -87,8 +86,8 @@ class SafeAlgorithm(OnPolicyAlgorithm):
         :param path: with or without ``.zip``, or a file open for reading
         :param env: to go on learning in; must have the saved spaces
         :param device: where to compute
-        :param custom_objects: in the place of stored attributes, and of those that could not be stored; a
-            dotted path reaches into a mapping: ``{"policy_kwargs.features_extractor_class": MyCNN}``
+        :param custom_objects: in the place of stored attributes, and of those that could not be stored;
+            a dotted path reaches into a mapping: ``{"policy_kwargs.features_extractor_class": MyCNN}``
         :param print_system_info: of the machine that saved it, and of this one
         :param force_reset: begin new episodes before going on to learn
         :param trust: unpickle a file of SB3's own, which may run any code
@@ -99,8 +98,14 @@ class SafeAlgorithm(OnPolicyAlgorithm):
         if is_foreign(path):
             if not trust:
                 raise foreign_refusal(str(path))
-            return super().load(  # type: ignore[return-value]
-                path, env, device, custom_objects, print_system_info, force_reset, **kwargs
+            return super().load(
+                path,  # type: ignore[arg-type]
+                env,
+                device,
+                custom_objects,
+                print_system_info,
+                force_reset,
+                **kwargs,
             )
         file = read_model(path)
         if print_system_info:
@@ -112,8 +117,8 @@ class SafeAlgorithm(OnPolicyAlgorithm):
         data = {name: value for name, value in data.items() if name not in ("env", "device")}
         if "policy_kwargs" in kwargs and kwargs["policy_kwargs"] != data["policy_kwargs"]:
             raise CheckpointMismatchError(
-                f"{file.where} has the policy_kwargs {data['policy_kwargs']}, not {kwargs['policy_kwargs']}: "
-                "leave them out."
+                f"{file.where} has the policy_kwargs {data['policy_kwargs']}, not "
+                f"{kwargs['policy_kwargs']}: leave them out."
             )
         if env is not None:
             env = cls._wrap_env(env, data.get("verbose", 0))
@@ -125,7 +130,7 @@ class SafeAlgorithm(OnPolicyAlgorithm):
         model._put_parameters(parameters, True, device, file.where)
         return model
 
-    def set_parameters(  # type: ignore[override]  # any path, and trust
+    def set_parameters(
         self,
         load_path_or_dict: ModelPath | TensorDict,
         exact_match: bool = True,
@@ -163,8 +168,15 @@ class SafeAlgorithm(OnPolicyAlgorithm):
         before = copy.deepcopy(self.get_parameters())
         try:
             super().set_parameters(parameters, exact_match, device)
-        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            super().set_parameters(before, True, device)
+        except (
+            ArithmeticError,
+            AttributeError,
+            LookupError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ) as error:
+            super().set_parameters(before, True, device)  # type: ignore[arg-type]
             problem = " ".join(str(error).split())
             raise CheckpointMismatchError(
                 f"{where} does not fit this model, which is as it was: {problem}"
@@ -191,7 +203,8 @@ def check_architecture(module: nn.Module, state: Any, where: str) -> None:
     if differences:
         more = f", and {len(differences) - 8} more" if len(differences) > 8 else ""
         raise CheckpointMismatchError(
-            f"{where} is of another architecture, nothing was changed: {'; '.join(differences[:8])}{more}."
+            f"{where} is of another architecture, nothing was changed: "
+            f"{'; '.join(differences[:8])}{more}."
         )
 
 
@@ -232,8 +245,8 @@ def _check_spaces(where: str, data: Mapping[str, Any], env: Any) -> None:
         saved, own = data[name], getattr(env, name)
         if saved != own:
             raise CheckpointMismatchError(
-                f"{where} has the {name} {_describe(saved)}, the environment has {_describe(own)}: give the "
-                "environment that the model was trained on."
+                f"{where} has the {name} {_describe(saved)}, the environment has {_describe(own)}: give "
+                "the environment that the model was trained on."
             )
 
 
@@ -245,8 +258,5 @@ def _describe(space: Any) -> str:
 
 
 def constructor_arguments(cls: type) -> set[str]:
-    """Name the arguments of a class, and so the attributes that are no state."""
-    return set(inspect.signature(cls.__init__).parameters)  # type: ignore[misc]
-
-
-__all__ = ["CheckpointError", "SafeAlgorithm", "check_architecture", "constructor_arguments"]
+    """Name the arguments of a class and its bases, and so the attributes that are no state."""
+    return {name for base in cls.__mro__ for name in inspect.signature(base.__init__).parameters}  # type: ignore[misc]

@@ -101,9 +101,7 @@ def pack(
         "format": f"acktr-{kind}",
         "version": VERSION,
         "info": {**info, **({"missing": missing} if name_missing else {})},
-        "files": {
-            name: {"size": len(data), "sha256": _digest(data)} for name, data in files.items()
-        },
+        "files": {name: {"size": len(data), "sha256": _digest(data)} for name, data in files.items()},
     }
     content["checksum"] = _digest(_dump(content, sort_keys=True))
     files[MANIFEST] = json.dumps(content, indent=1, sort_keys=True).encode()

@@ -1,4 +1,4 @@
-"""The classes that a saved file may name: an allow-list of what is loaded anyway, nothing is imported."""
+"""The classes that a saved file may name: an allow-list of what is loaded anyway; none is imported."""
 
 from __future__ import annotations
 
@@ -71,8 +71,8 @@ def space_to_plain(space: spaces.Space) -> dict[str, Any] | None:
         return {"type": "MultiDiscrete", **plain}
     if kind is spaces.MultiBinary:
         assert isinstance(space, spaces.MultiBinary)
-        n = space.n
-        return {"type": "MultiBinary", "n": int(n) if np.isscalar(n) else [int(x) for x in n]}  # type: ignore[union-attr]
+        sizes = np.asarray(space.n).tolist()  # a number, or one for each axis
+        return {"type": "MultiBinary", "n": sizes}
     if kind is spaces.Dict:
         assert isinstance(space, spaces.Dict)
         parts = {key: space_to_plain(part) for key, part in space.spaces.items()}
@@ -92,7 +92,7 @@ def space_from_plain(plain: Mapping[str, Any]) -> spaces.Space:
         return spaces.Discrete(plain["n"], start=plain["start"])
     if kind == "MultiDiscrete":
         dtype = np.dtype(plain["dtype"]).type
-        return spaces.MultiDiscrete(plain["nvec"], dtype=dtype, start=plain["start"])  # type: ignore[arg-type]
+        return spaces.MultiDiscrete(plain["nvec"], dtype=dtype, start=plain["start"])
     if kind == "MultiBinary":
         return spaces.MultiBinary(plain["n"])
     if kind == "Dict":

@@ -177,7 +177,8 @@ class _Decoder:
     def _special(self, json: dict[str, Json], path: tuple[str, ...]) -> Any:
         kind = json["$"]
         if kind == "tensor":
-            tensor = self._tensors[json["name"]]
+            # Memory of its own, which begins where torch lets every tensor begin.
+            tensor = self._tensors[json["name"]].clone()
             if "order" not in json:
                 return tensor
             order = json["order"]
@@ -190,7 +191,9 @@ class _Decoder:
         if kind == "deque":
             return deque(self._items(json["items"], path), maxlen=json["maxlen"])
         if kind == "dict":
-            return {self.node(key, ()): self.node(item, (*path, str(key))) for key, item in json["items"]}
+            return {
+                self.node(key, ()): self.node(item, (*path, str(key))) for key, item in json["items"]
+            }
         if kind == "float":
             return {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}[json["value"]]
         if kind == "bytes":
@@ -202,7 +205,9 @@ class _Decoder:
             return find_dtype(json["name"])
         if kind == "class":
             if json["name"] not in allowed_classes():
-                raise ValueError(f"{'.'.join(path)} names the class {json['name']}, which is not allowed")
+                raise ValueError(
+                    f"{'.'.join(path)} names the class {json['name']}, which is not allowed"
+                )
             return allowed_classes()[json["name"]]
         if kind == "schedule":
             schedule = object.__new__(SCHEDULES[json["name"]])

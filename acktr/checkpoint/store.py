@@ -56,24 +56,22 @@ class CheckpointStore:
         self.keep_last = keep_last
         self.keep_best = keep_best
 
-    def save(self, steps: int, components: Mapping[str, Any], info: Mapping[str, Any]) -> Path:
+    def save(self, steps: int, files: Mapping[str, bytes]) -> Path:
         """Write a checkpoint, and only then remove those that are no longer kept.
 
         :param steps: environment steps, of all environments together
-        :param components: trees by name
-        :param info: plain values for the manifest; ``score`` decides which are best
+        :param files: what :func:`pack_checkpoint` returned
         :return: its directory
         :raises CheckpointWriteError: it could not be written; the others are as they were
         """
         path = self.path / f"step-{steps:012d}"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            write_directory(path, pack("checkpoint", components, {"steps": steps, **info}))
-        except (OSError, MemoryError) as error:
-            reason = getattr(error, "strerror", None) or type(error).__name__
+            write_directory(path, files)
+        except OSError as error:
             raise CheckpointWriteError(
-                f"The checkpoint {path} could not be written ({reason}): make room or give another "
-                "--out; the earlier checkpoints are as they were."
+                f"The checkpoint {path} could not be written ({error.strerror or error}): make room, or "
+                "look at who may write there; the earlier checkpoints are as they were."
             ) from error
         self._prune()
         return path
@@ -87,7 +85,7 @@ class CheckpointStore:
         :raises CheckpointVersionError: one is of a format that is not read: it is not damaged, and
             going on from an older one would lose it
         """
-        skipped = []
+        skipped: list[str] = []
         for path in reversed(self.paths()):
             try:
                 return read_checkpoint(path), skipped
@@ -114,6 +112,15 @@ class CheckpointStore:
             for path in self.path.glob(".step-*"):
                 shutil.rmtree(path, ignore_errors=True)
 
+    def set_aside_after(self, steps: int) -> None:
+        """Rename what lies beyond a checkpoint that a run goes on from: it was skipped as unusable."""
+        for path in self.paths():
+            if int(path.name.removeprefix("step-")) > steps:
+                place, number = path.with_name(f"unusable-{path.name}"), 1
+                while place.exists():
+                    place, number = path.with_name(f"unusable-{path.name}-{number}"), number + 1
+                path.rename(place)
+
     def _prune(self) -> None:
         paths = self.paths()
         scores = {path: score for path in paths if (score := _score(path)) is not None}
@@ -124,6 +131,18 @@ class CheckpointStore:
                     remove_directory(path)
                 except OSError:
                     continue  # kept too long is better than training ended
+
+
+def pack_checkpoint(
+    steps: int, components: Mapping[str, Any], info: Mapping[str, Any]
+) -> dict[str, bytes]:
+    """Turn the state of a run into the files of a checkpoint, from now on independent of it.
+
+    :param steps: environment steps, of all environments together
+    :param components: trees by name
+    :param info: plain values for the manifest; ``score`` decides which checkpoints are the best
+    """
+    return pack("checkpoint", components, {"steps": steps, **info})
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -162,7 +181,8 @@ def _read(path: Path, name: str, size: int | None) -> bytes:
             size = min(actual, MAX_MANIFEST)
         if actual != size:
             raise DamagedCheckpointError(
-                f"{name} of {path} has {actual} bytes where {size} are expected: it was cut off or changed."
+                f"{name} of {path} has {actual} bytes where {size} are expected: it was cut off or "
+                "changed."
             )
         return file.read_bytes()
     except OSError as error:

@@ -52,9 +52,7 @@ class NotCapturable(Exception):
     """An environment that does not give its state away; the text says which part."""
 
 
-def get_attributes(
-    owner: Any, skipped: set[str], seen: dict[int, str] | None = None
-) -> dict[str, Any]:
+def get_attributes(owner: Any, skipped: set[str], seen: dict[int, str] | None = None) -> dict[str, Any]:
     """Return the attributes of an object; spaces and generators by the state of their random numbers.
 
     :param owner: the object

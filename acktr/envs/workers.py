@@ -12,8 +12,8 @@ _STOPS = ("SIGINT", "SIGTERM", "SIGUSR1")
 def ignore_stops() -> None:
     """Ignore what asks a training run to stop; called in a worker.
 
-    Ctrl-C reaches the whole process group, and batch systems signal every process of a job: a worker that
-    ended at once would take the state of its environment with it before it could be saved.
+    Ctrl-C reaches the whole process group, and batch systems signal every process of a job: a worker
+    that ended at once would take the state of its environment with it before it could be saved.
     """
     for name in _STOPS:
         if hasattr(signal, name):
