@@ -13,7 +13,6 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.vec_env import VecEnv
@@ -22,6 +21,7 @@ from torch.distributions import Normal
 
 from acktr import distributed
 from acktr.actor import update_actor
+from acktr.checkpoint.algorithm_file import SafeAlgorithm
 from acktr.critic import update_critic
 from acktr.kfac import KFAC
 from acktr.kl import as_list
@@ -40,7 +40,7 @@ from acktr.rollout import RolloutBatch, RolloutStorage, collect_rollout
 _COMPARE_PERIOD = 100  # updates between two comparisons of the parameters of all ranks
 
 
-class ACKTR(OnPolicyAlgorithm):
+class ACKTR(SafeAlgorithm):
     """Actor-critic with Kronecker-factored natural gradients inside a KL trust region.
 
     Where actor and critic share no parameter (``MlpPolicy``) each has its own optimiser and trust

@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,26 +59,25 @@ def play(
     return Evaluation([float(value) for value in returns], [int(value) for value in lengths])
 
 
-class Stop(BaseCallback):
-    """Ends training, without losing the rollouts' consistency, once it is asked to."""
-
-    def __init__(self, should_stop: Callable[[], bool]) -> None:
-        super().__init__()
-        self._should_stop = should_stop
-
-    def _on_step(self) -> bool:
-        return not self._should_stop()
-
-
 class EpisodeTable(BaseCallback):
-    """Writes ``episodes.csv`` and keeps the returns that the score averages."""
+    """Writes ``episodes.csv`` and keeps the returns that the score averages.
 
-    def __init__(self, run: Run) -> None:
+    :param run: whose table it is
+    :param state: to go on from, see :meth:`state_dict`
+    :param seconds: of training so far
+    """
+
+    def __init__(self, run: Run, state: Mapping[str, Any] | None = None, seconds: float = 0.0) -> None:
         super().__init__()
-        self.table = Table(run.path / "episodes.csv", EPISODE_COLUMNS)
-        self.count = 0
-        self._last_returns: deque[float] = deque(maxlen=SCORE_WINDOW)
-        self._start = time.perf_counter()
+        self.count = state["count"] if state else 0
+        self.table = Table(run.path / "episodes.csv", EPISODE_COLUMNS, self.count)
+        last_returns = state["last_returns"] if state else ()
+        self._last_returns: deque[float] = deque(last_returns, maxlen=SCORE_WINDOW)
+        self._start = time.perf_counter() - seconds
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return how many episodes there were, and the returns of the last ones."""
+        return {"count": self.count, "last_returns": [float(x) for x in self._last_returns]}
 
     def mean_return(self) -> float | None:
         """Mean return of the last 100 episodes, ``None`` before the first."""
@@ -96,12 +95,31 @@ class EpisodeTable(BaseCallback):
         return True
 
 
+# What SB3's EvalCallback remembers.
+_EVALUATED = (
+    "n_calls",
+    "best_mean_reward",
+    "last_mean_reward",
+    "evaluations_timesteps",
+    "evaluations_results",
+    "evaluations_length",
+)
+
+
 class _StopEvaluation(Exception):
     """Raised inside an evaluation to leave it."""
 
 
 class Evaluations(EvalCallback):
-    """SB3's ``EvalCallback`` that also writes ``evaluations.csv`` and can be left at any step."""
+    """SB3's ``EvalCallback`` that also writes ``evaluations.csv`` and can be left at any step.
+
+    :param env: the environments to play in
+    :param configuration: how often, and how many episodes
+    :param run: whose table and best model it writes
+    :param should_stop: asked at each step of an evaluation; when true, training ends there
+    :param state: to go on from, see :meth:`state_dict`
+    :param seconds: of training so far
+    """
 
     def __init__(
         self,
@@ -109,6 +127,8 @@ class Evaluations(EvalCallback):
         configuration: Configuration,
         run: Run,
         should_stop: Callable[[], bool],
+        state: Mapping[str, Any] | None = None,
+        seconds: float = 0.0,
     ) -> None:
         interval = configuration.evaluation_interval()
         super().__init__(
@@ -119,11 +139,24 @@ class Evaluations(EvalCallback):
             log_path=str(run.path),
             verbose=0,
         )
-        self.table = Table(run.path / "evaluations.csv", EVALUATION_COLUMNS)
+        rows = state["rows"] if state else 0
+        self.table = Table(run.path / "evaluations.csv", EVALUATION_COLUMNS, rows)
+        self.was_left = False
         self._run = run
         self._should_stop = should_stop
         self._n_final_episodes = configuration.n_final_eval_episodes
-        self._start = time.perf_counter()
+        self._start = time.perf_counter() - seconds
+        for name in _EVALUATED if state else ():
+            setattr(self, name, state[name])  # type: ignore[index]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was evaluated, and when the next evaluation is due."""
+        return {"rows": self.table.rows, **{name: getattr(self, name) for name in _EVALUATED}}
+
+    def is_due_within(self, n_steps: int) -> bool:
+        """Whether an evaluation falls into the next steps of each environment."""
+        period = self.eval_freq
+        return period > 0 and (self.n_calls + n_steps) // period > self.n_calls // period
 
     def final(self) -> Evaluation | None:
         """Evaluate once more with more episodes; ``None`` if it was stopped or is not wanted."""
@@ -152,6 +185,7 @@ class Evaluations(EvalCallback):
         try:
             goes_on = super()._on_step()
         except _StopEvaluation:
+            self.was_left = True
             return False
         if len(self.evaluations_results) > n_evaluations:
             self.write(Evaluation(self.evaluations_results[-1], self.evaluations_length[-1]))

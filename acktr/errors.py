@@ -23,6 +23,29 @@ class DivergenceError(AcktrError, ValueError):
 
 
 class CheckpointError(AcktrError):
-    """A saved model or run directory that cannot be used (exit code 4)."""
+    """A saved model, checkpoint or run directory that cannot be used or written (exit code 4).
+
+    Its subclasses say why; all of them name the path, and the part of it that is wrong.
+    """
 
     exit_code = 4
+
+
+class DamagedCheckpointError(CheckpointError):
+    """A file that is missing, truncated or changed, or that its manifest does not tell the truth of."""
+
+
+class UnsafeCheckpointError(CheckpointError):
+    """A file that would have to be trusted: pickles inside, paths that lead outside, absurd sizes."""
+
+
+class CheckpointVersionError(CheckpointError):
+    """A file in a format that this version does not read."""
+
+
+class CheckpointMismatchError(CheckpointError, ValueError):
+    """A file of other spaces, another architecture or another setting than what it is to go into."""
+
+
+class CheckpointWriteError(CheckpointError):
+    """A checkpoint that could not be written; the earlier ones are as they were."""

@@ -1,56 +1,31 @@
 """A whole experiment: environments and model from a configuration, training, evaluation, video."""
 
 import contextlib
-import pickle
 import tempfile
-import time
-import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 from gymnasium import spaces
-from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from acktr.algorithm import ACKTR
-from acktr.callbacks import EpisodeTable, Evaluation, Evaluations, Stop, play
+from acktr.callbacks import Evaluation, play
 from acktr.envs import make_vec_env
 from acktr.envs.running import VecRunningNormalize
 from acktr.envs.video import Film, prepare_rendering
-from acktr.errors import CheckpointError, ConfigurationError, DivergenceError
-from acktr.figures import plot_learning_curve
+from acktr.errors import CheckpointError, ConfigurationError
 from acktr.presets import Configuration, validate
 from acktr.presets.classes import resolve_classes
 from acktr.runs import Run
+from acktr.training import Result, run_training
 
 # Environments of an evaluation start from seeds that training with small seeds does not use.
 _EVALUATION_SEED = 1_000_000
 _MAX_EVALUATION_ENVS = 10
-
-
-@dataclass(frozen=True)
-class Result:
-    """What sums up a training run.
-
-    :param steps: environment steps that were made
-    :param seconds: wall time, evaluations included
-    :param interrupted: whether training was stopped before its end
-    :param episodes: finished training episodes
-    :param last_100_return: mean training return of the last 100 episodes; ``None`` before the first
-    :param evaluation: figures of the final evaluation; ``None`` if there was none
-    """
-
-    steps: int
-    seconds: float
-    interrupted: bool
-    episodes: int
-    last_100_return: float | None
-    evaluation: dict[str, float] | None
 
 
 def build_environment(
@@ -198,51 +173,31 @@ class Experiment:
         *,
         callbacks: Sequence[BaseCallback] = (),
         should_stop: Callable[[], bool] = lambda: False,
+        resume: bool = False,
+        tell: Callable[[str], None] = lambda sentence: None,
     ) -> Result:
         """Train to the end and leave everything in the run directory.
 
-        :param run: a new run directory
+        :param run: the run directory
         :param callbacks: further SB3 callbacks
-        :param should_stop: asked after each step; when true, training ends, the model is saved, and
-            the final evaluation is left out
+        :param should_stop: asked between two updates; when true, training ends, a checkpoint and the
+            model are saved, and the final evaluation is left out
+        :param resume: go on from the newest valid checkpoint of the directory, if there is one
+        :param tell: called with a sentence about what is resumed, and whether exactly
+        :raises ConfigurationError: another process trains in the directory, or it holds a run already
+        :raises CheckpointError: no checkpoint can be used, or one could not be written
         :raises DivergenceError: if a value is not finite; the model before it is saved
         """
-        configuration, model = self.configuration, self.model
-        run.write_configuration(configuration.model_dump(mode="json"))
-        model.set_logger(run.logger())
-        episodes = EpisodeTable(run)
-        evaluations = Evaluations(self.eval_env, configuration, run, should_stop)
-        start = time.perf_counter()
-        try:
-            model.learn(
-                configuration.n_timesteps,
-                log_interval=1,
-                # The evaluations last: what the others read of a step is from before them.
-                callback=[Stop(should_stop), episodes, *callbacks, evaluations],
-            )
-            run.save_model(model)
-            evaluation = None if should_stop() else evaluations.final()
-            if evaluation is not None:
-                evaluations.write(evaluation)
-        except DivergenceError as error:
-            # Raised before an update: the parameters are those of the last good one.
-            path = run.save_model(model)
-            raise DivergenceError(f"{error} The model before it is in {path}.") from error
-        finally:
-            episodes.table.close()
-            evaluations.table.close()
-            model.logger.close()
-        result = Result(
-            steps=model.num_timesteps,
-            seconds=time.perf_counter() - start,
-            interrupted=should_stop(),
-            episodes=episodes.count,
-            last_100_return=episodes.mean_return(),
-            evaluation=None if evaluation is None else evaluation.summary(),
+        return run_training(
+            self.model,
+            self.eval_env,
+            self.configuration,
+            run,
+            callbacks=callbacks,
+            should_stop=should_stop,
+            resume=resume,
+            tell=tell,
         )
-        run.write_result(asdict(result))
-        plot_learning_curve(run)
-        return result
 
 
 def evaluate(run: Run, episodes: int = 20, *, best: bool = False) -> Evaluation:
@@ -303,10 +258,7 @@ def _load(
     wrapper: Callable[[gym.Env], gym.Env] | None = None,
     **env_kwargs: Any,
 ) -> tuple[ACKTR, VecEnv]:
-    """Rebuild the model of a run from its configuration and put the saved parameters into it.
-
-    ``ACKTR.load`` would unpickle the file's other members; this reads nothing but tensors.
-    """
+    """Rebuild the model of a run from its configuration and put the saved parameters into it."""
     path = run.model_path(best)
     if not path.is_file():
         raise CheckpointError(
@@ -323,26 +275,8 @@ def _load(
         normalization = unwrap_vec_normalize(env)
         if normalization is not None:
             run.load_normalization(normalization, best)
-        _load_parameters(model, path)
+        model.set_parameters(path)
     except BaseException:
         env.close()
         raise
     return model, env
-
-
-def _load_parameters(model: BaseAlgorithm, path: Path) -> None:
-    try:
-        model.set_parameters(str(path), device=model.device)
-    except (
-        OSError,
-        EOFError,
-        KeyError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-        pickle.UnpicklingError,
-        zipfile.BadZipFile,
-    ) as error:
-        raise CheckpointError(
-            f"{path} cannot be loaded ({' '.join(str(error).split())}): restore it, or train again."
-        ) from error

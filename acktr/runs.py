@@ -7,13 +7,15 @@
     progress.csv           every logged value, one row an update
     episodes.csv           one row a finished training episode
     evaluations.csv, .npz  one row an evaluation with the deterministic policy
+    checkpoints/           what --resume goes on from
     model.zip, best_model.zip, and the vecnormalize.json that belongs to each
     result.json            the figures that sum up the run
     learning_curve.png     return over steps
     tensorboard/           the same values as progress.csv, where TensorBoard is installed
+    run.lock               held while a process trains here
 """
 
-import csv
+import glob
 import importlib.metadata
 import json
 import os
@@ -21,24 +23,33 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.logger import (
-    CSVOutputFormat,
-    KVWriter,
-    Logger,
-    TensorBoardOutputFormat,
-)
+from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.vec_env import VecNormalize
 
+from acktr.checkpoint.durable import write_file
+from acktr.checkpoint.store import CheckpointStore
 from acktr.envs.lookup import is_installed
 from acktr.envs.normalization import load_normalization, save_normalization
 from acktr.errors import CheckpointError, ConfigurationError
+from acktr.lock import Lock
+from acktr.tables import ProgressTable, RunLogger, Table, TensorBoard, read_table
+
+__all__ = [
+    "EPISODE_COLUMNS",
+    "EVALUATION_COLUMNS",
+    "Run",
+    "Table",
+    "find_runs",
+    "read_table",
+    "versions",
+]
 
 EPISODE_COLUMNS = ("steps", "return", "length", "seconds", "env")
 EVALUATION_COLUMNS = ("steps", "mean_return", "std_return", "episodes", "mean_length", "seconds")
@@ -50,8 +61,10 @@ _PACKAGES = (
     "gymnasium",
     "numpy",
     "mujoco",
+    "envpool",
     "ale-py",
     "opencv-python-headless",
+    "safetensors",
 )
 
 
@@ -89,6 +102,17 @@ class Run:
         return cls(path)
 
     @classmethod
+    def find_last(cls, env_id: str) -> "Run | None":
+        """Find the last of ``runs/ENV-1``, ``runs/ENV-2``, ... that holds a run."""
+        name = _directory_name(env_id)
+        found = {
+            int(number): path
+            for path in Path("runs").glob(f"{glob.escape(name)}-*")
+            if (number := path.name.removeprefix(f"{name}-")).isdigit() and holds_run(path)
+        }
+        return cls(found[max(found)]) if found else None
+
+    @classmethod
     def open(cls, path: str | os.PathLike[str]) -> "Run":
         """Open the directory of an earlier run.
 
@@ -111,8 +135,8 @@ class Run:
         :param configuration: all settings, as plain values
         """
         text = yaml.safe_dump(dict(configuration), sort_keys=False, allow_unicode=True)
-        (self.path / _MARKER).write_text(text, encoding="utf-8")
         self._write_json("versions.json", versions())
+        write_file(self.path / _MARKER, text.encode())
 
     def read_configuration(self) -> dict[str, Any]:
         """Read ``config.yaml``.
@@ -131,6 +155,16 @@ class Run:
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write ``result.json``: the figures that sum up the run."""
         self._write_json("result.json", result)
+
+    # Checkpoints ----------------------------------------------------------------------------
+
+    def lock(self) -> Lock:
+        """Make the lock that whoever trains here must hold."""
+        return Lock(self.path / "run.lock")
+
+    def checkpoints(self, keep_last: int = 3, keep_best: int = 1) -> CheckpointStore:
+        """Make the store of the run's checkpoints."""
+        return CheckpointStore(self.path / "checkpoints", keep_last, keep_best)
 
     # Models ---------------------------------------------------------------------------------
 
@@ -170,12 +204,16 @@ class Run:
 
     # Tables ---------------------------------------------------------------------------------
 
-    def logger(self) -> Logger:
-        """Make the logger that writes ``progress.csv``, and TensorBoard where it is installed."""
-        outputs: list[KVWriter] = [CSVOutputFormat(str(self.path / "progress.csv"))]
+    def logger(self, resumed: tuple[int, int, int] | None = None) -> Logger:
+        """Make the logger that writes ``progress.csv``, and TensorBoard where it is installed.
+
+        :param resumed: the steps, iterations and rows after which a run goes on; later rows are dropped
+        """
+        steps, iterations, rows = resumed or (0, 0, 0)
+        outputs: list[KVWriter] = [ProgressTable(self.path / "progress.csv", rows)]
         if is_installed("tensorboard"):
-            outputs.append(TensorBoardOutputFormat(str(self.path / "tensorboard")))
-        return Logger(str(self.path), outputs)
+            outputs.append(TensorBoard(str(self.path / "tensorboard"), steps if resumed else None))
+        return RunLogger(str(self.path), outputs, iterations)
 
     def episodes(self) -> dict[str, np.ndarray]:
         """Read the finished training episodes.
@@ -190,46 +228,7 @@ class Run:
         return read_table(self.path / "evaluations.csv", EVALUATION_COLUMNS)
 
     def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
-        (self.path / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-class Table:
-    """A csv file that grows by a row at a time and is complete on disk after each.
-
-    :param path: the file, which is written anew
-    :param columns: the header
-    """
-
-    def __init__(self, path: Path, columns: Sequence[str]) -> None:
-        self._file = path.open("w", newline="", encoding="utf-8")
-        self._writer = csv.writer(self._file)
-        self.append(columns)
-
-    def append(self, row: Sequence[Any]) -> None:
-        """Write one row."""
-        self._writer.writerow(row)
-        self._file.flush()
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-
-def read_table(path: Path, columns: Sequence[str]) -> dict[str, np.ndarray]:
-    """Read a csv file of numbers.
-
-    :param path: the file; one that does not exist is an empty table
-    :param columns: the header that it must have
-    :raises CheckpointError: if it is damaged
-    """
-    if not path.exists():
-        return {name: np.zeros(0) for name in columns}
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = [[float(row[name]) for name in columns] for row in csv.DictReader(file)]
-    except (OSError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged ({error!r}): restore it, or train again.") from error
-    return dict(zip(columns, np.asarray(rows).reshape(-1, len(columns)).T, strict=True))
+        write_file(self.path / name, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def holds_run(path: Path) -> bool:
@@ -285,10 +284,14 @@ def _git(*arguments: str) -> str | None:
     return answer.stdout.strip() if answer.returncode == 0 else None
 
 
+def _directory_name(env_id: str) -> str:
+    return env_id.replace("/", "-").replace(":", "-")
+
+
 def _first_free(parent: Path, env_id: str) -> Path:
     """Make and return the first directory ``parent/ENV-i`` that does not exist."""
     parent.mkdir(parents=True, exist_ok=True)
-    name = env_id.replace("/", "-").replace(":", "-")
+    name = _directory_name(env_id)
     number = 1
     while True:
         path = parent / f"{name}-{number}"

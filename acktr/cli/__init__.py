@@ -1,7 +1,7 @@
 """The command line: ``acktr train | evaluate | plot | record``.
 
-Exit codes: 0 done, 2 bad arguments or configuration, 3 diverged, 4 checkpoint unusable, 130 stopped
-with Ctrl-C.
+Exit codes: 0 done, 2 bad arguments or configuration, 3 diverged, 4 checkpoint unusable, 130 saved and
+stopped by Ctrl-C, 143 saved and stopped by SIGTERM or SIGUSR1.
 """
 
 import sys
@@ -13,7 +13,8 @@ import acktr
 from acktr.cli.evaluate import evaluate
 from acktr.cli.plot import plot
 from acktr.cli.record import record
-from acktr.cli.train import INTERRUPTED, train
+from acktr.cli.stop import INTERRUPTED
+from acktr.cli.train import train
 from acktr.errors import AcktrError
 
 _COMMANDS: dict[str, Callable[..., int]] = {

@@ -1,19 +1,18 @@
 """``acktr train``: train on an environment and leave a run directory."""
 
 import os
-import signal
 import sys
-from collections.abc import Callable
-from types import FrameType
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, UseAppendAction, arg
+
+from acktr.cli.stop import StopOnSignal
+from acktr.errors import CheckpointError
 
 if TYPE_CHECKING:
     from acktr.experiment import Result
     from acktr.runs import Run
-
-INTERRUPTED = 130
 
 
 def train(
@@ -27,9 +26,10 @@ def train(
     out: Annotated[str | None, arg(metavar="DIR")] = None,
     backend: Annotated[str | None, arg(metavar="B")] = None,
     device: Annotated[str | None, arg(metavar="D")] = None,
+    resume: bool = False,
     progress: bool = True,
 ) -> int:
-    """Train ACKTR with the preset of the environment; Ctrl-C ends early and keeps the model.
+    """Train ACKTR with the preset of the environment; Ctrl-C ends early and saves what --resume needs.
 
     :param env: a gymnasium id, or module:id to import module first
     :param steps: environment steps, of all environments together (default: the preset's)
@@ -40,6 +40,7 @@ def train(
     :param out: the run directory, which must not hold a run (default: the first free runs/ENV-i)
     :param backend: gymnasium, subproc, envpool or ale (default: auto)
     :param device: cpu, cuda, ... (default: auto)
+    :param resume: go on from the newest checkpoint of --out (default: of the last runs/ENV-i)
     :param progress: show how training goes
     """
     # Imported here: torch takes seconds, and --help should not.
@@ -48,23 +49,29 @@ def train(
     from acktr.cli.progress import ProgressCallback
     from acktr.experiment import Experiment
     from acktr.memory import keep_freed_memory
-    from acktr.presets import resolve
+    from acktr.presets import resolve, resolve_resumed
     from acktr.runs import Run
 
-    configuration, notes = resolve(
-        env,
-        preset=preset,
-        overrides=[pair for pairs in set for pair in pairs],
-        options={
+    old = _find_run(env, out) if resume else None
+    given: dict[str, Any] = {
+        "preset": preset,
+        "overrides": [pair for pairs in set for pair in pairs],
+        "options": {
             "n_timesteps": steps,
             "seed": seed,
             "n_envs": n_envs,
             "backend": backend,
             "device": device,
         },
-    )
+    }
+    if old is None:
+        configuration, notes = resolve(env, **given)
+        if resume:
+            notes.append(f"{out} holds no run yet: a new one begins there.")
+    else:
+        configuration, notes = resolve_resumed(env, old.read_configuration(), **given), []
     for note in notes:
-        print(f"acktr: {note}", file=sys.stderr)
+        _note(note)
     if configuration.policy in ("MlpPolicy", "auto") and "OMP_NUM_THREADS" not in os.environ:
         # Small networks gain nothing from threads, and with one of them a seed gives the same run on
         # machines with more or fewer cores.
@@ -72,41 +79,41 @@ def train(
     keep_freed_memory()
     # Built and checked before the run directory is made: a refused configuration leaves nothing.
     with Experiment(configuration) as experiment:
-        run = Run.create(env, out)
+        run = old or Run.create(env, out)
         title = (
-            f"Training ACKTR on {env} (preset {configuration.preset}, seed {configuration.seed}, "
-            f"{configuration.n_timesteps:,} steps, backend {experiment.configuration.backend}) "
-            f"in {run.path}"
+            f"{'Resuming' if old else 'Training'} ACKTR on {env} (preset {configuration.preset}, seed "
+            f"{configuration.seed}, {configuration.n_timesteps:,} steps, backend "
+            f"{experiment.configuration.backend}) in {run.path}"
         )
-        with ProgressCallback(title, enabled=progress) as bar, _StopOnCtrlC(run) as stop:
-            result = experiment.train(run, callbacks=[bar], should_stop=lambda: stop.requested)
+        with ProgressCallback(title, enabled=progress) as bar, StopOnSignal(run.path) as stop:
+            result = experiment.train(
+                run,
+                callbacks=[bar],
+                should_stop=lambda: stop.requested,
+                resume=old is not None,
+                tell=_note,
+            )
     print(_summary(run, result))
-    return INTERRUPTED if result.interrupted else 0
+    return stop.code or 0
 
 
-class _StopOnCtrlC:
-    """Turns the first Ctrl-C into a request to stop; a second one ends the process at once."""
+def _find_run(env: str, out: str | None) -> "Run | None":
+    """Find the run to resume; ``None`` where the directory that is named holds none yet."""
+    from acktr.runs import Run, holds_run
 
-    def __init__(self, run: "Run") -> None:
-        self.requested = False
-        self._run = run
-        self._previous: Callable[[int, FrameType | None], object] | int | None = None
-
-    def __enter__(self) -> "_StopOnCtrlC":
-        self._previous = signal.signal(signal.SIGINT, self._handle)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGINT, self._previous)
-
-    def _handle(self, signum: int, frame: FrameType | None) -> None:
-        if self.requested:
-            raise KeyboardInterrupt
-        self.requested = True
-        print(
-            f"\nacktr: stopping and saving in {self._run.path}; Ctrl-C again leaves at once.",
-            file=sys.stderr,
+    if out is not None:
+        return Run(Path(out)) if holds_run(Path(out)) else None
+    run = Run.find_last(env)
+    if run is None:
+        raise CheckpointError(
+            f"There is no run of {env} in runs/ to resume: name its directory with --out, or leave out "
+            "--resume."
         )
+    return run
+
+
+def _note(sentence: str) -> None:
+    print(f"acktr: {sentence}", file=sys.stderr)
 
 
 def _summary(run: "Run", result: "Result") -> str:
@@ -123,6 +130,8 @@ def _summary(run: "Run", result: "Result") -> str:
             f"  evaluation, {result.evaluation['episodes']} episodes       "
             f"{result.evaluation['mean_return']:.1f} ± {result.evaluation['std_return']:.1f}"
         )
+    if result.interrupted:
+        lines.append("  to go on                      the same command with --resume")
     lines.append(f"  model                         {run.model_path()}")
     lines.append(f"  learning curve                {run.path / 'learning_curve.png'}")
     return "\n".join(lines)

@@ -33,6 +33,9 @@ class EnvPoolVecEnv(NativeVecEnv):
     EnvPool begins a new episode in the step after the end, which is no transition. Here the
     environments that are done begin at once, by a reset of them alone.
 
+    Its state is where its random numbers began, how many episodes each environment has begun since, and
+    the actions of the present ones: played again, they lead to the same place.
+
     :param env: one environment of gymnasium, for its specification and its spaces
     :param n_envs: how many environments
     :param monitor_dir: a directory for SB3's monitor files; ``None`` for none
@@ -47,15 +50,59 @@ class EnvPoolVecEnv(NativeVecEnv):
         super().__init__(spec, n_envs, env.observation_space, env.action_space, monitor_dir)
         self._pool = _make(spec, [0] * n_envs)
         check_autoreset("EnvPool", self._pool.metadata, AutoresetMode.NEXT_STEP)
+        self._pool_seeds = [0] * n_envs
+        self._n_begun = np.zeros(n_envs, np.int64)  # episodes, since the pool was made
+        self._played: list[np.ndarray] = []  # the last steps' actions, of all environments
+        self._first = np.zeros(n_envs, np.int64)  # among them, of each environment's episode
 
     def _restart(self, seeds: list[int] | None) -> np.ndarray:
         if seeds is not None:
             # Seeds of a pool are those it was made with.
-            self._pool = _make(self.spec, seeds)
+            self._pool, self._pool_seeds = _make(self.spec, seeds), seeds
+            self._n_begun[:] = 0
+        self._begin(np.arange(self.num_envs))
         return self._pool.reset()[0]
 
+    def _begin(self, indices: np.ndarray) -> None:
+        """Take down that episodes begin."""
+        self._n_begun[indices] += 1
+        self._first[indices] = len(self._played)
+        forgotten = int(self._first.min())
+        if forgotten:
+            del self._played[:forgotten]
+            self._first -= forgotten
+
     def _send(self, actions: np.ndarray) -> None:
+        self._played.append(np.array(actions))
         self._pool.send(actions)
+
+    def get_state(self) -> dict[str, Any]:
+        """Return the state, between two steps; see :mod:`acktr.envs.state`."""
+        return {
+            "seeds": list(self._pool_seeds),
+            "begun": self._n_begun.copy(),
+            "first": self._first.copy(),
+            "played": np.array(self._played),
+            "returns": self._returns.copy(),
+            "lengths": self._lengths.copy(),
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go back to a state by playing what led to it.
+
+        :raises ValueError: it is of other environments
+        """
+        begun, first, played = (np.asarray(state[key]) for key in ("begun", "first", "played"))
+        if not len(state["seeds"]) == len(begun) == len(first) == self.num_envs:
+            raise ValueError(f"a state of {len(begun)} environments, where there are {self.num_envs}")
+        self._pool, self._pool_seeds = _make(self.spec, state["seeds"]), list(state["seeds"])
+        for count in range(begun.max(initial=0)):
+            self._pool.reset(np.flatnonzero(begun > count))
+        for step, actions in enumerate(played):
+            playing = np.flatnonzero(first <= step)
+            self._pool.step(actions[playing], playing)
+        self._n_begun[:], self._first[:], self._played = begun, first, list(played)
+        self._returns[:], self._lengths[:] = state["returns"], state["lengths"]
 
     def _receive(self) -> Step:
         observations, rewards, terminated, truncated, _ = self._pool.recv()
@@ -68,6 +115,7 @@ class EnvPoolVecEnv(NativeVecEnv):
             index: End(observations[index].copy(), bool(truncated[index]), self._finish(index))
             for index in ended.tolist()
         }
+        self._begin(ended)
         observations[ended] = self._pool.reset(ended)[0]
         return Step(observations, rewards, ends)
 

@@ -1,6 +1,5 @@
 """``make_vec_env``: a vector environment from an id, with one sentence for whatever is wrong."""
 
-import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +17,8 @@ from acktr.envs.halves import build_halves
 from acktr.envs.lookup import find_spec, is_atari
 from acktr.envs.serial import SerialVecEnv
 from acktr.envs.spaces import check_spaces
+from acktr.envs.state import attach
+from acktr.envs.workers import end_with_this_process, ignore_stops
 from acktr.errors import ConfigurationError
 
 ATARI_FRAME_STACK = 4
@@ -128,25 +129,30 @@ def _make_single(
 ) -> VecEnv:
     def build(**kwargs: Any) -> gym.Env:
         if chosen == "subproc":
-            # Ctrl-C reaches the whole process group: the parent alone decides when to stop.
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            ignore_stops()
         return _build(spec, wrapper, kwargs)
+
+    def finish(env: gym.Env) -> gym.Env:
+        return attach(AtariWrapper(env) if is_atari(spec) else env)
 
     if chosen == "subproc":
         # What a child process raises reaches the parent as a bare EOFError: try it here first.
         probe = _build(spec, wrapper, env_kwargs)
         probe.close()
         check_spaces(spec.id, probe.observation_space, probe.action_space)
-    return make_sb3_vec_env(
+    env = make_sb3_vec_env(
         build,
         n_envs=n_envs,
         seed=seed,
         start_index=first,
         monitor_dir=monitor_dir,
-        wrapper_class=AtariWrapper if is_atari(spec) else None,
+        wrapper_class=finish,
         env_kwargs=env_kwargs,
         vec_env_cls=_VEC_ENV[chosen],
     )
+    if isinstance(env, SubprocVecEnv):
+        end_with_this_process(env)
+    return env
 
 
 def _build(

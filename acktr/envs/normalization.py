@@ -8,7 +8,7 @@ import numpy as np
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecNormalize
 
-from acktr.errors import CheckpointError
+from acktr.errors import DamagedCheckpointError
 
 _SETTINGS = (
     "norm_obs",
@@ -21,12 +21,8 @@ _SETTINGS = (
 )
 
 
-def save_normalization(env: VecNormalize, path: Path) -> None:
-    """Write settings and running statistics; Python's floats survive JSON bit for bit.
-
-    :param env: the wrapper whose statistics are written
-    :param path: the file to write
-    """
+def normalization_state(env: VecNormalize) -> dict[str, Any]:
+    """Return the running statistics as plain values; Python's floats survive JSON bit for bit."""
     statistics: dict[str, Any] = {"returns": _to_plain(env.ret_rms)}
     if env.norm_obs:
         observations: Any = env.obs_rms
@@ -34,8 +30,33 @@ def save_normalization(env: VecNormalize, path: Path) -> None:
             statistics["observations"] = {k: _to_plain(rms) for k, rms in observations.items()}
         else:
             statistics["observations"] = _to_plain(observations)
+    return statistics
+
+
+def set_normalization_state(env: VecNormalize, state: dict[str, Any]) -> None:
+    """Undo :func:`normalization_state`.
+
+    :raises ValueError: also KeyError and TypeError: the statistics are of other observations
+    """
+    _fill(env.ret_rms, state["returns"])
+    if env.norm_obs:
+        observations: Any = env.obs_rms
+        if isinstance(observations, dict):
+            for key, rms in observations.items():
+                _fill(rms, state["observations"][key])
+        else:
+            _fill(observations, state["observations"])
+
+
+def save_normalization(env: VecNormalize, path: Path) -> None:
+    """Write settings and running statistics.
+
+    :param env: the wrapper whose statistics are written
+    :param path: the file to write
+    """
     settings = {name: getattr(env, name) for name in _SETTINGS}
-    path.write_text(json.dumps({"settings": settings, **statistics}), encoding="utf-8")
+    content = {"settings": settings, **normalization_state(env)}
+    path.write_text(json.dumps(content), encoding="utf-8")
 
 
 def load_normalization(env: VecNormalize, path: Path) -> None:
@@ -43,20 +64,12 @@ def load_normalization(env: VecNormalize, path: Path) -> None:
 
     :param env: the wrapper to fill
     :param path: what :func:`save_normalization` wrote
-    :raises CheckpointError: if the file is missing, damaged, or of other shapes
+    :raises DamagedCheckpointError: if the file is missing, damaged, or of other shapes
     """
     try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        _fill(env.ret_rms, saved["returns"])
-        if env.norm_obs:
-            observations: Any = env.obs_rms
-            if isinstance(observations, dict):
-                for key, rms in observations.items():
-                    _fill(rms, saved["observations"][key])
-            else:
-                _fill(observations, saved["observations"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
+        set_normalization_state(env, json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        raise DamagedCheckpointError(
             f"The normalisation statistics {path} cannot be used ({error}): "
             "restore the file, or train again."
         ) from error

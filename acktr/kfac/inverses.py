@@ -96,7 +96,9 @@ def invert_shifted(
         matrices.diagonal(dim1=-2, dim2=-1).add_(shift.unsqueeze(-1))
         inverses, ok = _invert(matrices, defer)
         for i, inverse, good in zip(members, inverses.split(counts), ok.split(counts), strict=True):
-            found[i] = inverse.view_as(factors[i]), good.all()
+            # Memory of its own: a product's rounding may depend on where a matrix begins in memory, and
+            # an inverse that is loaded from a checkpoint begins elsewhere than a part of a batch.
+            found[i] = inverse.view_as(factors[i]).clone(), good.all()
     return found
 
 

@@ -71,6 +71,61 @@ def resolve(
     return Resolution(validate({**settings, "env_id": env_id, "preset": name}), notes)
 
 
+# What may change at a resume: how long to train, where, and how often to save.
+CHANGEABLE = frozenset(
+    {
+        "n_timesteps",
+        "device",
+        "verbose",
+        "n_final_eval_episodes",
+        "checkpoint_interval",
+        "checkpoint_steps",
+        "keep_last",
+        "keep_best",
+        "on_checkpoint_error",
+    }
+)
+
+
+def resolve_resumed(
+    env_id: str,
+    saved: Mapping[str, Any],
+    *,
+    preset: str | None = None,
+    overrides: Sequence[str] = (),
+    options: Mapping[str, Any] | None = None,
+) -> Configuration:
+    """Apply to the settings of an earlier run what the user gives anew.
+
+    :param env_id: as given now
+    :param saved: what the run's ``config.yaml`` holds
+    :param preset: as for :func:`resolve`, and so are the others
+    :return: the settings to go on with
+    :raises ConfigurationError: what is given contradicts the run, naming every such key
+    """
+    settings = dict(saved)
+    for override in overrides:
+        _apply(settings, override)
+    given = {key: value for key, value in (options or {}).items() if value is not None}
+    # What "auto" stood for is in the saved settings.
+    settings.update({key: value for key, value in given.items() if (key, value) != ("backend", "auto")})
+    settings["env_id"] = env_id
+    if preset is not None:
+        settings["preset"] = _find(preset, env_id)[2]
+    before, now = validate(saved), validate(settings)
+    differing = [
+        f"{key} is {new!r} and was {old!r}"
+        for key, old in before.model_dump().items()
+        if key not in CHANGEABLE and (new := now.model_dump()[key]) != old
+    ]
+    if differing:
+        raise ConfigurationError(
+            f"The run cannot be resumed with other settings ({'; '.join(differing)}): leave them out, "
+            "or begin a new run without --resume."
+        )
+    return now
+
+
 def _find(preset: str, env_id: str) -> tuple[dict[str, Any], str, str]:
     """Return the sections of a preset file, the section that applies, and a name for both."""
     if preset in FAMILIES:

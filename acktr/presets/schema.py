@@ -9,12 +9,13 @@ import functools
 import inspect
 import typing
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
@@ -68,6 +69,15 @@ class Configuration(_Strict):
     """Steps between evaluations during training; by default 20 of them, 0 for none."""
     n_eval_episodes: PositiveInt = 5
     n_final_eval_episodes: NonNegativeInt = 20
+    checkpoint_interval: NonNegativeFloat = 300.0
+    """Seconds between checkpoints; 0 for one at the end alone, and where training is stopped."""
+    checkpoint_steps: PositiveInt | None = None
+    """Steps between checkpoints, besides."""
+    keep_last: PositiveInt = 3
+    keep_best: NonNegativeInt = 1
+    """So many checkpoints with the best mean return of the last 100 episodes are kept too."""
+    on_checkpoint_error: Literal["stop", "continue"] = "stop"
+    """What to do when a checkpoint cannot be written."""
 
     def algorithm_arguments(self) -> dict[str, Any]:
         """Arguments for the ACKTR constructor, other than policy, env, seed and device."""

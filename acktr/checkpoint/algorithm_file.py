@@ -1,0 +1,262 @@
+"""``save``, ``load`` and ``set_parameters`` of an SB3 algorithm, without pickle."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.type_aliases import GymEnv, TensorDict
+from stable_baselines3.common.utils import get_system_info
+from torch import Tensor, nn
+
+from acktr.checkpoint.codec import Absent
+from acktr.checkpoint.model_file import (
+    ModelFile,
+    ModelPath,
+    foreign_refusal,
+    is_foreign,
+    read_model,
+    write_model,
+)
+from acktr.errors import (
+    AcktrError,
+    CheckpointMismatchError,
+    DamagedCheckpointError,
+)
+
+_Self = TypeVar("_Self", bound="SafeAlgorithm")
+
+# Made anew from the arguments they belong to.
+_DERIVED = {"lr_schedule", "target_kl_schedule"}
+_NEEDED = ("policy_class", "policy_kwargs", "observation_space", "action_space")
+
+
+class SafeAlgorithm(OnPolicyAlgorithm):
+    """An on-policy algorithm whose files hold JSON and tensors, and run nothing when they are read."""
+
+    def save(
+        self,
+        path: ModelPath,
+        exclude: Iterable[str] | None = None,
+        include: Iterable[str] | None = None,
+    ) -> None:
+        """Save arguments, attributes and all parameters, whole or not at all.
+
+        What is neither data nor a class of torch's, SB3's or acktr's, such as a lambda, is only named,
+        with a warning: give it again to :meth:`load`.
+
+        :param path: to which ``.zip`` is added if it has no suffix, or a file open for writing
+        :param exclude: names of attributes to leave out
+        :param include: names of attributes to keep that are left out by default
+        :raises CheckpointWriteError: it could not be written; an earlier file is as it was
+        """
+        left_out = {*(exclude or ()), *self._excluded_save_params()} - set(include or ())
+        names, _ = self._get_torch_save_params()
+        left_out |= {*_DERIVED, *(name.split(".")[0] for name in names)}
+        data = {name: value for name, value in vars(self).items() if name not in left_out}
+        missing = write_model(path, {"data": data, **self.get_parameters()})
+        if missing:
+            listed = ", ".join(f"{name.removeprefix('data: ')} ({of})" for name, of in missing.items())
+            warnings.warn(
+                f"Saved without {listed}: load needs custom_objects with it.", UserWarning, stacklevel=2
+            )
+
+    @classmethod
+    def load(
+        cls: type[_Self],
+        path: ModelPath,
+        env: GymEnv | None = None,
+        device: torch.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        *,
+        trust: bool = False,
+        **kwargs: Any,
+    ) -> _Self:
+        """Load a model; nothing in the file is executed.
+
+        :param path: with or without ``.zip``, or a file open for reading
+        :param env: to go on learning in; must have the saved spaces
+        :param device: where to compute
+        :param custom_objects: in the place of stored attributes, and of those that could not be stored;
+            a dotted path reaches into a mapping: ``{"policy_kwargs.features_extractor_class": MyCNN}``
+        :param print_system_info: of the machine that saved it, and of this one
+        :param force_reset: begin new episodes before going on to learn
+        :param trust: unpickle a file of SB3's own, which may run any code
+        :param kwargs: attributes to change
+        :raises CheckpointMismatchError: the environment has other spaces, or parameters do not fit
+        :raises CheckpointError: of the kind that tells why else it cannot be used
+        """
+        if is_foreign(path):
+            if not trust:
+                raise foreign_refusal(str(path))
+            return super().load(
+                path,  # type: ignore[arg-type]
+                env,
+                device,
+                custom_objects,
+                print_system_info,
+                force_reset,
+                **kwargs,
+            )
+        file = read_model(path)
+        if print_system_info:
+            print("== CURRENT SYSTEM INFO ==")
+            get_system_info()
+            print("== SAVED MODEL SYSTEM INFO ==")
+            print(file.system_info)
+        data, parameters = _decode(file, {**(custom_objects or {}), **kwargs})
+        data = {name: value for name, value in data.items() if name not in ("env", "device")}
+        if "policy_kwargs" in kwargs and kwargs["policy_kwargs"] != data["policy_kwargs"]:
+            raise CheckpointMismatchError(
+                f"{file.where} has the policy_kwargs {data['policy_kwargs']}, not "
+                f"{kwargs['policy_kwargs']}: leave them out."
+            )
+        if env is not None:
+            env = cls._wrap_env(env, data.get("verbose", 0))
+            _check_spaces(file.where, data, env)
+            data["n_envs"] = env.num_envs
+            if force_reset:
+                data["_last_obs"] = None
+        model = _build(cls, file.where, env, device, {**data, **kwargs})
+        model._put_parameters(parameters, True, device, file.where)
+        return model
+
+    def set_parameters(
+        self,
+        load_path_or_dict: ModelPath | TensorDict,
+        exact_match: bool = True,
+        device: torch.device | str = "auto",
+        *,
+        trust: bool = False,
+    ) -> None:
+        """Put in the parameters of a saved model, or a dict of them (see ``get_parameters``).
+
+        :param load_path_or_dict: a path, an open file, or a dict
+        :param exact_match: whether every parameter must be there
+        :param device: ignored: parameters go where the model is
+        :param trust: read a file of SB3's own
+        :raises CheckpointMismatchError: they do not fit; nothing was changed
+        :raises CheckpointError: of the kind that tells why else the file cannot be used
+        """
+        if isinstance(load_path_or_dict, dict):
+            self._put_parameters(load_path_or_dict, exact_match, device, "The dict of parameters")
+        elif not is_foreign(load_path_or_dict):
+            file = read_model(load_path_or_dict)
+            names = {name.rsplit(".", 1)[0] for name in file.files} - {"data"}
+            self._put_parameters(file.decode(names), exact_match, device, file.where)
+        elif trust:
+            super().set_parameters(load_path_or_dict, exact_match, device)  # type: ignore[arg-type]
+        else:
+            raise foreign_refusal(str(load_path_or_dict))
+
+    def _put_parameters(
+        self, parameters: TensorDict, exact_match: bool, device: torch.device | str, where: str
+    ) -> None:
+        """Check everything, then change everything, or nothing."""
+        policy = parameters.get("policy")
+        if exact_match and policy is not None:
+            check_architecture(self.policy, policy, where)
+        before = copy.deepcopy(self.get_parameters())
+        try:
+            super().set_parameters(parameters, exact_match, device)
+        except (
+            ArithmeticError,
+            AttributeError,
+            LookupError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ) as error:
+            super().set_parameters(before, True, device)  # type: ignore[arg-type]
+            problem = " ".join(str(error).split())
+            raise CheckpointMismatchError(
+                f"{where} does not fit this model, which is as it was: {problem}"
+            ) from error
+
+
+def check_architecture(module: nn.Module, state: Any, where: str) -> None:
+    """Compare parameters with those of a network, before any is changed.
+
+    :param module: the network
+    :param state: its ``state_dict`` to be
+    :param where: names it in the message
+    :raises CheckpointMismatchError: lists what differs
+    """
+    if not isinstance(state, Mapping) or not all(isinstance(x, Tensor) for x in state.values()):
+        raise DamagedCheckpointError(f"The parameters of {where} are no tensors by name.")
+    own = {name: tuple(x.shape) for name, x in module.state_dict().items()}
+    saved = {name: tuple(x.shape) for name, x in state.items()}
+    differences = [
+        f"{name} is {saved.get(name, 'absent')} in the file and {own.get(name, 'absent')} in the model"
+        for name in dict.fromkeys([*own, *saved])
+        if own.get(name) != saved.get(name)
+    ]
+    if differences:
+        more = f", and {len(differences) - 8} more" if len(differences) > 8 else ""
+        raise CheckpointMismatchError(
+            f"{where} is of another architecture, nothing was changed: "
+            f"{'; '.join(differences[:8])}{more}."
+        )
+
+
+def _decode(file: ModelFile, given: Mapping[str, Any]) -> tuple[dict[str, Any], TensorDict]:
+    try:
+        components = file.decode(given={"data": given})
+    except Absent as error:
+        name = str(error).split(" ")[0]
+        raise CheckpointMismatchError(
+            f"{file.where} was saved without {error}: pass custom_objects={{{name!r}: ...}}."
+        ) from error
+    data = components.pop("data", None)
+    if not isinstance(data, dict) or any(name not in data for name in _NEEDED):
+        raise DamagedCheckpointError(f"The data of {file.where} lack one of {', '.join(_NEEDED)}.")
+    # Given where nothing was stored.
+    data.update({name: value for name, value in given.items() if "." not in name})
+    return data, components
+
+
+def _build(
+    cls: type[_Self], where: str, env: GymEnv | None, device: torch.device | str, data: dict[str, Any]
+) -> _Self:
+    try:
+        model = cls(policy=data["policy_class"], env=env, device=device, _init_setup_model=False)  # type: ignore[arg-type,call-arg]
+        vars(model).update(data)
+        model._setup_model()
+    except (AcktrError, MemoryError):
+        raise
+    except Exception as error:
+        # What a constructor says of wrong arguments is up to torch and SB3.
+        problem = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise DamagedCheckpointError(f"No model can be built from {where} ({problem}).") from error
+    return model
+
+
+def _check_spaces(where: str, data: Mapping[str, Any], env: Any) -> None:
+    for name in ("observation_space", "action_space"):
+        saved, own = data[name], getattr(env, name)
+        if saved != own:
+            raise CheckpointMismatchError(
+                f"{where} has the {name} {_describe(saved)}, the environment has {_describe(own)}: give "
+                "the environment that the model was trained on."
+            )
+
+
+def _describe(space: Any) -> str:
+    if isinstance(space, spaces.Box):
+        low, high = float(np.min(space.low)), float(np.max(space.high))
+        return f"Box({low:g}, {high:g}, {space.shape}, {space.dtype})"
+    return str(space)
+
+
+def constructor_arguments(cls: type) -> set[str]:
+    """Name the arguments of a class and its bases, and so the attributes that are no state."""
+    return {name for base in cls.__mro__ for name in inspect.signature(base.__init__).parameters}  # type: ignore[misc]

@@ -1,0 +1,197 @@
+"""Everything that the next update of a learner depends on, taken between two updates and put back.
+
+It is taken where a rollout begins: the last update is done, no environment is in the middle of a step,
+and nothing of the rollout storage will be read again.
+
+What belongs to one process (its environments, its random numbers) lies in a component of its own,
+``rank-0``; parameters and the optimisers' state are the same for all.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.vec_env import VecEnv
+
+from acktr.checkpoint.algorithm_file import SafeAlgorithm, check_architecture, constructor_arguments
+from acktr.checkpoint.codec import Unstorable, encode
+from acktr.envs.normalization import normalization_state, set_normalization_state
+from acktr.envs.state import NotCapturable, capture, restore
+from acktr.errors import CheckpointMismatchError, DamagedCheckpointError
+
+# Attributes that each process has for itself.
+_OWN = ("_last_obs", "_last_episode_starts", "_last_original_obs", "ep_info_buffer", "ep_success_buffer")
+# Attributes that the settings, the device or the clock decide.
+_NOT_STATE = {
+    "start_time",
+    "lr_schedule",
+    "target_kl_schedule",
+    "policy_class",
+    "action_noise",
+    "n_envs",
+    "rollout_buffer_class",
+    "rollout_buffer_kwargs",
+    "observation_space",
+    "action_space",
+    "used_precision",
+    "_stats_window_size",
+    "_total_timesteps",
+}
+
+Components = dict[str, Any]
+
+
+def capture_learner(
+    model: SafeAlgorithm, evaluation: VecEnv | None = None
+) -> tuple[Components, list[str]]:
+    """Take the state of a learner and its environments.
+
+    :param model: between two updates
+    :param evaluation: the environments of evaluations, if there are any
+    :return: trees by name, and the reasons why going on from them is not exact, if there are any
+    """
+    reasons: list[str] = []
+    state = {name: value for name, value in vars(model).items() if name not in _left_out(model)}
+    for name in list(state):
+        try:
+            encode(state[name])
+        except Unstorable:
+            del state[name]
+            reasons.append(f"the attribute {name} of {type(model).__name__} is no data")
+    components: Components = {
+        name.replace("policy.", ""): part for name, part in model.get_parameters().items()
+    }
+    assert model.env is not None
+    normalize = model.get_vec_normalize_env()
+    components["learner"] = state
+    components["rank-0"] = {
+        "environment": _capture(model.env, "the environments", reasons),
+        "evaluation": None
+        if evaluation is None
+        else _capture(evaluation, "the environments of evaluations", reasons),
+        "normalization": None if normalize is None else normalization_state(normalize),
+        "attributes": {name: getattr(model, name) for name in _OWN},
+        "random": random_state(model.action_space),
+    }
+    return components, reasons
+
+
+def check_learner(model: SafeAlgorithm, components: Mapping[str, Any], where: str) -> None:
+    """Refuse a state of another learner before anything is changed.
+
+    :param model: built as the one that was saved
+    :param components: what :func:`capture_learner` returned
+    :param where: names them in messages
+    :raises CheckpointMismatchError: another architecture
+    :raises DamagedCheckpointError: a component is missing
+    """
+    needed = {*(name.replace("policy.", "") for name in model._get_torch_save_params()[0])}
+    for name in ("learner", "rank-0", *sorted(needed)):
+        if name not in components:
+            raise DamagedCheckpointError(f"{where} has no component {name!r}.")
+    others = sorted(name for name in components if name.startswith("rank-") and name != "rank-0")
+    if others:
+        raise CheckpointMismatchError(
+            f"{where} was made by {len(others) + 1} processes and this is one: resume with as many."
+        )
+    check_architecture(model.policy, components["policy"], where)
+
+
+def restore_learner(
+    model: SafeAlgorithm, components: Mapping[str, Any], where: str, evaluation: VecEnv | None = None
+) -> list[str]:
+    """Bring a learner and its environments to a state.
+
+    :param model: built as the one that was saved, and not yet used
+    :param components: what :func:`capture_learner` returned
+    :param where: names them in messages
+    :param evaluation: the environments of evaluations, if there are any
+    :return: what could not be restored, so that going on is not exact; empty if all was
+    :raises CheckpointError: the state is of another learner
+    """
+    check_learner(model, components, where)
+    names = model._get_torch_save_params()[0]
+    parameters = {name: components[name.replace("policy.", "")] for name in names}
+    model._put_parameters(parameters, True, model.device, where)
+    for name, value in components["learner"].items():
+        if name in vars(model) and name not in _left_out(model):
+            setattr(model, name, value)
+    own = components["rank-0"]
+    problems: list[str] = []
+    assert model.env is not None
+    if own["environment"] is not None and _restore(model.env, own["environment"], problems):
+        for name in _OWN:
+            setattr(model, name, own["attributes"][name])
+    else:
+        _begin_anew(model, own)
+    if evaluation is not None and own["evaluation"] is not None:
+        _restore(evaluation, own["evaluation"], problems)
+    # Last: whatever came before may have drawn.
+    set_random_state(own["random"], model.action_space)
+    return problems
+
+
+def _left_out(model: SafeAlgorithm) -> set[str]:
+    excluded = {*model._excluded_save_params(), *_NOT_STATE, *_OWN}
+    return excluded | constructor_arguments(type(model))
+
+
+def _capture(env: VecEnv, what: str, reasons: list[str]) -> Any:
+    try:
+        state = capture(env)
+        encode(state)
+    except (NotCapturable, Unstorable) as error:
+        reasons.append(f"{what} begin anew: {error}")
+        return None
+    return state
+
+
+def _restore(env: VecEnv, state: Any, problems: list[str]) -> bool:
+    try:
+        restore(env, state)
+    except (NotCapturable, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        problems.append(f"their state does not fit here ({error})")
+        return False
+    return True
+
+
+def _begin_anew(model: SafeAlgorithm, own: Mapping[str, Any]) -> None:
+    """Begin new episodes; what was averaged over the old ones stays."""
+    assert model.env is not None
+    normalize = model.get_vec_normalize_env()
+    if normalize is not None and own["normalization"] is not None:
+        set_normalization_state(normalize, own["normalization"])
+    model._last_obs = model.env.reset()  # type: ignore[assignment]
+    model._last_episode_starts = np.ones(model.env.num_envs, dtype=bool)
+    if normalize is not None:
+        model._last_original_obs = normalize.get_original_obs()
+    for name in ("ep_info_buffer", "ep_success_buffer"):
+        setattr(model, name, own["attributes"][name])
+
+
+def random_state(action_space: spaces.Space) -> dict[str, Any]:
+    """Return the state of all generators that a learner draws from."""
+    version, internal, gauss = random.getstate()
+    return {
+        "python": [version, list(internal), gauss],
+        "numpy": np.random.get_state(legacy=False),  # noqa: NPY002  # whoever draws from it
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "actions": action_space.np_random.bit_generator.state,
+    }
+
+
+def set_random_state(state: Mapping[str, Any], action_space: spaces.Space) -> None:
+    """Undo :func:`random_state`."""
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    np.random.set_state(state["numpy"])  # noqa: NPY002
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.is_available() and len(state["cuda"]) <= torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    action_space.np_random.bit_generator.state = state["actions"]

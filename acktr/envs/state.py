@@ -1,0 +1,190 @@
+"""The complete state of vector environments, as plain values, so that a run can go on from there.
+
+:func:`capture` goes through the stack from the outermost wrapper inwards and takes every attribute that
+is data. An attribute that is neither data nor known to hold no state makes the whole
+:class:`NotCapturable`, and the attribute is named: better no state than one that looks complete.
+
+An environment with state elsewhere offers two methods, which are then asked instead:
+
+* ``get_state()`` returns dicts, lists, tuples, numbers, strings, bytes and numpy arrays;
+* ``set_state(state)`` goes back to it, after a ``reset``.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper
+
+from acktr.envs import mujoco
+from acktr.envs.attributes import NotCapturable, get_attributes, set_attributes
+from acktr.envs.halves import HalvedVecEnv
+
+__all__ = ["NotCapturable", "capture", "capture_single", "restore", "restore_single"]
+
+# What make_vec_env adds to each environment: workers are asked by name.
+CAPTURE, RESTORE = "capture_state", "restore_state"
+
+State = dict[str, Any]
+
+
+def capture(env: VecEnv) -> State:
+    """Return the state of vector environments between two steps.
+
+    :param env: wrappers and all
+    :raises NotCapturable: says which part does not give its state away
+    """
+    layers = []
+    while isinstance(env, VecEnvWrapper):
+        layers.append(get_attributes(env, {"venv", "class_attributes", "metadata", "reset_infos"}))
+        env = env.venv
+    return {"wrappers": layers, "environments": _capture_innermost(env)}
+
+
+def restore(env: VecEnv, state: State) -> None:
+    """Bring environments, built in the same way, to a state.
+
+    :param env: wrappers and all; reset first
+    :param state: what :func:`capture` returned
+    :raises NotCapturable: the state is of other environments
+    """
+    env.reset()
+    for layer in state["wrappers"]:
+        if not isinstance(env, VecEnvWrapper):
+            raise NotCapturable("the state has more wrappers than the environments")
+        set_attributes(env, layer)
+        env = env.venv
+    if isinstance(env, VecEnvWrapper):
+        raise NotCapturable("the environments have more wrappers than the state")
+    _restore_innermost(env, state["environments"])
+
+
+def _capture_innermost(env: VecEnv) -> Any:
+    if isinstance(env, HalvedVecEnv):
+        if any(half.in_flight for half in env.halves):
+            raise NotCapturable("a half of the environments is in the middle of a step")
+        return [_capture_innermost(half.venv) for half in env.halves]
+    if _offers_state(env):
+        return env.get_state()  # type: ignore[attr-defined]
+    if isinstance(env, DummyVecEnv):
+        return [capture_single(single) for single in env.envs]
+    if isinstance(env, SubprocVecEnv):
+        if not env.has_attr(CAPTURE):
+            raise NotCapturable("the workers were not built by make_vec_env")
+        states = env.env_method(CAPTURE)
+        for state in states:
+            if isinstance(state, str):  # the reason why there is none
+                raise NotCapturable(state)
+        return states
+    backend = getattr(env, "backend", None)
+    engine = f"the backend {backend!r}" if backend else type(env).__name__
+    raise NotCapturable(f"{engine} does not give its state away")
+
+
+def _restore_innermost(env: VecEnv, state: Any) -> None:
+    if isinstance(env, HalvedVecEnv):
+        for half, part in zip(env.halves, state, strict=True):
+            _restore_innermost(half.venv, part)
+    elif _offers_state(env):
+        env.set_state(state)  # type: ignore[attr-defined]
+    elif isinstance(env, DummyVecEnv):
+        for single, own in zip(env.envs, state, strict=True):
+            restore_single(single, own)
+    elif isinstance(env, SubprocVecEnv):
+        for index, own in enumerate(state):
+            (problem,) = env.env_method(RESTORE, own, indices=[index])
+            if problem:
+                raise NotCapturable(problem)
+    else:
+        raise NotCapturable(f"{type(env).__name__} takes no state")
+
+
+def capture_single(env: gym.Env) -> list[State]:
+    """Return the state of one environment, from the outermost wrapper inwards.
+
+    :raises NotCapturable: says which part does not give its state away
+    """
+    layers: list[State] = []
+    seen: dict[int, str] = {}
+    while True:
+        if mujoco.is_mujoco(env):
+            layers.append({"data": mujoco.get_state(env), **_attributes(env, mujoco.HANDLED, seen)})
+            return layers
+        if _offers_state(env):
+            # It speaks for all that lies below it.
+            return [*layers, {"own": env.get_state()}]  # type: ignore[attr-defined]
+        layers.append(_attributes(env, set(), seen))
+        if not isinstance(env, gym.Wrapper):
+            return layers
+        env = env.env
+
+
+def restore_single(env: gym.Env, layers: list[State]) -> None:
+    """Bring an environment to a state, after a reset.
+
+    :raises NotCapturable: the state is of another environment
+    """
+    for layer in layers:
+        if "own" in layer:
+            env.set_state(layer["own"])  # type: ignore[attr-defined]
+            return
+        if layer["class"] != _class_name(env):
+            raise NotCapturable(f"the state is of {layer['class']}, not of {_class_name(env)}")
+        set_attributes(env, layer["attributes"])
+        if "data" in layer:
+            mujoco.set_state(env, layer["data"])
+        env = env.env if isinstance(env, gym.Wrapper) else env
+
+
+def attach(env: gym.Env) -> gym.Env:
+    """Let an environment in a worker process be asked for its state by name.
+
+    :param env: the outermost wrapper
+    """
+
+    def capture_state() -> list[State] | str:
+        try:
+            return capture_single(env)
+        except NotCapturable as error:
+            return str(error)
+
+    def restore_state(layers: list[State]) -> str | None:
+        try:
+            restore_single(env, layers)
+        except NotCapturable as error:
+            return str(error)
+        return None
+
+    methods: tuple[tuple[str, Callable], ...] = ((CAPTURE, capture_state), (RESTORE, restore_state))
+    for name, method in methods:
+        setattr(env, name, method)
+    return env
+
+
+def _attributes(env: gym.Env, handled: set[str], seen: dict[int, str]) -> State:
+    below = {"env"} if isinstance(env, gym.Wrapper) else set()
+    skipped = {*below, *handled, CAPTURE, RESTORE}
+    return {"class": _class_name(env), "attributes": get_attributes(env, skipped, seen)}
+
+
+def _class_name(env: gym.Env) -> str:
+    return f"{type(env).__module__}.{type(env).__qualname__}"
+
+
+def _offers_state(env: Any) -> bool:
+    """Whether the class has both methods; MuJoCo's ``set_state(qpos, qvel)`` is another one."""
+    getter, setter = (getattr(type(env), name, None) for name in ("get_state", "set_state"))
+    if not (callable(getter) and callable(setter)):
+        return False
+    try:
+        needed = [
+            p
+            for p in inspect.signature(setter).parameters.values()
+            if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+        ]
+    except ValueError:
+        return False
+    return len(needed) == 2  # self and the state
