@@ -8,6 +8,7 @@ a launcher every function here is that of the one process there is.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -71,10 +72,18 @@ def start(device: str = "auto") -> bool:
     return world > 1
 
 
-def finish() -> None:
-    """Leave the group, if there is one."""
-    if dist.is_available() and dist.is_initialized():
+@contextlib.contextmanager
+def joined(device: str = "auto") -> Iterator[None]:
+    """:func:`start`, and leave the group at the end; after an error the others notice by themselves."""
+    started = start(device)
+    yield
+    if started:
         dist.destroy_process_group()
+
+
+def restarted() -> bool:
+    """Whether a launcher has started this process in the place of one that ended."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 def group() -> Any:
@@ -145,6 +154,30 @@ def vote(state: int) -> int:
             "update: its own message says why."
         )
     return max(found)
+
+
+def any_of(*flags: bool) -> tuple[bool, ...]:
+    """Return for each flag whether it is true on any rank."""
+    if size() == 1:
+        return flags
+    both = torch.tensor(flags, dtype=torch.int64, device=_device())
+    dist.all_reduce(both, dist.ReduceOp.MAX)
+    return tuple(bool(x) for x in both.tolist())
+
+
+def gather(own: bytes) -> list[bytes]:
+    """Return the bytes of all ranks, in their order."""
+    if size() == 1:
+        return [own]
+    lengths = torch.zeros(size(), dtype=torch.int64, device=_device())
+    lengths[rank()] = len(own)
+    dist.all_reduce(lengths)
+    longest = int(lengths.max())
+    padded = torch.frombuffer(bytearray(own.ljust(longest + 1, b"\0")), dtype=torch.uint8).to(_device())
+    parts = [torch.empty_like(padded) for _ in range(size())]
+    dist.all_gather(parts, padded)
+    pairs = zip(parts, lengths.tolist(), strict=True)
+    return [part[:length].cpu().numpy().tobytes() for part, length in pairs]
 
 
 class SharedMoments:

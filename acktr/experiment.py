@@ -12,6 +12,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
+from acktr import distributed
 from acktr.algorithm import ACKTR
 from acktr.callbacks import Evaluation, play
 from acktr.envs import make_vec_env
@@ -21,7 +22,7 @@ from acktr.errors import CheckpointError, ConfigurationError
 from acktr.presets import Configuration, validate
 from acktr.presets.classes import resolve_classes
 from acktr.runs import Run
-from acktr.training import Result, run_training
+from acktr.training import Result, follow_training, run_training
 
 # Environments of an evaluation start from seeds that training with small seeds does not use.
 _EVALUATION_SEED = 1_000_000
@@ -141,7 +142,9 @@ class Experiment:
     def __init__(self, configuration: Configuration) -> None:
         n_eval_envs = min(configuration.n_eval_episodes, _MAX_EVALUATION_ENVS)
         with contextlib.ExitStack() as opened:
-            self.env = build_environment(configuration)
+            # Each rank steps environments of its own.
+            seed = distributed.own_seed(configuration.seed, configuration.n_envs)
+            self.env = build_environment(configuration.model_copy(update={"seed": seed}))
             opened.callback(self.env.close)
             self.eval_env = build_environment(configuration, training=False, n_envs=n_eval_envs)
             opened.callback(self.eval_env.close)
@@ -198,6 +201,13 @@ class Experiment:
             resume=resume,
             tell=tell,
         )
+
+    def follow(self, should_stop: Callable[[], bool]) -> None:
+        """Train on a rank other than the first, whose :meth:`train` leaves the run directory.
+
+        :param should_stop: asked between two updates
+        """
+        follow_training(self.model, self.configuration, should_stop)
 
 
 def evaluate(run: Run, episodes: int = 20, *, best: bool = False) -> Evaluation:

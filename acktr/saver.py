@@ -11,6 +11,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecEnv
 
+from acktr import distributed
 from acktr.callbacks import EpisodeTable, Evaluations
 from acktr.checkpoint.learner import capture_learner
 from acktr.checkpoint.store import Checkpoint, CheckpointStore, pack_checkpoint
@@ -68,12 +69,15 @@ class Saver(BaseCallback):
         return self._seconds_before + time.perf_counter() - self._start
 
     def save(self) -> None:
-        """Save the state of now, which must be one between two updates.
+        """Save the state of now, which must be one between two updates; all ranks take part.
 
         :raises CheckpointWriteError: it could not be written, and training is not to go on without
         """
-        if self.model.num_timesteps > self._saved_steps:
-            self._write(self.model.num_timesteps, self._pack())
+        newer = self.model.num_timesteps > self._saved_steps
+        if distributed.any_of(newer)[0]:
+            files = self._pack()
+            if newer:
+                self._write(self.model.num_timesteps, files)
 
     def save_held(self) -> None:
         """Save the state before the rollout in which an evaluation was left."""
@@ -88,12 +92,14 @@ class Saver(BaseCallback):
 
     def _on_rollout_start(self) -> None:
         self._held = None
-        if self._should_stop():
+        evaluates = self._evaluations.is_due_within(self.model.n_steps)  # type: ignore[attr-defined]
+        stops, saves, holds = distributed.any_of(self._should_stop(), self._is_due(), evaluates)
+        if stops:
             self.save()
             raise StopTraining
-        if self._is_due():
+        if saves:
             self.save()
-        if self._evaluations.is_due_within(self.model.n_steps):  # type: ignore[attr-defined]
+        if holds:
             # Parameters stay as they are in a rollout, but environments do not: who leaves the
             # evaluation goes on from here.
             self._held = self.model.num_timesteps, self._pack()
@@ -121,7 +127,7 @@ class Saver(BaseCallback):
             "reasons": reasons,
             "score": self._episodes.mean_return(),
             "updates": self.model._n_updates,
-            "world_size": 1,
+            "world_size": distributed.size(),
             "device": str(self.model.device),
             "versions": self._versions,
         }
@@ -139,6 +145,35 @@ class Saver(BaseCallback):
         else:
             self._saved_steps = steps
         self._saved_at = time.perf_counter()
+
+
+class Follower(BaseCallback):
+    """The part of a :class:`Saver` on every rank but the first: gives away its state when asked.
+
+    :param should_stop: asked between two updates; true on one rank stops all
+    """
+
+    def __init__(self, should_stop: Callable[[], bool]) -> None:
+        super().__init__()
+        self._should_stop = should_stop
+
+    def take_part(self) -> None:
+        """Answer :meth:`Saver.save` of the first rank."""
+        if distributed.any_of(False)[0]:
+            capture_learner(self.model)  # type: ignore[arg-type]
+
+    def _on_rollout_start(self) -> None:
+        stops, saves, holds = distributed.any_of(self._should_stop(), False, False)
+        if stops:
+            self.take_part()
+            raise StopTraining
+        if saves:
+            self.take_part()
+        if holds:
+            capture_learner(self.model)  # type: ignore[arg-type]
+
+    def _on_step(self) -> bool:
+        return True
 
 
 def progress_table(logger: Logger) -> ProgressTable:

@@ -5,20 +5,22 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
 
+from acktr import distributed
 from acktr.algorithm import ACKTR
 from acktr.callbacks import EpisodeTable, Evaluations
 from acktr.checkpoint.bundle import decoding
 from acktr.checkpoint.learner import check_learner, restore_learner
-from acktr.checkpoint.store import Checkpoint
+from acktr.checkpoint.store import Checkpoint, read_checkpoint
 from acktr.errors import ConfigurationError, DivergenceError
 from acktr.figures import plot_learning_curve
 from acktr.presets import Configuration
 from acktr.runs import Run, holds_run, versions
-from acktr.saver import Saver, StopTraining, restore_logger
+from acktr.saver import Follower, Saver, StopTraining, restore_logger
 
 # Versions that rounding may depend on.
 _NUMERICAL = ("python", "torch", "numpy", "gymnasium", "stable-baselines3", "mujoco", "envpool", "acktr")
@@ -80,6 +82,7 @@ def run_training(
         store.clean()
         checkpoint = _newest(run, model, tell) if resume else None
         run.write_configuration(configuration.model_dump(mode="json"))
+        distributed.gather(str(checkpoint.path if checkpoint else "").encode())
         state = checkpoint.components["run"] if checkpoint else None
         seconds = state["seconds"] if state else 0.0
         resumed = None
@@ -110,7 +113,7 @@ def run_training(
                 store.set_aside_after(checkpoint.steps)
             try:
                 _learn(model, configuration, [saver, episodes, *callbacks, evaluations])
-                if evaluations.was_left:
+                if distributed.any_of(evaluations.was_left)[0]:
                     saver.save_held()
                 else:
                     saver.save()
@@ -135,7 +138,25 @@ def run_training(
         return result
 
 
-def _learn(model: ACKTR, configuration: Configuration, callbacks: list[BaseCallback]) -> None:
+def follow_training(model: ACKTR, configuration: Configuration, should_stop: Callable[[], bool]) -> None:
+    """Train on a rank other than the first, which alone writes the run directory.
+
+    :param model: built as the configuration says
+    :param configuration: the settings
+    :param should_stop: asked between two updates
+    :raises CheckpointError: the checkpoint that the first rank goes on from cannot be read here
+    :raises DivergenceError: if a value is not finite
+    """
+    path = distributed.gather(b"")[0].decode()
+    if path:
+        _restore(model, None, read_checkpoint(Path(path)), lambda sentence: None)
+    follower = Follower(should_stop)
+    _learn(model, configuration, [follower])
+    if not distributed.any_of(False)[0]:
+        follower.take_part()
+
+
+def _learn(model: ACKTR, configuration: Configuration, callbacks: Sequence[BaseCallback]) -> None:
     # The steps to go, counted from where the model is; a model that has not begun resets.
     left = max(configuration.n_timesteps - model.num_timesteps, 0)
     with contextlib.suppress(StopTraining):
@@ -143,7 +164,7 @@ def _learn(model: ACKTR, configuration: Configuration, callbacks: list[BaseCallb
             left,
             log_interval=1,
             # The evaluations last: what the others read of a step is from before them.
-            callback=callbacks,
+            callback=list(callbacks),
             reset_num_timesteps=model.num_timesteps == 0,
         )
 
@@ -162,7 +183,7 @@ def _newest(run: Run, model: ACKTR, tell: Tell) -> Checkpoint | None:
     return checkpoint
 
 
-def _restore(model: ACKTR, evaluation_env: VecEnv, checkpoint: Checkpoint, tell: Tell) -> None:
+def _restore(model: ACKTR, evaluation_env: VecEnv | None, checkpoint: Checkpoint, tell: Tell) -> None:
     where = str(checkpoint.path)
     with decoding(where, "the state of the learner"):
         problems = restore_learner(model, checkpoint.components, where, evaluation_env)

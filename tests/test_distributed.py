@@ -190,7 +190,8 @@ def test_alone_nothing_is_started(monkeypatch):
     assert not distributed.start()
     assert (distributed.rank(), distributed.size(), distributed.group()) == (0, 1, None)
     assert distributed.own_seed(3, 8) == 3
-    distributed.finish()
+    with distributed.joined():
+        assert distributed.size() == 1
 
 
 @pytest.mark.parametrize(

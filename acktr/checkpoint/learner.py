@@ -4,11 +4,13 @@ It is taken where a rollout begins: the last update is done, no environment is i
 and nothing of the rollout storage will be read again.
 
 What belongs to one process (its environments, its random numbers) lies in a component of its own,
-``rank-0``; parameters and the optimisers' state are the same for all.
+``rank-0``, ``rank-1``, ...; parameters, optimisers and the statistics of normalisation are the
+same for all.
 """
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Mapping
 from typing import Any
@@ -18,11 +20,13 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv
 
+from acktr import distributed
 from acktr.checkpoint.algorithm_file import SafeAlgorithm, check_architecture, constructor_arguments
+from acktr.checkpoint.bundle import MANIFEST, pack, read_manifest, unpack
 from acktr.checkpoint.codec import Unstorable, encode
 from acktr.envs.normalization import normalization_state, set_normalization_state
 from acktr.envs.state import NotCapturable, capture, restore
-from acktr.errors import CheckpointMismatchError, DamagedCheckpointError
+from acktr.errors import DamagedCheckpointError
 
 # Attributes that each process has for itself.
 _OWN = ("_last_obs", "_last_episode_starts", "_last_original_obs", "ep_info_buffer", "ep_success_buffer")
@@ -49,7 +53,7 @@ Components = dict[str, Any]
 def capture_learner(
     model: SafeAlgorithm, evaluation: VecEnv | None = None
 ) -> tuple[Components, list[str]]:
-    """Take the state of a learner and its environments.
+    """Take the state of a learner and its environments, together with all other ranks.
 
     :param model: between two updates
     :param evaluation: the environments of evaluations, if there are any
@@ -69,7 +73,7 @@ def capture_learner(
     assert model.env is not None
     normalize = model.get_vec_normalize_env()
     components["learner"] = state
-    components["rank-0"] = {
+    own = {
         "environment": _capture(model.env, "the environments", reasons),
         "evaluation": None
         if evaluation is None
@@ -78,7 +82,29 @@ def capture_learner(
         "attributes": {name: getattr(model, name) for name in _OWN},
         "random": random_state(model.action_space),
     }
+    for rank, files in enumerate(distributed.gather(_to_bytes({"state": own, "reasons": reasons}))):
+        of_rank = _from_bytes(files, f"rank {rank}")
+        components[f"rank-{rank}"] = of_rank["state"]
+        if rank:
+            reasons += [f"rank {rank}: {reason}" for reason in of_rank["reasons"]]
     return components, reasons
+
+
+def _to_bytes(tree: Any) -> bytes:
+    """Turn a tree into bytes that can travel: the files of a bundle, one after the other."""
+    files = pack("checkpoint", {"rank": tree}, {})
+    head = json.dumps({name: len(data) for name, data in files.items()}).encode()
+    return len(head).to_bytes(8, "little") + head + b"".join(files.values())
+
+
+def _from_bytes(data: bytes, where: str) -> Any:
+    start = 8 + int.from_bytes(data[:8], "little")
+    files = {}
+    for name, length in json.loads(data[8:start]).items():
+        files[name] = data[start : start + length]
+        start += length
+    manifest = read_manifest(files.pop(MANIFEST), "checkpoint", where)
+    return unpack(files, manifest, where)["rank"]
 
 
 def check_learner(model: SafeAlgorithm, components: Mapping[str, Any], where: str) -> None:
@@ -94,11 +120,6 @@ def check_learner(model: SafeAlgorithm, components: Mapping[str, Any], where: st
     for name in ("learner", "rank-0", *sorted(needed)):
         if name not in components:
             raise DamagedCheckpointError(f"{where} has no component {name!r}.")
-    others = sorted(name for name in components if name.startswith("rank-") and name != "rank-0")
-    if others:
-        raise CheckpointMismatchError(
-            f"{where} was made by {len(others) + 1} processes and this is one: resume with as many."
-        )
     check_architecture(model.policy, components["policy"], where)
 
 
@@ -121,9 +142,17 @@ def restore_learner(
     for name, value in components["learner"].items():
         if name in vars(model) and name not in _left_out(model):
             setattr(model, name, value)
-    own = components["rank-0"]
-    problems: list[str] = []
+    made_by = sum(name.startswith("rank-") for name in components)
     assert model.env is not None
+    if made_by != distributed.size():
+        # Who draws what is no longer as it was: all begin new episodes with what all have learned.
+        _begin_anew(model, components["rank-0"])
+        if model.seed is not None:
+            model.set_random_seed(model.seed + model.num_timesteps)
+            model._last_obs = model.env.reset()  # type: ignore[assignment]
+        return [f"it was made by {made_by} processes and this is {distributed.size()}"]
+    own = components[f"rank-{distributed.rank()}"]
+    problems: list[str] = []
     if own["environment"] is not None and _restore(model.env, own["environment"], problems):
         for name in _OWN:
             setattr(model, name, own["attributes"][name])

@@ -19,10 +19,10 @@ class StopOnSignal:
     A second Ctrl-C ends the process at once; what is being saved is then not saved, and what was saved
     before stays whole. Other signals, however often they come, change nothing more.
 
-    :param where: the directory that is named when a signal comes
+    :param where: the directory that is named when a signal comes; ``None`` to say nothing
     """
 
-    def __init__(self, where: object) -> None:
+    def __init__(self, where: object = None) -> None:
         self.code: int | None = None
         self._where = where
         self._previous: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}
@@ -51,6 +51,8 @@ class StopOnSignal:
             return
         self.code = _CODES[name]
         more = "; Ctrl-C again leaves at once" if name == "SIGINT" else ""
+        if self._where is None:
+            return
         print(
             f"\nacktr: {name}: stopping after this update and saving in {self._where}{more}.",
             file=sys.stderr,

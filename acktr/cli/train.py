@@ -46,12 +46,14 @@ def train(
     # Imported here: torch takes seconds, and --help should not.
     import torch
 
+    from acktr import distributed
     from acktr.cli.progress import ProgressCallback
     from acktr.experiment import Experiment
     from acktr.memory import keep_freed_memory
     from acktr.presets import resolve, resolve_resumed
     from acktr.runs import Run
 
+    resume = resume or distributed.restarted()
     old = _find_run(env, out) if resume else None
     given: dict[str, Any] = {
         "preset": preset,
@@ -70,20 +72,25 @@ def train(
             notes.append(f"{out} holds no run yet: a new one begins there.")
     else:
         configuration, notes = resolve_resumed(env, old.read_configuration(), **given), []
-    for note in notes:
-        _note(note)
     if configuration.policy in ("MlpPolicy", "auto") and "OMP_NUM_THREADS" not in os.environ:
         # Small networks gain nothing from threads, and with one of them a seed gives the same run on
         # machines with more or fewer cores.
         torch.set_num_threads(1)
     keep_freed_memory()
     # Built and checked before the run directory is made: a refused configuration leaves nothing.
-    with Experiment(configuration) as experiment:
+    with distributed.joined(configuration.device), Experiment(configuration) as experiment:
+        if distributed.rank():
+            with StopOnSignal() as stop:
+                experiment.follow(lambda: stop.requested)
+            return stop.code or 0
+        for note in notes:
+            _note(note)
         run = old or Run.create(env, out)
+        ranks = f", {distributed.size()} processes" if distributed.size() > 1 else ""
         title = (
             f"{'Resuming' if old else 'Training'} ACKTR on {env} (preset {configuration.preset}, seed "
             f"{configuration.seed}, {configuration.n_timesteps:,} steps, backend "
-            f"{experiment.configuration.backend}) in {run.path}"
+            f"{experiment.configuration.backend}{ranks}) in {run.path}"
         )
         with ProgressCallback(title, enabled=progress) as bar, StopOnSignal(run.path) as stop:
             result = experiment.train(
@@ -103,7 +110,11 @@ def _find_run(env: str, out: str | None) -> "Run | None":
 
     if out is not None:
         return Run(Path(out)) if holds_run(Path(out)) else None
+    from acktr.distributed import restarted
+
     run = Run.find_last(env)
+    if run is None and restarted():
+        return None  # it was ended before it began
     if run is None:
         raise CheckpointError(
             f"There is no run of {env} in runs/ to resume: name its directory with --out, or leave out "
