@@ -101,6 +101,11 @@ def size() -> int:
     return dist.get_world_size() if _is_started() else 1
 
 
+def ranks_on_this_machine() -> int:
+    """Return how many processes the launcher has started here."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def _is_started() -> bool:
     return dist.is_available() and dist.is_initialized()
 

@@ -25,6 +25,7 @@ from stable_baselines3.common.monitor import Monitor, ResultsWriter
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
+from acktr import distributed
 from acktr.errors import ConfigurationError
 
 # Both engines hold a seed in 32 bits with a sign, SB3 draws them from 32 bits without one.
@@ -216,10 +217,13 @@ class NativeVecEnv(VecEnv):
 
 
 def count_threads(n_envs: int) -> int:
-    """Count the threads that pay: one for each core this process may use, one environment each."""
+    """Count the threads that pay: one for each core this process may use, one environment each.
+
+    Ranks on one machine share its cores, unless each is bound to its own.
+    """
     affinity: Callable[[int], set[int]] | None = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    return min(cores, n_envs)
+    return min(max(cores // distributed.ranks_on_this_machine(), 1), n_envs)
 
 
 def check_autoreset(engine: str, metadata: dict[str, Any], known: AutoresetMode) -> None:
