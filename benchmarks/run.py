@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from acktr.compare.runner import Summary, Terminated, choose_cores, run_trials, state
+from acktr.compare.runner import Summary, Terminated, choose_cores, describe, run_trials, state
 from acktr.compare.store import Store
 from acktr.compare.trial import Trial
 from acktr.errors import AcktrError, ConfigurationError
@@ -92,12 +92,11 @@ def _conclude(summary: Summary, store: Store) -> int:
         f"{len(summary.done)} trained, {len(summary.skipped)} done before, {len(summary.busy)} with "
         f"another runner, {len(summary.failed)} failed: {store.table}"
     )
-    for trial, error in summary.failed:
-        print(f"failed: {trial.label} on {trial.env_id}, seed {trial.seed}: {error}", file=sys.stderr)
-    if summary.failed:
-        return 1
-    rows = [store.find(trial) for trial in summary.done]
-    return 3 if any(row and row["diverged"] == "yes" for row in rows) else 0
+    for failure in summary.failed:
+        print(f"failed: {describe(failure.trial)}: {failure.error}", file=sys.stderr)
+    for trial in summary.diverged:
+        print(f"diverged: {describe(trial)}", file=sys.stderr)
+    return 1 if summary.failed else 3 if summary.diverged else 0
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -146,11 +146,12 @@ def _fitting_policy(policy: str, observation_space: spaces.Space) -> str:
 
 
 def _class(algo: str) -> type[OnPolicyAlgorithm]:
+    classes: dict[str, type[OnPolicyAlgorithm]] = {"a2c": A2C, "ppo": PPO}
     if algo == "trpo":
         from sb3_contrib import TRPO
 
-        return TRPO
-    return {"a2c": A2C, "ppo": PPO}[algo]
+        classes["trpo"] = TRPO
+    return classes[algo]
 
 
 def _with_classes(policy_kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 from acktr.compare.store import Store
 from acktr.compare.trial import Trial, complete_settings, settings_hash, write_job
@@ -28,19 +28,29 @@ class Terminated(BaseException):
     """The process was asked to end with SIGTERM."""
 
 
+class Failure(NamedTuple):
+    """A trial without a result, the last line of its error, and its exit code."""
+
+    trial: Trial
+    error: str
+    exit_code: int
+
+
 @dataclass
 class Summary:
     """What became of trials.
 
     :param done: trained now
     :param skipped: done before
-    :param failed: what failed, and the last line of its error
+    :param diverged: trained now or before, and ended by a value that is not finite
+    :param failed: what has no result
     :param busy: being trained by another runner
     """
 
     done: list[Trial] = field(default_factory=list)
     skipped: list[Trial] = field(default_factory=list)
-    failed: list[tuple[Trial, str]] = field(default_factory=list)
+    diverged: list[Trial] = field(default_factory=list)
+    failed: list[Failure] = field(default_factory=list)
     busy: list[Trial] = field(default_factory=list)
 
 
@@ -117,11 +127,15 @@ def run_trials(
     :raises Terminated: on SIGTERM
     :raises ConfigurationError: before anything is started, if a trial's settings are wrong
     """
+    store.prepare()
     summary = Summary()
     to_do: queue.SimpleQueue[Trial] = queue.SimpleQueue()
     for trial in trials:
         if state(store, trial) == "done" and not again:
             summary.skipped.append(trial)
+            row = store.find(trial)
+            if row is not None and row["diverged"] == "yes":
+                summary.diverged.append(trial)
         else:
             to_do.put(trial)
     n_to_do, number = to_do.qsize(), 0
@@ -136,9 +150,9 @@ def run_trials(
                     started = _start(trial, store, free[0], command, again)
                     if started is None:
                         summary.busy.append(trial)
-                        tell(f"[{number}/{n_to_do}] {_describe(trial)}: another runner has it")
+                        tell(f"[{number}/{n_to_do}] {describe(trial)}: another runner has it")
                         continue
-                    tell(f"[{number}/{n_to_do}] {_describe(trial)}: started")
+                    tell(f"[{number}/{n_to_do}] {describe(trial)}: started")
                     free.pop(0)
                     running.append(started)
                 for one in [one for one in running if one.process.poll() is not None]:
@@ -162,7 +176,7 @@ def _start(trial: Trial, store: Store, core: int | None, command: str, again: bo
         return None
     folder = store.folder(trial)
     # What a process that was killed has left.
-    shutil.rmtree(folder)
+    shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     log, job = folder / "log.txt", folder / "trial.json"
     write_job(job, trial, store.path, core, command)
@@ -186,12 +200,15 @@ def _finish(one: _Running, store: Store, summary: Summary) -> str:
     assert one.process.stdin is not None
     one.process.stdin.close()
     one.opened.close()
-    what, row = _describe(one.trial), store.find(one.trial)
-    if one.process.returncode != 0 or row is None:
-        error = _last_line(one.log) or f"it ended with code {one.process.returncode}"
-        summary.failed.append((one.trial, error))
+    what, row = describe(one.trial), store.find(one.trial)
+    code = one.process.returncode
+    if code != 0 or row is None:
+        error = _last_line(one.log) or f"it ended with code {code}"
+        summary.failed.append(Failure(one.trial, error, code))
         return f"{what}: FAILED: {error} ({one.log})"
     summary.done.append(one.trial)
+    if row["diverged"] == "yes":
+        summary.diverged.append(one.trial)
     end = "DIVERGED after" if row["diverged"] == "yes" else "done:"
     score = row["last_100_return"] or "none"
     return f"{what}: {end} {int(row['steps']):,} steps in {row['seconds']} s, return {score}"
@@ -211,7 +228,8 @@ def _end(running: Sequence[_Running]) -> None:
         one.opened.close()
 
 
-def _describe(trial: Trial) -> str:
+def describe(trial: Trial) -> str:
+    """Name a trial for people."""
     return f"{trial.label} on {trial.env_id}, seed {trial.seed}"
 
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from acktr.compare.curve import COLUMNS as CURVE_COLUMNS
 from acktr.compare.curve import MILESTONES
-from acktr.errors import CheckpointError
+from acktr.errors import CheckpointError, ConfigurationError
 from acktr.runs import read_table, versions
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ class Store:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.table = path / "runs.csv"
+        self._trials = path / "trials"
 
     def rows(self) -> list[dict[str, str]]:
         """Read the table, one mapping for each trial; no table is an empty one.
@@ -82,12 +83,22 @@ class Store:
         """
         return read_table(self.path / "curves" / f"{key}.csv", CURVE_COLUMNS)
 
+    def prepare(self) -> None:
+        """Make the directories; what lies in ``trials`` is nothing for git.
+
+        :raises ConfigurationError: if they cannot be written
+        """
+        try:
+            self._trials.mkdir(parents=True, exist_ok=True)
+            (self._trials / ".gitignore").write_text("*\n", encoding="utf-8")
+        except OSError as error:
+            raise ConfigurationError(
+                f"{self.path} cannot be written ({error.strerror}): give another directory with --out."
+            ) from error
+
     def folder(self, trial: "Trial") -> Path:
-        """Return the folder for the files of a trial, in a directory that git leaves alone."""
-        folder = self.path / "trials" / trial.key
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder.parent / ".gitignore").write_text("*\n", encoding="utf-8")
-        return folder
+        """Return the folder for the files of a trial."""
+        return self._trials / trial.key
 
     def add(
         self,
@@ -124,6 +135,7 @@ class Store:
             "session": session_id,
         }
         row = {name: _number(values.get(name)) for name in COLUMNS}
+        self.prepare()
         with self.lock("store"):
             _write(self.path / "curves" / f"{trial.key}.csv", _csv([CURVE_COLUMNS, *curve]))
             _write(self.path / "settings" / f"{hashed}.json", _json(settings))
@@ -141,9 +153,7 @@ class Store:
         :param name: of the lock
         :param wait: until it is free; otherwise yields whether it was
         """
-        path = self.path / "trials" / f"{name}.lock"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w") as file:
+        with (self._trials / f"{name}.lock").open("w") as file:
             try:
                 if fcntl is not None:
                     fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))

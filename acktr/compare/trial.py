@@ -76,19 +76,25 @@ class Outcome:
     curve: LearningCurve
 
 
+def check_algorithm(algo: str) -> None:
+    """Refuse an algorithm that is unknown, or whose package is not installed.
+
+    :raises ConfigurationError: naming the known ones, or with the pip line
+    """
+    if algo not in ALGORITHMS:
+        raise ConfigurationError(f"There is no algorithm {algo!r}: choose from {', '.join(ALGORITHMS)}.")
+    peers.check_installed(algo)
+
+
 def complete_settings(trial: Trial) -> dict[str, Any]:
     """Return every setting that a trial trains with, as plain values.
 
     :raises ConfigurationError: for an unknown algorithm, environment or setting
     """
-    if trial.algo not in ALGORITHMS:
-        raise ConfigurationError(
-            f"There is no algorithm {trial.algo!r}: choose from {', '.join(ALGORITHMS)}."
-        )
+    check_algorithm(trial.algo)
     if trial.algo == "acktr":
         settings = _configuration(trial).model_dump(mode="json")
         return {key: value for key, value in settings.items() if key not in _NOT_HASHED}
-    peers.check_installed(trial.algo)
     return peers.peer_settings(trial.algo, trial.env_id, trial.n_timesteps, trial.settings)
 
 
@@ -106,8 +112,10 @@ def train(trial: Trial, folder: Path) -> Outcome:
     :raises ConfigurationError: if it cannot be built
     """
     curve = LearningCurve(trial.n_timesteps)
-    train_one = _train_acktr if trial.algo == "acktr" else _train_peer
-    backend, evaluation = train_one(trial, curve, folder)
+    if trial.algo == "acktr":
+        backend, evaluation = _train_acktr(trial, curve, folder)
+    else:
+        backend, evaluation = _train_peer(trial, curve)
     return Outcome(
         {
             "steps": curve.num_timesteps,
@@ -158,7 +166,7 @@ def _train_acktr(trial: Trial, curve: LearningCurve, folder: Path) -> tuple[str,
     return backend, (evaluation["mean_return"], evaluation["std_return"], int(evaluation["episodes"]))
 
 
-def _train_peer(trial: Trial, curve: LearningCurve, _: Path) -> tuple[str, _Evaluation | None]:
+def _train_peer(trial: Trial, curve: LearningCurve) -> tuple[str, _Evaluation | None]:
     """Train a peer; return the backend, and the evaluation unless it diverged."""
     import torch
     from stable_baselines3.common.evaluation import evaluate_policy
