@@ -11,17 +11,17 @@ from matplotlib.ticker import EngFormatter
 from acktr.errors import ConfigurationError
 
 Curve = Mapping[str, np.ndarray]
-# From the returns of all seeds at one step to a centre and the two ends of an interval.
-Summary = Callable[[np.ndarray], tuple[float, float, float]]
+# From returns, (n_points, n_seeds), to a centre and the two ends of an interval, (n_points, 3).
+Summary = Callable[[np.ndarray], np.ndarray]
 SECONDS = {"seconds": "wall-clock seconds", "cpu_seconds": "seconds of one core"}
 
 
-def mean_and_range(returns: np.ndarray) -> tuple[float, float, float]:
+def mean_and_range(returns: np.ndarray) -> np.ndarray:
     """Return the mean, the least and the greatest: for few seeds nothing says more.
 
-    :param returns: ``(n_seeds,)``
+    :param returns: ``(n_points, n_seeds)``
     """
-    return float(np.mean(returns)), float(np.min(returns)), float(np.max(returns))
+    return np.stack([f(returns, axis=-1) for f in (np.mean, np.min, np.max)], axis=-1)
 
 
 def stack(curves: Sequence[Curve], column: str) -> np.ndarray:
@@ -41,21 +41,33 @@ def summarize(curves: Sequence[Curve], summary: Summary) -> np.ndarray:
     :return: ``(n_points, 3)``
     """
     returns = stack(curves, "return").T
-    return np.array([summary(row) if np.isfinite(row).all() else (np.nan,) * 3 for row in returns])
+    complete = np.isfinite(returns).all(axis=-1)
+    result = np.full((len(returns), 3), np.nan)
+    if complete.any():
+        result[complete] = summary(returns[complete])
+    return result
 
 
-def draw(axes: Axes, groups: Mapping[str, Sequence[Curve]], x: str, summary: Summary) -> None:
+def draw(
+    axes: Axes,
+    groups: Mapping[str, Sequence[Curve]],
+    x: str,
+    summary: Summary,
+    colours: Mapping[str, str] | None = None,
+) -> None:
     """Draw one line for each label, and the interval as a band.
 
     :param groups: the curves of all seeds by label
     :param x: ``"steps"``, or a key of :data:`SECONDS`, of which each point gets the mean over seeds
     :param summary: see :data:`Summary`
+    :param colours: by label; by default matplotlib's in turn
     """
     for label, curves in groups.items():
         centre, low, high = summarize(curves, summary).T
         places = stack(curves, x).mean(axis=0)
         seeds = f"{len(curves)} seed{'s' if len(curves) > 1 else ''}"
-        (line,) = axes.plot(places, centre, label=f"{label} ({seeds})", linewidth=1.5)
+        colour = colours[label] if colours else None
+        (line,) = axes.plot(places, centre, color=colour, label=f"{label} ({seeds})", linewidth=1.5)
         if len(curves) > 1:
             axes.fill_between(places, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
     axes.set_xlabel("environment steps" if x == "steps" else SECONDS[x])

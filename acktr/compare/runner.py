@@ -18,6 +18,7 @@ from acktr.compare.store import Store
 from acktr.compare.trial import Trial, complete_settings, settings_hash, write_job
 from acktr.errors import ConfigurationError
 
+_PROGRAM = (sys.executable, "-m", "acktr.compare.trial")
 _SECONDS_BETWEEN_LOOKS = 0.1
 _SECONDS_TO_END = 10.0
 # One thread in each of the libraries that would start more.
@@ -152,9 +153,9 @@ def run_trials(
                         summary.busy.append(trial)
                         tell(f"[{number}/{n_to_do}] {describe(trial)}: another runner has it")
                         continue
-                    tell(f"[{number}/{n_to_do}] {describe(trial)}: started")
                     free.pop(0)
                     running.append(started)
+                    tell(f"[{number}/{n_to_do}] {describe(trial)}: started")
                 for one in [one for one in running if one.process.poll() is not None]:
                     running.remove(one)
                     free.append(one.core)
@@ -185,7 +186,7 @@ def _start(trial: Trial, store: Store, core: int | None, command: str, again: bo
     environment = {**os.environ, **dict.fromkeys(_THREADS, "1"), "PYTHONPATH": paths}
     with log.open("w") as file:
         process = subprocess.Popen(
-            [sys.executable, "-m", "acktr.compare.trial", str(job)],
+            [*_PROGRAM, str(job)],
             stdin=subprocess.PIPE,  # closed with this process: the child then ends too
             stdout=file,
             stderr=subprocess.STDOUT,

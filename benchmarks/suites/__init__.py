@@ -33,8 +33,10 @@ class Algorithm(_Strict):
 
 
 class Suite(_Strict):
-    """Tasks × algorithms × seeds × steps."""
+    """Tasks × algorithms × seeds × steps, with a title and a text for the page of results."""
 
+    title: str
+    about: str
     steps: PositiveInt
     seeds: list[NonNegativeInt]
     envs: list[str]
