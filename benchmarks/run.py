@@ -31,6 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         trials = choose(suites.load(options.suite).trials(), options.only)
         store = Store(options.out or RESULTS / options.suite)
+        if options.merge:
+            print(f"{store.merge(Store(options.merge))} runs taken over: {store.table}")
+            return 0
         if options.list:
             _list(trials, store)
             return 0
@@ -110,6 +113,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, metavar="N", help="at a time (default: one a core)")
     parser.add_argument("--cores", type=_numbers, metavar="I,J", help="cores to use (default: all)")
     parser.add_argument("--again", action="store_true", help="train what is done too")
+    parser.add_argument(
+        "--merge", type=Path, metavar="DIR", help="take over the results that another --out holds"
+    )
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="for the results (default: benchmarks/results/SUITE)"
     )

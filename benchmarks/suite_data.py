@@ -1,7 +1,6 @@
 """What is known of a suite: the rows of its runs by task and label, their scores and curves."""
 
 import csv
-import json
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -114,11 +113,7 @@ class SuiteData:
 
     def manifest(self) -> dict[str, Any]:
         """Read the manifest: a mapping for each session."""
-        path = self.path / "manifest.json"
-        if not path.is_file():
-            return {}
-        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return manifest
+        return self._store.manifest()
 
 
 def collapsed(row: Row) -> bool:

@@ -58,17 +58,17 @@ def provenance(data: SuiteData) -> str:
     ]
     if mixed:
         lines.append(f"**Seeds with different settings: {', '.join(mixed)}.**")
-    hashes = {r["settings"] for (_, label), rows in data.rows.items() if label == ACKTR for r in rows}
-    if len(data.envs) > 1 and len(hashes) == 1:
+    ours = [group for (_, label), group in data.rows.items() if label == ACKTR]
+    if len(ours) > 1 and len({row["settings"] for group in ours for row in group}) == 1:
         lines.append("ACKTR had the same settings on all tasks.")
-    missing = [
-        f"{label} {len(data.rows.get((env, label), []))}/{data.n_wanted(env, label)} on {env}"
-        for env in data.envs_wanted
-        for label in data.suite.algorithms
-        if len(data.rows.get((env, label), [])) < data.n_wanted(env, label)
-    ]
+    missing = []
+    for label in data.suite.algorithms:
+        n_wanted = sum(trial.label == label for trial in data.wanted)
+        n_missing = n_wanted - sum(len(data.rows.get((env, label), [])) for env in data.envs)
+        if n_missing:
+            missing.append(f"{n_missing} of {n_wanted} runs of {label}")
     if missing:
-        lines.append(f"Not complete: {', '.join(missing)}.")
+        lines.append(f"**Not complete:** {', '.join(missing)} are missing.")
     return " ".join(lines)
 
 

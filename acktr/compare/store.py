@@ -139,12 +139,37 @@ class Store:
         with self.lock("store"):
             _write(self.path / "curves" / f"{trial.key}.csv", _csv([CURVE_COLUMNS, *curve]))
             _write(self.path / "settings" / f"{hashed}.json", _json(settings))
-            manifest = self.path / "manifest.json"
-            known = json.loads(manifest.read_text(encoding="utf-8")) if manifest.exists() else {}
-            _write(manifest, _json({**known, session_id: session}))
-            others = [other for other in self.rows() if _key(other) != _key(row)]
-            table = sorted([*others, row], key=lambda r: (r["env"], r["label"], int(r["seed"])))
-            _write(self.table, _csv([COLUMNS, *([r[name] for name in COLUMNS] for r in table)]))
+            self._add([row], {session_id: session})
+
+    def merge(self, other: "Store") -> int:
+        """Take over what another store holds; of trials that both have, the other's.
+
+        :param other: which stays as it is
+        :return: the number of its rows
+        :raises CheckpointError: if it holds no results
+        """
+        rows = other.rows()
+        if not rows:
+            raise CheckpointError(f"{other.path} holds no results: there is no runs.csv with a row.")
+        self.prepare()
+        with self.lock("store"):
+            for folder in ("curves", "settings"):
+                for path in sorted((other.path / folder).iterdir()):
+                    _write(self.path / folder / path.name, path.read_text(encoding="utf-8"))
+            self._add(rows, other.manifest())
+        return len(rows)
+
+    def manifest(self) -> dict[str, Any]:
+        """Read the manifest: a mapping for each session."""
+        path = self.path / "manifest.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+    def _add(self, rows: Sequence[Mapping[str, str]], sessions: Mapping[str, Any]) -> None:
+        """Write rows and their sessions; the rows last, for what has a row is complete."""
+        _write(self.path / "manifest.json", _json({**self.manifest(), **sessions}))
+        table = {_key(row): row for row in [*self.rows(), *rows]}
+        ordered = sorted(table.values(), key=lambda r: (r["env"], r["label"], int(r["seed"])))
+        _write(self.table, _csv([COLUMNS, *([row[name] for name in COLUMNS] for row in ordered)]))
 
     @contextlib.contextmanager
     def lock(self, name: str, *, wait: bool = True) -> Iterator[bool]:

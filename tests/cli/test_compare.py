@@ -21,7 +21,7 @@ def test_compare_goes_on_where_it_was(tmp_path, capsys, monkeypatch):
     assert [(row["algo"], row["seed"], row["diverged"]) for row in rows] == [
         ("a2c", "0", "no"), ("acktr", "0", "no")
     ]  # fmt: skip
-    assert (tmp_path / "trials" / rows[1]["env"].replace(":", "-").replace("/", "-")).parent.is_dir()
+    assert list((tmp_path / "trials").glob("*_acktr_0/run/model.zip"))
     # A second seed, whose trainings cannot start: the first ones are neither lost nor made again.
     picture = (tmp_path / "comparison.png").read_bytes()
     monkeypatch.setattr(runner, "_PROGRAM", ("false",))

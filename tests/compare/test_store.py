@@ -46,6 +46,19 @@ def test_curves(tmp_path):
     assert curve["return"][-1] == 100.0
 
 
+def test_merge(tmp_path):
+    ours, theirs = Store(tmp_path / "ours"), Store(tmp_path / "theirs")
+    add(ours, 0, final=1.0)
+    add(ours, 1, final=1.0)
+    trial = add(theirs, 1, final=2.0, settings={"a": 2})
+    assert ours.merge(theirs) == 1
+    assert [row["last_100_return"] for row in ours.rows()] == ["1", "2"]
+    assert ours.curve(trial.key)["return"][-1] == 2.0
+    assert len(list((tmp_path / "ours" / "settings").iterdir())) == 2
+    with pytest.raises(CheckpointError, match="holds no results"):
+        ours.merge(Store(tmp_path / "nowhere"))
+
+
 def test_git_leaves_the_files_of_trials_alone(tmp_path):
     store = Store(tmp_path)
     store.prepare()
