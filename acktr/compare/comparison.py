@@ -64,11 +64,16 @@ def compare(
         if value is not None and value < 1:
             raise ConfigurationError(f"{name} is {value}: at least 1 is needed.")
     cores = choose_cores(jobs)
-    steps = n_timesteps or resolve(env_id).configuration.n_timesteps
+    preset = resolve(env_id).configuration
+    steps, episodes = n_timesteps or preset.n_timesteps, preset.n_final_eval_episodes
     name = env_id.replace("/", "-").replace(":", "-")
     store = Store(out or Path("runs") / f"compare-{name}")
     # All algorithms with the first seed first: a comparison that is stopped early has all of them.
-    trials = [Trial(env_id, algo, seed, steps, algo) for seed in range(n_seeds) for algo in algos]
+    trials = [
+        Trial(env_id, algo, seed, steps, algo, eval_episodes=episodes)
+        for seed in range(n_seeds)
+        for algo in algos
+    ]
     summary = run_trials(trials, store, cores, command=command, tell=tell)
     found = {trial.key: row for trial in trials if (row := store.find(trial)) is not None}
     groups = {

@@ -25,14 +25,11 @@ if TYPE_CHECKING:
     from acktr.presets import Configuration
 
 ALGORITHMS = ("acktr", *peers.PEERS)
-EVALUATION_EPISODES = 20
 # Environments of an evaluation start from seeds that training with small seeds does not use.
 _EVALUATION_SEED = 1_000_000
-_N_EVALUATION_ENVS = 10
+_MAX_EVALUATION_ENVS = 10
 # ACKTR's settings that are not the same for all tasks and machines though the preset is.
 _NOT_HASHED = ("env_id", "seed", "preset", "device")
-# Mean and standard deviation of the returns, and how many episodes.
-_Evaluation = tuple[float, float, int]
 
 
 @dataclass(frozen=True)
@@ -47,6 +44,7 @@ class Trial:
     :param settings: changes to ACKTR's preset (a dotted key reaches into a mapping), or to the Zoo's
         settings of a peer
     :param preset: of ACKTR, if not that of the environment's family
+    :param eval_episodes: played with the deterministic policy at the end; 0 for none
     """
 
     env_id: str
@@ -56,6 +54,7 @@ class Trial:
     label: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     preset: str | None = None
+    eval_episodes: int = 20
 
     @property
     def key(self) -> str:
@@ -112,20 +111,23 @@ def train(trial: Trial, folder: Path) -> Outcome:
     :raises ConfigurationError: if it cannot be built
     """
     curve = LearningCurve(trial.n_timesteps)
-    if trial.algo == "acktr":
-        backend, evaluation = _train_acktr(trial, curve, folder)
-    else:
-        backend, evaluation = _train_peer(trial, curve)
+    train_one = _train_acktr if trial.algo == "acktr" else _train_peer
+    diverged, figures = "no", {}
+    try:
+        figures = train_one(trial, curve, folder)
+    except DivergenceError as error:
+        curve.stop()
+        diverged = "yes"
+        print(error, file=sys.stderr)
     return Outcome(
         {
             "steps": curve.num_timesteps,
             **curve.scores(),
-            **dict(zip(("eval_mean", "eval_std", "eval_episodes"), evaluation or (), strict=False)),
             "seconds": curve.seconds,
             "cpu_seconds": curve.cpu_seconds,
             "fps": curve.num_timesteps / max(curve.seconds, 1e-9),
-            "diverged": "yes" if evaluation is None else "no",
-            "backend": backend,
+            "diverged": diverged,
+            **figures,
         },
         curve,
     )
@@ -136,7 +138,7 @@ def _configuration(trial: Trial) -> "Configuration":
     from acktr.presets import resolve
 
     # Evaluations during training would count as time of learning; they change nothing else.
-    settings = {**trial.settings, "eval_interval": 0, "n_final_eval_episodes": EVALUATION_EPISODES}
+    settings = {**trial.settings, "eval_interval": 0, "n_final_eval_episodes": trial.eval_episodes}
     return resolve(
         trial.env_id,
         preset=trial.preset,
@@ -145,29 +147,23 @@ def _configuration(trial: Trial) -> "Configuration":
     ).configuration
 
 
-def _train_acktr(trial: Trial, curve: LearningCurve, folder: Path) -> tuple[str, _Evaluation | None]:
-    """Train as ``acktr train`` does; return the backend, and the evaluation unless it diverged."""
+def _train_acktr(trial: Trial, curve: LearningCurve, folder: Path) -> dict[str, Any]:
+    """Train as ``acktr train`` does; return the backend and the figures of the evaluation."""
     from acktr.experiment import Experiment
     from acktr.memory import keep_freed_memory
     from acktr.runs import Run
 
     keep_freed_memory()
     with Experiment(_configuration(trial)) as experiment:
-        backend = experiment.configuration.backend
         run = Run.create(trial.env_id, folder / "run")
-        try:
-            result = experiment.train(run, callbacks=[curve])
-        except DivergenceError as error:
-            curve.stop()
-            print(error, file=sys.stderr)
-            return backend, None
-    evaluation = result.evaluation
-    assert evaluation is not None  # the settings ask for it
-    return backend, (evaluation["mean_return"], evaluation["std_return"], int(evaluation["episodes"]))
+        evaluation = experiment.train(run, callbacks=[curve]).evaluation
+    names = {"mean_return": "eval_mean", "std_return": "eval_std", "episodes": "eval_episodes"}
+    figures = {names[key]: value for key, value in (evaluation or {}).items() if key in names}
+    return {"backend": experiment.configuration.backend, **figures}
 
 
-def _train_peer(trial: Trial, curve: LearningCurve) -> tuple[str, _Evaluation | None]:
-    """Train a peer; return the backend, and the evaluation unless it diverged."""
+def _train_peer(trial: Trial, curve: LearningCurve, _: Path) -> dict[str, Any]:
+    """Train a peer; return the backend and the figures of the evaluation."""
     from stable_baselines3.common.evaluation import evaluate_policy
     from stable_baselines3.common.vec_env import sync_envs_normalization
 
@@ -180,17 +176,22 @@ def _train_peer(trial: Trial, curve: LearningCurve) -> tuple[str, _Evaluation | 
             model.learn(trial.n_timesteps, callback=curve)
         except ValueError as error:
             # What torch's distributions say of NaN and infinite parameters.
-            if "found invalid values" not in str(error):
+            what, found, _values = str(error).partition("found invalid values")
+            if not found:
                 raise
-            curve.stop()
-            print(str(error).partition("found invalid values")[0] + "...", file=sys.stderr)
-            return "gymnasium", None
-    seed = trial.seed + _EVALUATION_SEED
-    eval_env = peers.build_env(trial.env_id, settings, _N_EVALUATION_ENVS, seed, training=False)
+            raise DivergenceError(f"{trial.algo} has lost its numbers: {what}{found}.") from error
+    figures = {"backend": "gymnasium"}
+    if trial.eval_episodes == 0:
+        return figures
+    seed, n_envs = trial.seed + _EVALUATION_SEED, min(trial.eval_episodes, _MAX_EVALUATION_ENVS)
+    eval_env = peers.build_env(trial.env_id, settings, n_envs, seed, training=False)
     with contextlib.closing(eval_env):
         sync_envs_normalization(env, eval_env)
-        returns, _ = evaluate_policy(model, eval_env, EVALUATION_EPISODES, return_episode_rewards=True)
-    return "gymnasium", (float(np.mean(returns)), float(np.std(returns)), EVALUATION_EPISODES)
+        returns, _lengths = evaluate_policy(
+            model, eval_env, trial.eval_episodes, return_episode_rewards=True
+        )
+    mean, std = float(np.mean(returns)), float(np.std(returns))
+    return {**figures, "eval_mean": mean, "eval_std": std, "eval_episodes": trial.eval_episodes}
 
 
 def main(path: Path) -> int:

@@ -6,10 +6,10 @@ reaches into a mapping) and other ``envs``, ``seeds`` and ``steps`` than the sui
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
 from acktr.compare.trial import Trial
 from acktr.errors import ConfigurationError
@@ -40,7 +40,9 @@ class Suite(_Strict):
     steps: PositiveInt
     seeds: list[NonNegativeInt]
     envs: list[str]
-    algorithms: dict[str, Algorithm]
+    eval_episodes: NonNegativeInt = 20
+    # By label. No commas: --only separates with them.
+    algorithms: dict[Annotated[str, Field(pattern=r"^[^,]+$")], Algorithm]
 
     def trials(self) -> list[Trial]:
         """Return all trainings: first all of the first seed, one algorithm after another."""
@@ -50,7 +52,16 @@ class Suite(_Strict):
                 for i, seed in enumerate(self.seeds if algorithm.seeds is None else algorithm.seeds):
                     steps = algorithm.steps or self.steps
                     algo = algorithm.algo or label
-                    trial = Trial(env, algo, seed, steps, label, algorithm.set, algorithm.preset)
+                    trial = Trial(
+                        env,
+                        algo,
+                        seed,
+                        steps,
+                        label,
+                        algorithm.set,
+                        algorithm.preset,
+                        self.eval_episodes,
+                    )
                     rows.append((i, trial))
         # Stable: within a seed the order stays.
         return [trial for _, trial in sorted(rows, key=lambda row: row[0])]
