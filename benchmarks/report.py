@@ -1,19 +1,23 @@
-"""Writes the tables of docs/results.md and docs/speed.md: ``python -m benchmarks.report``.
+"""Writes the tables and figures of docs/results.md and docs/speed.md: ``python -m benchmarks.report``.
 
-Between the two markers of a page everything is replaced; a second run changes nothing.
+Between two markers of a page everything is replaced; a second run changes nothing. The figures lie
+beside the results that they are made of.
 """
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
-from benchmarks import speed_report
+from benchmarks import speed_report, suite_figures, suite_tables, suites
+from benchmarks.suite_data import SuiteData
 
 ROOT = Path(__file__).resolve().parent
 RESULTS = ROOT / "results" / "0.1.0" / "presets.csv"
 PAGE = ROOT.parent / "docs" / "results.md"
 SPEED_PAGE = ROOT.parent / "docs" / "speed.md"
 BEGIN, END = "<!-- table: python -m benchmarks.report -->", "<!-- end of table -->"
+SUITES_BEGIN, SUITES_END = "<!-- suites: python -m benchmarks.report -->", "<!-- end of suites -->"
 
 
 def table(results: Path = RESULTS) -> str:
@@ -42,13 +46,22 @@ def table(results: Path = RESULTS) -> str:
     return "\n".join(lines)
 
 
-def page(text: str, results: Path = RESULTS) -> str:
-    """Return the page with the table between its markers made anew.
+def all_suites() -> list[SuiteData]:
+    """Return the results of every suite, published or not."""
+    return [SuiteData(name, suites.load(name)) for name in suites.names()]
+
+
+def page(text: str, results: Path = RESULTS, data: Sequence[SuiteData] | None = None) -> str:
+    """Return the page of results with everything between its markers made anew.
 
     :param text: the page as it is
-    :param results: csv with one row for each run
+    :param results: csv of 0.1.0 with one row for each run
+    :param data: results of suites; by default all
     """
-    return _between_markers(text, table(results))
+    sections = [suite_tables.text(suite) for suite in (all_suites() if data is None else data)]
+    text = _between_markers(text, table(results))
+    content = "\n\n".join(section for section in sections if section)
+    return _between_markers(text, content, SUITES_BEGIN, SUITES_END)
 
 
 def speed_page(text: str, results: Path = speed_report.RESULTS) -> str:
@@ -60,11 +73,18 @@ def speed_page(text: str, results: Path = speed_report.RESULTS) -> str:
     return _between_markers(text, speed_report.tables(results))
 
 
-def _between_markers(text: str, content: str) -> str:
-    before, rest = text.split(BEGIN)
-    return f"{before}{BEGIN}\n{content}\n{END}{rest.split(END)[1]}"
+def main() -> None:
+    """Draw the figures and write the pages."""
+    for suite in all_suites():
+        suite_figures.make(suite)
+    PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    SPEED_PAGE.write_text(speed_page(SPEED_PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def _between_markers(text: str, content: str, begin: str = BEGIN, end: str = END) -> str:
+    before, rest = text.split(begin)
+    return f"{before}{begin}\n{content}\n{end}{rest.split(end)[1]}"
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
-    SPEED_PAGE.write_text(speed_page(SPEED_PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    main()

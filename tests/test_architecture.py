@@ -31,10 +31,11 @@ ABOVE = {
     "distributed": {"algorithm", "experiment", "cli"},
     "envs": {"algorithm", "experiment", "cli"},
     "checkpoint": {"algorithm", "experiment", "cli"},
-    "algorithm": {"envs", "presets", "runs", "experiment", "cli"},
-    "presets": {"experiment", "cli"},
-    "runs": {"experiment", "cli"},
-    "experiment": {"cli"},
+    "algorithm": {"envs", "presets", "runs", "experiment", "compare", "cli"},
+    "presets": {"experiment", "compare", "cli"},
+    "runs": {"experiment", "compare", "cli"},
+    "experiment": {"compare", "cli"},
+    "compare": {"cli"},
 }
 
 

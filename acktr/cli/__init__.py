@@ -1,4 +1,4 @@
-"""The command line: ``acktr train | evaluate | plot | record``.
+"""The command line: ``acktr train | evaluate | plot | record | compare``.
 
 Exit codes: 0 done, 2 bad arguments or configuration, 3 diverged, 4 checkpoint unusable, 130 saved and
 stopped by Ctrl-C, 143 saved and stopped by SIGTERM or SIGUSR1.
@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import tyro
 
 import acktr
+from acktr.cli.compare import compare
 from acktr.cli.evaluate import evaluate
 from acktr.cli.plot import plot
 from acktr.cli.record import record
@@ -22,6 +23,7 @@ _COMMANDS: dict[str, Callable[..., int]] = {
     "evaluate": evaluate,
     "plot": plot,
     "record": record,
+    "compare": compare,
 }
 _DESCRIPTION = "Natural-gradient reinforcement learning with Kronecker-factored curvature."
 

@@ -51,6 +51,13 @@ def run_directory(tmp_path_factory):
         (["record", "nowhere"], 4, "nowhere holds no run"),
         (["plot", "nowhere"], 4, "nowhere holds no run"),
         (["plot"], 2, "name at least one run"),
+        (["compare", "--help"], 0, ""),
+        (["compare", TOY, "--algos", "acktr,sac"], 2, "'sac': choose from acktr, a2c, ppo, trpo."),
+        (["compare", TOY, "--algos", ","], 2, "nothing to compare"),
+        (["compare", "HalfChetah-v5", "--algos", "a2c"], 2, "HalfCheetah-v5"),
+        (["compare", TOY, "--steps", "0"], 2, "--steps is 0"),
+        (["compare", TOY, "--seeds", "0"], 2, "--seeds is 0"),
+        (["compare", TOY, "--jobs", "0"], 2, "--jobs is 0"),
     ],
 )
 def test_exit_codes(monkeypatch, tmp_path, capsys, arguments, code, message):

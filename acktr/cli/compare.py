@@ -1,0 +1,95 @@
+"""``acktr compare``: ACKTR beside A2C, PPO and TRPO on one environment."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from tyro.conf import Positional, arg
+
+if TYPE_CHECKING:
+    from acktr.compare.comparison import Comparison
+
+_FAILED, _DIVERGED, _INTERRUPTED, _TERMINATED = 1, 3, 130, 143
+
+
+def compare(
+    env: Annotated[Positional[str], arg(metavar="ENV")],
+    *,
+    algos: Annotated[str, arg(metavar="A,B,...")] = "acktr,a2c,ppo,trpo",
+    steps: Annotated[int | None, arg(metavar="N")] = None,
+    seeds: Annotated[int, arg(metavar="K")] = 3,
+    jobs: Annotated[int | None, arg(metavar="J")] = None,
+    out: Annotated[str | None, arg(metavar="DIR")] = None,
+) -> int:
+    """Train algorithms side by side, each with its tuned settings, and draw return over steps and time.
+
+    Given again, the command goes on where it was stopped.
+
+    :param env: a gymnasium id, or module:id to import module first
+    :param algos: some of acktr, a2c, ppo, trpo
+    :param steps: environment steps of each training (default: the preset's)
+    :param seeds: trainings of each algorithm, with the seeds 0, 1, ...
+    :param jobs: trainings at a time, each with one thread (default: one a core)
+    :param out: for csv files and picture (default: runs/compare-ENV)
+    """
+    # Imported here: torch takes seconds, and --help should not.
+    from acktr.compare.comparison import compare as compare_algorithms
+    from acktr.compare.runner import Terminated
+
+    try:
+        comparison = compare_algorithms(
+            env,
+            [name.strip() for name in algos.split(",") if name.strip()],
+            n_timesteps=steps,
+            n_seeds=seeds,
+            jobs=jobs,
+            out=None if out is None else Path(out),
+            # Where results go and how many run at a time is not what they depend on.
+            command=shlex.join(["acktr", "compare", env, *(("--steps", str(steps)) if steps else ())]),
+            tell=lambda line: print(line, file=sys.stderr, flush=True),
+        )
+    except (KeyboardInterrupt, Terminated) as error:
+        print("acktr: stopped; the same command goes on with what is not done.", file=sys.stderr)
+        return _TERMINATED if isinstance(error, Terminated) else _INTERRUPTED
+    _show(comparison)
+    return _exit_code(comparison)
+
+
+def _show(comparison: "Comparison") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("algorithm", box=None)
+    for column in ("seed", "steps", "last 100 episodes", "evaluation", "seconds", "steps/s", ""):
+        table.add_column(column, justify="right")
+    for row in comparison.rows:
+        table.add_row(
+            row["label"],
+            row["seed"],
+            f"{int(row['steps']):,}",
+            _rounded(row["last_100_return"]),
+            f"{_rounded(row['eval_mean'])} ± {_rounded(row['eval_std'])}",
+            _rounded(row["seconds"]),
+            f"{float(row['fps']):,.0f}",
+            "diverged" if row["diverged"] == "yes" else "",
+        )
+    if comparison.rows:
+        Console(highlight=False).print(table)
+        print(f"table    {comparison.table}\npicture  {comparison.picture}")
+    for failure in comparison.summary.failed:
+        name = f"{failure.trial.label}, seed {failure.trial.seed}"
+        print(f"acktr: {name} failed: {failure.error}", file=sys.stderr)
+    for trial in comparison.summary.busy:
+        print(f"acktr: {trial.label}, seed {trial.seed} is being trained elsewhere.", file=sys.stderr)
+
+
+def _rounded(text: str) -> str:
+    return f"{float(text):,.1f}" if text else "–"
+
+
+def _exit_code(comparison: "Comparison") -> int:
+    if comparison.summary.failed:
+        # That of the training if it is one of acktr's own; what ended by a signal has a negative one.
+        return max(comparison.summary.failed[0].exit_code, _FAILED)
+    return _DIVERGED if comparison.summary.diverged else 0

@@ -1,0 +1,86 @@
+"""Several algorithms side by side on one environment: what ``acktr compare`` does."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from acktr.compare.plot import plot_comparison
+from acktr.compare.runner import Summary, choose_cores, run_trials
+from acktr.compare.store import Store
+from acktr.compare.trial import ALGORITHMS, Trial, check_algorithm
+from acktr.errors import ConfigurationError
+from acktr.presets import resolve
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What ``acktr compare`` has to show.
+
+    :param rows: of the store, those of this comparison, by algorithm and seed
+    :param summary: what became of the trainings
+    :param table: the csv file
+    :param picture: the figure; ``None`` if nothing has been trained
+    """
+
+    rows: list[dict[str, str]]
+    summary: Summary
+    table: Path
+    picture: Path | None
+
+
+def compare(
+    env_id: str,
+    algos: Sequence[str] = ALGORITHMS,
+    *,
+    n_timesteps: int | None = None,
+    n_seeds: int = 3,
+    jobs: int | None = None,
+    out: Path | None = None,
+    command: str = "",
+    tell: Callable[[str], None] = lambda _: None,
+) -> Comparison:
+    """Train algorithms on one environment, each with its tuned settings, and draw them.
+
+    ACKTR has the preset of the environment, its peers have RL Baselines3 Zoo's settings. What ``out``
+    already holds is not trained again.
+
+    :param env_id: an id that :func:`acktr.envs.make_vec_env` accepts
+    :param algos: of :data:`acktr.compare.trial.ALGORITHMS`
+    :param n_timesteps: environment steps of each training; by default those of ACKTR's preset
+    :param n_seeds: seeds 0, 1, ... of each algorithm
+    :param jobs: trainings at a time; by default one a core
+    :param out: for csv files and picture; by default ``runs/compare-ENV``
+    :param command: what the user typed, for the manifest
+    :param tell: called with a line whenever a training starts or ends
+    :raises ConfigurationError: for an unknown algorithm or environment, a number below 1, a package
+        that is missing, or a directory that cannot be written
+    """
+    algos = list(dict.fromkeys(algos))
+    if not algos:
+        raise ConfigurationError(f"There is nothing to compare: choose from {', '.join(ALGORITHMS)}.")
+    for algo in algos:
+        check_algorithm(algo)
+    for name, value in (("--steps", n_timesteps), ("--seeds", n_seeds)):
+        if value is not None and value < 1:
+            raise ConfigurationError(f"{name} is {value}: at least 1 is needed.")
+    cores = choose_cores(jobs)
+    preset = resolve(env_id).configuration
+    steps, episodes = n_timesteps or preset.n_timesteps, preset.n_final_eval_episodes
+    name = env_id.replace("/", "-").replace(":", "-")
+    store = Store(out or Path("runs") / f"compare-{name}")
+    # All algorithms with the first seed first: a comparison that is stopped early has all of them.
+    trials = [
+        Trial(env_id, algo, seed, steps, algo, eval_episodes=episodes)
+        for seed in range(n_seeds)
+        for algo in algos
+    ]
+    summary = run_trials(trials, store, cores, command=command, tell=tell)
+    found = {trial.key: row for trial in trials if (row := store.find(trial)) is not None}
+    groups = {
+        algo: [store.curve(trial.key) for trial in trials if trial.algo == algo and trial.key in found]
+        for algo in algos
+    }
+    groups = {algo: curves for algo, curves in groups.items() if curves}
+    picture = plot_comparison(env_id, groups, store.path / "comparison.png") if groups else None
+    rows = [found[t.key] for algo in algos for t in trials if t.algo == algo and t.key in found]
+    return Comparison(rows, summary, store.table, picture)

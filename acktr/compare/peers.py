@@ -1,0 +1,160 @@
+"""SB3's A2C and PPO and sb3-contrib's TRPO, built as RL Baselines3 Zoo builds them."""
+
+import re
+from collections.abc import Mapping
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import gymnasium as gym
+import yaml
+from gymnasium import spaces
+from stable_baselines3 import A2C, PPO
+from stable_baselines3.common.atari_wrappers import AtariWrapper
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
+from stable_baselines3.common.utils import LinearSchedule
+from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
+from torch import nn
+
+from acktr.envs.lookup import family, find_spec, is_atari, is_installed
+from acktr.errors import ConfigurationError
+
+PEERS = ("a2c", "ppo", "trpo")
+# What the values of the YAML may name.
+_CLASSES = {"ReLU": nn.ReLU, "Tanh": nn.Tanh, "ELU": nn.ELU, "RMSpropTFLike": RMSpropTFLike}
+_SCHEDULES = ("learning_rate", "clip_range")
+_NOT_ARGUMENTS = ("n_timesteps", "n_envs", "normalize", "frame_stack", "policy", "zoo_entry")
+
+
+def check_installed(algo: str) -> None:
+    """Refuse TRPO where sb3-contrib is not installed.
+
+    :raises ConfigurationError: with the pip line
+    """
+    if algo == "trpo" and not is_installed("sb3_contrib"):
+        raise ConfigurationError(
+            "trpo needs sb3-contrib, which is not installed: "
+            'run `pip install "acktr[compare]"`, or leave trpo out.'
+        )
+
+
+def peer_settings(
+    algo: str, env_id: str, n_timesteps: int, overrides: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return the Zoo's settings for a task, and under ``zoo_entry`` the id they are written under.
+
+    :param algo: one of :data:`PEERS`
+    :param env_id: an id that :func:`acktr.envs.make_vec_env` accepts
+    :param n_timesteps: environment steps, in place of the Zoo's
+    :param overrides: settings that replace the Zoo's
+    :raises ConfigurationError: if there is no such environment
+    """
+    entries = _data()[algo]
+    entry = _find_entry(entries, env_id)
+    zoo = {"zoo_entry": entry, **entries[entry]}
+    return {**zoo, **(overrides or {}), "n_timesteps": n_timesteps}
+
+
+def build_model(algo: str, env_id: str, settings: Mapping[str, Any], seed: int) -> OnPolicyAlgorithm:
+    """Build a peer with its environments.
+
+    :param settings: what :func:`peer_settings` returned
+    :param seed: seeds weights, actions and environments
+    :raises ConfigurationError: if sb3-contrib is missing, or an argument is refused
+    """
+    check_installed(algo)
+    env = build_env(env_id, settings, settings.get("n_envs", 1), seed)
+    policy = _fitting_policy(settings["policy"], env.observation_space)
+    arguments = {key: value for key, value in settings.items() if key not in _NOT_ARGUMENTS}
+    for key in _SCHEDULES:
+        if isinstance(arguments.get(key), str):
+            arguments[key] = LinearSchedule(float(arguments[key].removeprefix("lin_")), 0.0, 1.0)
+    if "policy_kwargs" in arguments:
+        arguments["policy_kwargs"] = _with_classes(arguments["policy_kwargs"])
+    # Small networks gain nothing from an accelerator, and SB3 warns of one.
+    device = "auto" if policy == "CnnPolicy" else "cpu"
+    try:
+        return _class(algo)(policy, env, seed=seed, device=device, **arguments)
+    except (AssertionError, TypeError, ValueError) as error:
+        env.close()
+        raise ConfigurationError(
+            f"{algo} cannot be built for {env_id}: {' '.join(str(error).split())}"
+        ) from error
+
+
+def build_env(
+    env_id: str, settings: Mapping[str, Any], n_envs: int, seed: int, *, training: bool = True
+) -> VecEnv:
+    """Build the environments that settings ask for, wrapped in the Zoo's order.
+
+    :param settings: what :func:`peer_settings` returned
+    :param n_envs: how many
+    :param seed: environment i starts from ``seed + i``
+    :param training: whether statistics move and rewards are normalised
+    """
+    spec = find_spec(env_id)
+    atari = is_atari(spec)
+    env: VecEnv = make_vec_env(
+        lambda **kwargs: gym.make(spec, **kwargs),
+        n_envs,
+        seed,
+        wrapper_class=AtariWrapper if atari else None,
+        # AtariWrapper skips frames itself.
+        env_kwargs={"frameskip": 1} if atari else None,
+    )
+    normalize = settings.get("normalize", False)
+    if normalize:
+        arguments = dict(normalize) if isinstance(normalize, Mapping) else {}
+        arguments["gamma"] = settings.get("gamma", 0.99)
+        arguments["norm_reward"] = arguments.get("norm_reward", True) and training
+        env = VecNormalize(env, training=training, **arguments)
+    depth = settings.get("frame_stack", 4 if atari else 1)
+    if depth > 1:
+        env = VecFrameStack(env, depth)
+    # SB3 puts image channels first; training and evaluation must be wrapped in the same way.
+    return OnPolicyAlgorithm._wrap_env(env)
+
+
+@cache
+def _data() -> dict[str, Any]:
+    text = resources.files("acktr.compare").joinpath("peers.yaml").read_text(encoding="utf-8")
+    data: dict[str, Any] = yaml.safe_load(text)
+    return data
+
+
+def _find_entry(entries: Mapping[str, Any], env_id: str) -> str:
+    """Name the entry: of the id, of another version of it (the highest), of its family, or default."""
+    name = find_spec(env_id).id
+    if name in entries:
+        return name
+    stem = re.sub(r"-v\d+$", "", name)
+    versions = [key for key in entries if re.fullmatch(re.escape(stem) + r"-v\d+", key)]
+    if versions:
+        return max(versions, key=lambda key: int(key.rpartition("-v")[2]))
+    fallback = _data()["families"].get(family(env_id))
+    return fallback if fallback in entries else "default"
+
+
+def _fitting_policy(policy: str, observation_space: spaces.Space) -> str:
+    """Take the policy for images or dictionaries where the Zoo's default cannot read them well."""
+    if isinstance(observation_space, spaces.Dict):
+        return "MultiInputPolicy"
+    return "CnnPolicy" if is_image_space(observation_space) else policy
+
+
+def _class(algo: str) -> type[OnPolicyAlgorithm]:
+    classes: dict[str, type[OnPolicyAlgorithm]] = {"a2c": A2C, "ppo": PPO}
+    if algo == "trpo":
+        from sb3_contrib import TRPO
+
+        classes["trpo"] = TRPO
+    return classes[algo]
+
+
+def _with_classes(policy_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: _CLASSES[value] if isinstance(value, str) else value for key, value in policy_kwargs.items()
+    }

@@ -1,0 +1,257 @@
+"""Where the results of trials lie: csv files that are whole at any moment and easy to merge.
+
+::
+
+    runs.csv            one row a trial: its scores, its time, its code
+    curves/KEY.csv      the learning curve of one trial
+    settings/HASH.json  every setting behind the hash in a row
+    manifest.json       per session: command, commit, versions, machine, date
+    trials/KEY/         files of a trial: trial.json, log.txt, ACKTR's run directory; not for git
+"""
+
+import contextlib
+import csv
+import hashlib
+import importlib.metadata
+import io
+import json
+import os
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from acktr.compare.curve import COLUMNS as CURVE_COLUMNS
+from acktr.compare.curve import MILESTONES
+from acktr.errors import CheckpointError, ConfigurationError
+from acktr.runs import read_table, versions
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from acktr.compare.trial import Outcome, Trial
+
+# fcntl is Unix's: elsewhere nothing keeps two runners from training the same trial.
+try:
+    import fcntl
+except ImportError:  # pragma: no cover
+    fcntl = None  # type: ignore[assignment]
+
+COLUMNS = (
+    "env", "label", "seed", "algo", "n_timesteps", "steps", "episodes", "last_100_return", "eval_mean",
+    "eval_std", "eval_episodes", "best_100_return", *MILESTONES, "seconds", "cpu_seconds", "fps",
+    "diverged", "backend", "settings", "commit", "session",
+)  # fmt: skip
+_PACKAGES = ("sb3-contrib", "envpool")
+
+
+class Store:
+    """The results below one directory.
+
+    :param path: the directory; it is made when the first result is added
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.table = path / "runs.csv"
+        self._trials = path / "trials"
+
+    def rows(self) -> list[dict[str, str]]:
+        """Read the table, one mapping for each trial; no table is an empty one.
+
+        :raises CheckpointError: if its header is not that of a table of trials
+        """
+        if not self.table.exists():
+            return []
+        with self.table.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            rows = list(reader)
+        if tuple(reader.fieldnames or ()) != COLUMNS:
+            raise CheckpointError(f"{self.table} is not a table of trials: restore it, or remove it.")
+        return rows
+
+    def find(self, trial: "Trial") -> dict[str, str] | None:
+        """Return the row of a trial, ``None`` if there is none, whatever settings it was made with."""
+        name = _name(trial)
+        return next((row for row in self.rows() if _key(row) == name), None)
+
+    def curve(self, key: str) -> "dict[str, np.ndarray]":
+        """Read a learning curve: a column for each name, NaN where no episode had ended yet.
+
+        :param key: of the trial
+        """
+        return read_table(self.path / "curves" / f"{key}.csv", CURVE_COLUMNS)
+
+    def prepare(self) -> None:
+        """Make the directories; what lies in ``trials`` is nothing for git.
+
+        :raises ConfigurationError: if they cannot be written
+        """
+        try:
+            self._trials.mkdir(parents=True, exist_ok=True)
+            (self._trials / ".gitignore").write_text("*\n", encoding="utf-8")
+        except OSError as error:
+            raise ConfigurationError(
+                f"{self.path} cannot be written ({error.strerror}): give another directory with --out."
+            ) from error
+
+    def folder(self, trial: "Trial") -> Path:
+        """Return the folder for the files of a trial."""
+        return self._trials / trial.key
+
+    def add(
+        self,
+        trial: "Trial",
+        outcome: "Outcome",
+        settings: Mapping[str, Any],
+        session: Mapping[str, Any],
+    ) -> None:
+        """Add a trial, in place of an earlier one of the same name.
+
+        The row comes last, and all at once: what has a row is complete.
+
+        :param trial: what was trained
+        :param outcome: what came out
+        :param settings: all of them
+        :param session: as :func:`session` returned it when training began
+        """
+        from acktr.compare.trial import settings_hash
+
+        hashed, session_id = settings_hash(settings), _digest(session)
+        curve = [
+            (p.steps, f"{p.seconds:.2f}", f"{p.cpu_seconds:.2f}", _number(p.mean_return, "nan"))
+            for p in outcome.curve.points
+        ]
+        values = {
+            "env": trial.env_id,
+            "label": trial.label,
+            "seed": trial.seed,
+            "algo": trial.algo,
+            "n_timesteps": trial.n_timesteps,
+            **outcome.scores,
+            "settings": hashed,
+            "commit": session["versions"]["git_commit"],
+            "session": session_id,
+        }
+        row = {name: _number(values.get(name)) for name in COLUMNS}
+        self.prepare()
+        with self.lock("store"):
+            _write(self.path / "curves" / f"{trial.key}.csv", _csv([CURVE_COLUMNS, *curve]))
+            _write(self.path / "settings" / f"{hashed}.json", _json(settings))
+            self._add([row], {session_id: session})
+
+    def merge(self, other: "Store") -> int:
+        """Take over what another store holds; of trials that both have, the other's.
+
+        :param other: which stays as it is
+        :return: the number of its rows
+        :raises CheckpointError: if it holds no results
+        """
+        rows = other.rows()
+        if not rows:
+            raise CheckpointError(f"{other.path} holds no results: there is no runs.csv with a row.")
+        self.prepare()
+        with self.lock("store"):
+            for folder in ("curves", "settings"):
+                for path in sorted((other.path / folder).iterdir()):
+                    _write(self.path / folder / path.name, path.read_text(encoding="utf-8"))
+            self._add(rows, other.manifest())
+        return len(rows)
+
+    def manifest(self) -> dict[str, Any]:
+        """Read the manifest: a mapping for each session."""
+        path = self.path / "manifest.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+    def _add(self, rows: Sequence[Mapping[str, str]], sessions: Mapping[str, Any]) -> None:
+        """Write rows and their sessions; the rows last, for what has a row is complete."""
+        _write(self.path / "manifest.json", _json({**self.manifest(), **sessions}))
+        table = {_key(row): row for row in [*self.rows(), *rows]}
+        ordered = sorted(table.values(), key=lambda r: (r["env"], r["label"], int(r["seed"])))
+        _write(self.table, _csv([COLUMNS, *([row[name] for name in COLUMNS] for row in ordered)]))
+
+    @contextlib.contextmanager
+    def lock(self, name: str, *, wait: bool = True) -> Iterator[bool]:
+        """Hold a lock, which the system releases when this process ends, however that happens.
+
+        :param name: of the lock
+        :param wait: until it is free; otherwise yields whether it was
+        """
+        with (self._trials / f"{name}.lock").open("w") as file:
+            try:
+                if fcntl is not None:
+                    fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                yield False
+            else:
+                yield True
+
+
+def session(command: str) -> dict[str, Any]:
+    """Describe the code, versions and machine of this process.
+
+    :param command: what the user typed
+    """
+    found = versions()
+    for package in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    del found["command"]
+    machine = {
+        "cpu": _cpu(),
+        "platform": found.pop("platform"),
+        "processors": found.pop("processors"),
+        "threads": 1,
+    }
+    return {
+        "command": command,
+        "date": date.today().isoformat(),
+        "machine": machine,
+        "versions": found,
+    }
+
+
+def _name(trial: "Trial") -> tuple[str, str, str]:
+    return trial.env_id, trial.label, str(trial.seed)
+
+
+def _key(row: Mapping[str, str]) -> tuple[str, str, str]:
+    return row["env"], row["label"], row["seed"]
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(_json(content).encode()).hexdigest()[:10]
+
+
+def _cpu() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _number(value: Any, missing: str = "") -> str:
+    """Write a value with six significant digits."""
+    if value is None:
+        return missing
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _csv(rows: Sequence[Sequence[Any]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
+def _json(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=1, sort_keys=True) + "\n"
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file all at once: whoever reads it finds the old one or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)

@@ -1,0 +1,130 @@
+"""What is known of a suite: the rows of its runs by task and label, their scores and curves."""
+
+import csv
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from acktr.compare.store import Store
+from acktr.compare.trial import Trial
+from benchmarks.statistics import iqm
+from benchmarks.suites import Suite
+
+RESULTS = Path(__file__).resolve().parent / "results"
+RANDOM_POLICY = RESULTS / "random_policy.csv"
+ACKTR, PEERS = "acktr", ("ppo", "trpo")
+# A run has collapsed if it ends this far, as a share of its size, below its own best.
+_COLLAPSE = 0.5
+
+Row = Mapping[str, str]
+
+
+class SuiteData:
+    """The results of a suite, complete or not.
+
+    :param name: of the suite
+    :param suite: what it asks for
+    :param path: the directory of its store
+    """
+
+    def __init__(self, name: str, suite: Suite, path: Path | None = None) -> None:
+        self.name, self.suite = name, suite
+        self.path = RESULTS / name if path is None else path
+        self._store = Store(self.path)
+
+    @cached_property
+    def wanted(self) -> list[Trial]:
+        """Every run that the suite asks for."""
+        return self.suite.trials()
+
+    @cached_property
+    def rows(self) -> dict[tuple[str, str], list[Row]]:
+        """The rows by task and label, in the suite's order; those without a single episode left out."""
+        known = {(row["env"], row["label"], row["seed"]): row for row in self._store.rows()}
+        rows: dict[tuple[str, str], list[Row]] = {}
+        for env in self.envs_wanted:
+            for label in self.suite.algorithms:
+                for trial in self.wanted:
+                    if (trial.env_id, trial.label) != (env, label):
+                        continue
+                    row = known.get((env, label, str(trial.seed)))
+                    if row is not None and row["last_100_return"]:
+                        rows.setdefault((env, label), []).append(row)
+        return rows
+
+    @property
+    def envs_wanted(self) -> list[str]:
+        """The tasks of the suite."""
+        return list(dict.fromkeys(trial.env_id for trial in self.wanted))
+
+    @property
+    def envs(self) -> list[str]:
+        """The tasks that have a run."""
+        return list(dict.fromkeys(env for env, _ in self.rows))
+
+    @property
+    def labels(self) -> list[str]:
+        """The labels that have a run."""
+        found = {label for _, label in self.rows}
+        return [label for label in self.suite.algorithms if label in found]
+
+    def n_wanted(self, env: str, label: str) -> int:
+        """Count the seeds that the suite asks for."""
+        return sum(trial.env_id == env and trial.label == label for trial in self.wanted)
+
+    def scores(self, env: str, label: str, column: str = "last_100_return") -> np.ndarray:
+        """Return a column of the runs of a task and label, ``(n_seeds,)``, empty values left out."""
+        rows = self.rows.get((env, label), [])
+        return np.array([float(row[column]) for row in rows if row[column]])
+
+    def score(self, env: str, label: str, column: str = "last_100_return") -> float | None:
+        """Return the interquartile mean of a column; ``None`` where there is none."""
+        scores = self.scores(env, label, column)
+        return float(iqm(scores)) if len(scores) else None
+
+    def curves(self, env: str, label: str) -> list[dict[str, np.ndarray]]:
+        """Return the learning curve of each seed."""
+        steps = {(t.env_id, t.label, str(t.seed)): t.key for t in self.wanted}
+        return [
+            self._store.curve(steps[row["env"], row["label"], row["seed"]])
+            for row in self.rows.get((env, label), [])
+        ]
+
+    def target(self, env: str) -> tuple[str, float] | None:
+        """Return the better of PPO and TRPO at the end, and its score; ``None`` if one is missing."""
+        scores = {label: self.score(env, label) for label in PEERS}
+        if any(score is None for score in scores.values()):
+            return None
+        return max(((label, score) for label, score in scores.items() if score is not None),
+                   key=lambda pair: pair[1])  # fmt: skip
+
+    def normalized(self, label: str, column: str = "last_100_return") -> dict[str, np.ndarray]:
+        """Return the scores of each task: 0 is the random policy, 1 the better of PPO and TRPO."""
+        random = random_policy()
+        normalized = {}
+        for env in self.envs:
+            scores, target = self.scores(env, label, column), self.target(env)
+            if len(scores) and target is not None and env in random:
+                normalized[env] = (scores - random[env]) / (target[1] - random[env])
+        return normalized
+
+    def manifest(self) -> dict[str, Any]:
+        """Read the manifest: a mapping for each session."""
+        return self._store.manifest()
+
+
+def collapsed(row: Row) -> bool:
+    """Tell whether a run ended at less than half of its own best (below zero: half as far again)."""
+    best, last = float(row["best_100_return"]), float(row["last_100_return"])
+    return last < best - _COLLAPSE * abs(best)
+
+
+def random_policy(path: Path = RANDOM_POLICY) -> dict[str, float]:
+    """Return the mean return of the random policy on each task."""
+    if not path.is_file():
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        return {row["env"]: float(row["mean_return"]) for row in csv.DictReader(file)}

@@ -1,0 +1,89 @@
+"""The figures of a suite: learning curves over steps and over time, and performance profiles."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from acktr.compare.plot import SECONDS, draw, save
+from benchmarks.statistics import interval, iqm_with_interval, profile
+from benchmarks.suite_data import SuiteData
+
+_COLUMNS = 3
+# More in one panel cannot be told apart: tables alone.
+_MOST_LINES = 8
+_THRESHOLDS = np.linspace(-0.2, 2.0, 111)
+
+
+def make(data: SuiteData) -> list[Path]:
+    """Draw everything that the results allow, beside them.
+
+    :param data: the results of a suite
+    :return: the pictures
+    """
+    if not data.rows:
+        return []
+    pictures = []
+    if len(data.labels) <= _MOST_LINES:
+        pictures.append(save(curves(data, "steps"), data.path / "steps.png"))
+        pictures.append(save(curves(data, "cpu_seconds"), data.path / "time.png"))
+    if any(data.normalized(label) for label in data.labels):
+        pictures.append(save(profiles(data), data.path / "profile.png"))
+    return pictures
+
+
+def curves(data: SuiteData, x: str) -> Figure:
+    """Draw a panel for each task, a line for each label: the IQM over seeds and its interval.
+
+    :param x: ``"steps"`` or ``"cpu_seconds"``
+    """
+    n_rows = math.ceil(len(data.envs) / _COLUMNS)
+    n_columns = min(len(data.envs), _COLUMNS)
+    figure = Figure(figsize=(4.2 * n_columns, 3.2 * n_rows + 0.4), layout="constrained")
+    panels = figure.subplots(n_rows, n_columns, squeeze=False).flat
+    colours = {label: f"C{i}" for i, label in enumerate(data.suite.algorithms)}
+    # Tasks first: of the two it is they that end, and no panel is lost.
+    for env, axes in zip(data.envs, panels, strict=False):
+        groups = {label: data.curves(env, label) for label in data.labels if (env, label) in data.rows}
+        draw(axes, groups, x, iqm_with_interval, colours)
+        axes.set_title(env, fontsize="medium")
+        axes.set_xlabel("")
+        # Labels with their seeds: they may differ from task to task while results come in.
+        axes.legend(fontsize="x-small")
+    for axes in list(panels):
+        axes.set_axis_off()
+    figure.supxlabel("environment steps" if x == "steps" else SECONDS[x], fontsize="medium")
+    figure.supylabel("return, mean of the last 100 episodes", fontsize="medium")
+    return figure
+
+
+def profiles(data: SuiteData) -> Figure:
+    """Draw the share of runs above each normalised score, with its interval."""
+    figure = Figure(figsize=(6.5, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for i, label in enumerate(data.suite.algorithms):
+        tasks = list(data.normalized(label).values()) if label in data.labels else []
+        if tasks:
+            _profile(axes, f"{label} ({len(tasks)} tasks)", f"C{i}", tasks, profile(_THRESHOLDS))
+    axes.set_xlabel("normalised score: 0 is the random policy, 1 the better of PPO and TRPO")
+    axes.set_ylabel("share of runs above")
+    axes.axvline(1.0, color="black", linewidth=0.8, linestyle=":")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return figure
+
+
+def _profile(
+    axes: Axes,
+    label: str,
+    colour: str,
+    tasks: list[np.ndarray],
+    statistic: Callable[..., np.ndarray],
+) -> None:
+    axes.plot(_THRESHOLDS, statistic(*tasks), color=colour, label=label)
+    ends = interval(statistic, tasks)
+    if ends is not None:
+        axes.fill_between(_THRESHOLDS, *ends, color=colour, alpha=0.15, linewidth=0)

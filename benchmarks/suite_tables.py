@@ -1,0 +1,237 @@
+"""The text of a suite in docs/results.md: where it ran, and its tables in Markdown."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from benchmarks.statistics import Estimate, estimate, improvement, iqm
+from benchmarks.suite_data import ACKTR, SuiteData, collapsed
+
+MILESTONES = (300_000, 500_000)
+
+
+def text(data: SuiteData) -> str:
+    """Return the section of a suite; nothing where no run of it is published.
+
+    :param data: its results
+    """
+    if not data.rows:
+        return ""
+    suite = data.suite
+    parts = [f"## {suite.title}", suite.about.strip(), provenance(data)]
+    if figures := figure_links(data):
+        parts += figures
+    if len(data.envs) > 1 and not any(data.target(env) for env in data.envs):
+        parts += ["**IQM by task**", overview_table(data)]
+    parts += ["**Every seed**", scores_table(data)]
+    if ACKTR in data.labels and any(data.target(env) for env in data.envs):
+        parts += ["**Over all tasks**", aggregate_table(data)]
+        parts += ["**Sample efficiency**", efficiency_table(data)]
+    if {ACKTR, "ppo"} <= set(data.labels):
+        parts += ["**Time to PPO's final return**", time_table(data)]
+    return "\n\n".join(parts)
+
+
+def provenance(data: SuiteData) -> str:
+    """Return how many runs there are, of which code, where, and the command that repeats them."""
+    rows = [row for rows in data.rows.values() for row in rows]
+    sessions = [s for key, s in sorted(data.manifest().items()) if key in {r["session"] for r in rows}]
+    commits = sorted({row["commit"][:8] + ("+" if row["commit"].endswith("+") else "") for row in rows})
+    machines = sorted(
+        {f"{s['machine']['cpu']} with {s['machine']['processors']} cores" for s in sessions}
+    )
+    packages = ("torch", "stable-baselines3", "sb3-contrib", "gymnasium", "mujoco")
+    versions = sorted(
+        {", ".join(f"{p} {s['versions'][p]}" for p in packages if p in s["versions"]) for s in sessions}
+    )
+    dates = sorted(s["date"] for s in sessions)
+    when = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
+    lines = [
+        f"`python -m benchmarks.run {data.name}`: {len(rows)} of {len(data.wanted)} runs, {when}, "
+        f"one thread each on {' and '.join(machines)}; {'; '.join(versions)}; "
+        f"commit{'s' if len(commits) > 1 else ''} {', '.join(commits)} (+: with changes)."
+    ]
+    mixed = [
+        f"{label} on {env}"
+        for (env, label), group in data.rows.items()
+        if len({row["settings"] for row in group}) > 1
+    ]
+    if mixed:
+        lines.append(f"**Seeds with different settings: {', '.join(mixed)}.**")
+    ours = [group for (_, label), group in data.rows.items() if label == ACKTR]
+    if len(ours) > 1 and len({row["settings"] for group in ours for row in group}) == 1:
+        lines.append("ACKTR had the same settings on all tasks.")
+    missing = []
+    for label in data.suite.algorithms:
+        n_wanted = sum(trial.label == label for trial in data.wanted)
+        n_missing = n_wanted - sum(len(data.rows.get((env, label), [])) for env in data.envs)
+        if n_missing:
+            missing.append(f"{n_missing} of {n_wanted} runs of {label}")
+    if missing:
+        lines.append(f"**Not complete:** {', '.join(missing)} are missing.")
+    return " ".join(lines)
+
+
+def figure_links(data: SuiteData) -> list[str]:
+    """Return the pictures that lie beside the results."""
+    captions = {
+        "steps.png": "Return over steps",
+        "time.png": "Return over seconds of one core",
+        "profile.png": "Share of runs above a normalised score",
+    }
+    folder = f"../benchmarks/results/{data.name}"
+    return [
+        f"![{caption}]({folder}/{name})"
+        for name, caption in captions.items()
+        if (data.path / name).is_file()
+    ]
+
+
+def scores_table(data: SuiteData) -> str:
+    """Return one row for each task and label, with the score of every seed."""
+    rows = []
+    for (env, label), group in data.rows.items():
+        scores, seconds = (data.scores(env, label, c) for c in ("last_100_return", "cpu_seconds"))
+        flags = [
+            f"seed {row['seed']} {'diverged' if row['diverged'] == 'yes' else 'collapsed'}"
+            for row in group
+            if row["diverged"] == "yes" or collapsed(row)
+        ]
+        rows.append([
+            env,
+            label,
+            f"{len(group)}/{data.n_wanted(env, label)}",
+            ", ".join(_score(x) for x in scores),
+            _estimate(estimate(iqm, [scores])),
+            _score(data.score(env, label, "eval_mean")),
+            f"{np.median(seconds):.0f}",
+            f"{np.median(data.scores(env, label, 'steps') / seconds):,.0f}",
+            ", ".join(flags) or "–",
+        ])  # fmt: skip
+    header = (
+        "task", "algorithm", "seeds", "last 100 episodes, by seed", "IQM [95 %]", "evaluation, IQM",
+        "seconds", "steps/s", "collapsed or diverged",
+    )  # fmt: skip
+    return _table(header, rows)
+
+
+def overview_table(data: SuiteData) -> str:
+    """Return one row for each label and a column for each task: the IQM over seeds."""
+    rows = [[label, *(_score(data.score(env, label)) for env in data.envs)] for label in data.labels]
+    return _table(("", *data.envs), rows)
+
+
+def aggregate_table(data: SuiteData) -> str:
+    """Return normalised scores over all tasks, and how probably ACKTR's run is the better one."""
+    rows = []
+    for label in data.labels:
+        normalized = data.normalized(label)
+        if not normalized:
+            continue
+        cells = [label, str(len(normalized)), _estimate(estimate(iqm, list(normalized.values())), 2)]
+        both = [env for env in data.envs if {(env, ACKTR), (env, label)} <= set(data.rows)]
+        if label == ACKTR or not both:
+            cells.append("–")
+        else:
+            tasks = [data.scores(env, name) for name in (ACKTR, label) for env in both]
+            cells.append(f"{_estimate(estimate(improvement, tasks), 2)} on {len(both)}")
+        rows.append(cells)
+    header = ("algorithm", "tasks", "normalised IQM [95 %]", "probability that ACKTR is better [95 %]")
+    return _table(header, rows)
+
+
+def efficiency_table(data: SuiteData) -> str:
+    """Return the steps at which ACKTR's IQM reaches the final IQM of the better of PPO and TRPO."""
+    rows, reached = [], []
+    for env in data.envs:
+        target = data.target(env)
+        if target is None or (env, ACKTR) not in data.rows:
+            continue
+        point = first_reached(data, env, ACKTR, target[1])
+        steps = None if point is None else int(data.curves(env, ACKTR)[0]["steps"][point])
+        reached.append(steps)
+        rows.append([
+            env,
+            f"{_score(target[1])} ({target[0]})",
+            _score(data.score(env, ACKTR, "return_300k")),
+            _score(data.score(env, ACKTR, "return_500k")),
+            _score(data.score(env, ACKTR)),
+            "not reached" if steps is None else f"{steps:,}",
+        ])  # fmt: skip
+    header = ("task", "better of PPO and TRPO", "ACKTR at 300 k", "500 k", "end", "reached at step")
+    counts = " and ".join(
+        f"by {limit:,} steps on {sum(s is not None and s <= limit for s in reached)}"
+        for limit in MILESTONES
+    )
+    return f"{_table(header, rows)}\n\nReached {counts} of {len(reached)} tasks."
+
+
+def time_table(data: SuiteData) -> str:
+    """Return the seconds in which ACKTR and PPO themselves reach PPO's final IQM."""
+    rows, ratios = [], []
+    for env in data.envs:
+        target = data.score(env, "ppo")
+        if target is None or (env, ACKTR) not in data.rows:
+            continue
+        seconds = {label: _seconds_to(data, env, label, target) for label in (ACKTR, "ppo")}
+        whole = data.score(env, "ppo", "cpu_seconds")
+        cells = [env, _score(target), *(_or(s, "not reached", ".0f") for s in seconds.values())]
+        cells.append(_or(whole, "–", ".0f"))
+        ours, theirs = seconds[ACKTR], seconds["ppo"]
+        if ours is not None and theirs is not None:
+            ratios.append(theirs / ours)
+            cells.append(f"{ratios[-1]:.1f}")
+        else:
+            cells.append("–")
+        rows.append(cells)
+    header = (
+        "task", "PPO's final IQM", "ACKTR, seconds until there", "PPO, seconds until there",
+        "PPO, all of its steps", "PPO / ACKTR until there",
+    )  # fmt: skip
+    if not ratios:
+        return _table(header, rows)
+    return f"{_table(header, rows)}\n\nMedian of the {len(ratios)} tasks where it is reached: " + (
+        f"{np.median(ratios):.1f}."
+    )
+
+
+def first_reached(data: SuiteData, env: str, label: str, target: float) -> int | None:
+    """Return the first point of the learning curves whose IQM over seeds is at least ``target``."""
+    curves = data.curves(env, label)
+    n_points = min(len(curve["return"]) for curve in curves)
+    returns = np.stack([curve["return"][:n_points] for curve in curves])
+    # Before each seed has had an episode there is no IQM; comparisons with NaN are false.
+    reached = np.flatnonzero(np.isfinite(returns).all(axis=0) & (iqm(returns, axis=0) >= target))
+    return int(reached[0]) if len(reached) else None
+
+
+def _seconds_to(data: SuiteData, env: str, label: str, target: float) -> float | None:
+    point = first_reached(data, env, label, target)
+    if point is None:
+        return None
+    return float(np.mean([curve["cpu_seconds"][point] for curve in data.curves(env, label)]))
+
+
+def _score(value: float | None) -> str:
+    """Three digits or all before the point: 5231, 36.2, -4.13."""
+    if value is None:
+        return "–"
+    return f"{value:.{2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0}f}"
+
+
+def _or(value: float | None, missing: str, form: str) -> str:
+    return missing if value is None else f"{value:{form}}"
+
+
+def _estimate(value: Estimate, digits: int | None = None) -> str:
+    def show(x: float) -> str:
+        return _score(x) if digits is None else f"{x:.{digits}f}"
+
+    if value.low is None or value.high is None:
+        return f"{show(value.value)} (one seed: no interval)"
+    return f"{show(value.value)} [{show(value.low)}, {show(value.high)}]"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

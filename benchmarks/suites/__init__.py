@@ -1,0 +1,89 @@
+"""Suites as data: ``NAME.yaml`` says which algorithms learn which tasks, with which seeds.
+
+``algorithms`` maps the label that tables and figures use to what it stands for. An algorithm may have
+settings of its own (``set``: changes to ACKTR's preset or to the Zoo's settings of a peer, a dotted key
+reaches into a mapping) and other ``envs``, ``seeds`` and ``steps`` than the suite.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
+
+from acktr.compare.trial import Trial
+from acktr.errors import ConfigurationError
+
+ROOT = Path(__file__).resolve().parent
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Algorithm(_Strict):
+    """What a label stands for; what is not given is the suite's, and the label names ``algo``."""
+
+    algo: str | None = None
+    set: dict[str, Any] = {}
+    preset: str | None = None
+    envs: list[str] | None = None
+    seeds: list[NonNegativeInt] | None = None
+    steps: PositiveInt | None = None
+
+
+class Suite(_Strict):
+    """Tasks × algorithms × seeds × steps, with a title and a text for the page of results."""
+
+    title: str
+    about: str
+    steps: PositiveInt
+    seeds: list[NonNegativeInt]
+    envs: list[str]
+    eval_episodes: NonNegativeInt = 20
+    # By label. No commas: --only separates with them.
+    algorithms: dict[Annotated[str, Field(pattern=r"^[^,]+$")], Algorithm]
+
+    def trials(self) -> list[Trial]:
+        """Return all trainings: first all of the first seed, one algorithm after another."""
+        rows = []
+        for label, algorithm in self.algorithms.items():
+            for env in self.envs if algorithm.envs is None else algorithm.envs:
+                for i, seed in enumerate(self.seeds if algorithm.seeds is None else algorithm.seeds):
+                    steps = algorithm.steps or self.steps
+                    algo = algorithm.algo or label
+                    trial = Trial(
+                        env,
+                        algo,
+                        seed,
+                        steps,
+                        label,
+                        algorithm.set,
+                        algorithm.preset,
+                        self.eval_episodes,
+                    )
+                    rows.append((i, trial))
+        # Stable: within a seed the order stays.
+        return [trial for _, trial in sorted(rows, key=lambda row: row[0])]
+
+
+def names() -> list[str]:
+    """Return the names of all suites."""
+    return sorted(path.stem for path in ROOT.glob("*.yaml"))
+
+
+def load(name: str) -> Suite:
+    """Read a suite.
+
+    :param name: of ``benchmarks/suites/NAME.yaml``
+    :raises ConfigurationError: if there is none of that name, or it is not a suite
+    """
+    if name not in names():
+        raise ConfigurationError(f"There is no suite {name!r}: choose from {', '.join(names())}.")
+    path = ROOT / f"{name}.yaml"
+    try:
+        return Suite(**yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (TypeError, ValidationError, yaml.YAMLError) as error:
+        raise ConfigurationError(
+            f"{path.name} is not a suite: {' '.join(str(error).split())}"
+        ) from error

@@ -1,0 +1,79 @@
+"""The runner of suites: what is chosen, what is refused, and that every suite can run."""
+
+import pytest
+
+from acktr.compare import runner
+from acktr.compare.trial import complete_settings, settings_hash
+from acktr.errors import ConfigurationError
+from benchmarks import run, suites
+
+
+@pytest.mark.parametrize("name", suites.names())
+def test_every_suite_has_settings_that_are_accepted(name):
+    trials = suites.load(name).trials()
+    assert len({trial.key for trial in trials}) == len(trials)
+    for trial in {(trial.env_id, trial.label): trial for trial in trials}.values():
+        complete_settings(trial)
+
+
+def test_one_preset_for_all_of_mujoco():
+    trials = suites.load("mujoco").trials()
+    assert len(trials) == 9 * 4 * 5
+    hashes = {settings_hash(complete_settings(trial)) for trial in trials if trial.algo == "acktr"}
+    assert len(hashes) == 1
+
+
+def test_first_seeds_come_first():
+    seeds = [trial.seed for trial in suites.load("mujoco").trials()]
+    assert seeds == sorted(seeds)
+
+
+def test_tuning_has_seeds_of_its_own():
+    assert min(trial.seed for trial in suites.load("ablations").trials()) >= 100
+
+
+def test_only():
+    trials = suites.load("mujoco").trials()
+    chosen = run.choose(trials, ["algo=trpo,ppo", "seed=1", "env=Hopper-v5"])
+    assert [(trial.algo, trial.env_id, trial.seed) for trial in chosen] == [
+        ("trpo", "Hopper-v5", 1), ("ppo", "Hopper-v5", 1)
+    ]  # fmt: skip
+    for text, message in (
+        ("algo", "is not of the form KEY=VALUE"),
+        ("steps=3", "KEY one of env, label, algo, seed"),
+        ("algo=sac", "No run of the suite has algo=sac: choose from a2c, acktr, ppo, trpo"),
+    ):
+        with pytest.raises(ConfigurationError, match=message):
+            run.choose(trials, [text])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["mujocco"], "There is no suite 'mujocco': choose from ablations"),
+        (["mujoco", "--only", "seed=99"], "seed=99"),
+        (["mujoco", "--jobs", "0"], "--jobs is 0"),
+        (["mujoco", "--out", "pyproject.toml"], "pyproject.toml cannot be written"),
+    ],
+)
+def test_refusals(arguments, message, capsys):
+    assert run.main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_list_and_failure(tmp_path, capsys, monkeypatch):
+    arguments = ["mujoco", "--only", "env=Hopper-v5", "seed=0", "algo=a2c", "--out", str(tmp_path)]
+    assert run.main([*arguments, "--list"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "to do     Hopper-v5                  a2c                      seed 0", "1 to do"
+    ]  # fmt: skip
+    monkeypatch.setattr(runner, "_PROGRAM", ("false",))
+    assert run.main(arguments) == 1
+    assert "failed: a2c on Hopper-v5, seed 0: it ended with code 1" in capsys.readouterr().err
+
+
+def test_a_suite_that_is_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(suites, "ROOT", tmp_path)
+    (tmp_path / "odd.yaml").write_text("steps: many\n")
+    with pytest.raises(ConfigurationError, match=r"odd\.yaml is not a suite"):
+        suites.load("odd")

@@ -1,0 +1,88 @@
+"""Tables and figures of a suite: from the csv alone, the same at each call, and honest about gaps."""
+
+import pytest
+
+from benchmarks import suite_figures, suite_tables
+from benchmarks.report import BEGIN, END, SUITES_BEGIN, SUITES_END, page
+from benchmarks.suite_data import collapsed
+from tests.benchmarks.small_suite import FINALS, small_suite
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return small_suite(tmp_path_factory.mktemp("results"))
+
+
+def line(text, *beginning):
+    (found,) = [line for line in text.splitlines() if line.startswith(f"| {' | '.join(beginning)} |")]
+    return [cell.strip() for cell in found.strip("|").split("|")]
+
+
+def test_provenance_names_code_machine_and_gaps(data):
+    text = suite_tables.provenance(data)
+    assert "`python -m benchmarks.run small`: 18 of 24 runs" in text
+    assert "commit 01234567+" in text
+    assert "torch 2.13.0" in text
+    assert "ACKTR had the same settings on all tasks." in text
+    assert "2 of 8 runs of ppo, 4 of 8 runs of trpo are missing." in text
+
+
+def test_scores(data):
+    table = suite_tables.scores_table(data)
+    row = line(table, "HalfCheetah-v5", "acktr")
+    assert row[2:4] == ["4/4", "6000, 5000, 5500, 2000"]
+    assert row[4] == "5250 [2000, 6000]"  # of 5000 and 5500
+    assert row[-1] == "seed 3 collapsed"
+    assert row[-3:-1] == ["100", "10,000"]
+    assert line(table, "Reacher-v5", "trpo")[2:5] == ["1/4", "-10.0", "-10.0 (one seed: no interval)"]
+
+
+def test_aggregates(data):
+    table = suite_tables.aggregate_table(data)
+    # On HalfCheetah 6000, 5500 beat all three, 5000 two and a tie: (3 + 2.5 + 3) / 12; on Reacher -4,
+    # -4.5 beat all, -5 two and a tie, -6 one and a tie: (3 + 2.5 + 3 + 1.5) / 12.
+    assert line(table, "ppo")[3].startswith(f"{(8.5 / 12 + 10 / 12) / 2:.2f} [")
+    assert line(table, "ppo")[2].startswith("1.00 [")
+    assert line(table, "acktr")[3] == "–"
+
+
+def test_efficiency_and_time(data):
+    # The IQM's line goes from -285 to 5250 and reaches 4500 at 87 % of the steps.
+    assert line(suite_tables.efficiency_table(data), "HalfCheetah-v5")[1:] == [
+        "4500 (ppo)", "1376", "2482", "5250", "870,000"
+    ]  # fmt: skip
+    text = suite_tables.time_table(data)
+    assert line(text, "HalfCheetah-v5")[1:] == ["4500", "87", "1000", "1000", "11.5"]
+    assert text.endswith("Median of the 2 tasks where it is reached: 10.9.")
+
+
+def test_what_is_not_there_is_left_out(tmp_path):
+    assert suite_tables.text(small_suite(tmp_path / "nothing", {})) == ""
+    finals = {key: value for key, value in FINALS.items() if key[1] == "acktr"}
+    alone = small_suite(tmp_path / "alone", finals)
+    text = suite_tables.text(alone)
+    assert "8 of 8 runs of ppo" in text
+    assert "Sample efficiency" not in text
+    assert line(text, "HalfCheetah-v5", "acktr")
+    assert [path.name for path in suite_figures.make(alone)] == ["steps.png", "time.png"]
+    finals["HalfCheetah-v5", "ppo"] = finals["HalfCheetah-v5", "trpo"] = (9000.0,)
+    text = suite_tables.text(small_suite(tmp_path / "lost", finals))
+    assert line(text, "HalfCheetah-v5", "9000 (ppo)")[-1] == "not reached"
+
+
+def test_a_second_report_changes_nothing(data):
+    first = {path: path.read_bytes() for path in suite_figures.make(data)}
+    assert [path.name for path in first] == ["steps.png", "time.png", "profile.png"]
+    empty = f"{BEGIN}\n{END}\n{SUITES_BEGIN}\n{SUITES_END}\n"
+    text = page(empty, data=[data])
+    assert "![Return over steps](../benchmarks/results/small/steps.png)" in text
+    assert {path: path.read_bytes() for path in suite_figures.make(data)} == first
+    assert page(text, data=[data]) == text
+
+
+@pytest.mark.parametrize(
+    ("best", "last", "expected"),
+    [(1000, 499, True), (1000, 501, False), (-4, -5.9, False), (-4, -6.1, True)],
+)
+def test_collapse(best, last, expected):
+    assert collapsed({"best_100_return": str(best), "last_100_return": str(last)}) is expected

@@ -1,0 +1,32 @@
+"""``acktr compare``: from the command to table, csv and picture."""
+
+import csv
+
+from acktr.cli import main
+from acktr.compare import runner
+
+TOY = "tests.toy_envs:Toy-v0"
+
+
+def test_compare_goes_on_where_it_was(tmp_path, capsys, monkeypatch):
+    arguments = ["compare", TOY, "--algos", "acktr,a2c", "--steps", "320", "--out", str(tmp_path)]
+    assert main([*arguments, "--seeds", "1"]) == 0
+    captured = capsys.readouterr()
+    assert "acktr" in captured.out
+    assert "evaluation" in captured.out
+    assert f"picture  {tmp_path / 'comparison.png'}" in captured.out
+    assert "[2/2]" in captured.err
+    with (tmp_path / "runs.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["algo"], row["seed"], row["diverged"]) for row in rows] == [
+        ("a2c", "0", "no"), ("acktr", "0", "no")
+    ]  # fmt: skip
+    assert list((tmp_path / "trials").glob("*_acktr_0/run/model.zip"))
+    # A second seed, whose trainings cannot start: the first ones are neither lost nor made again.
+    picture = (tmp_path / "comparison.png").read_bytes()
+    monkeypatch.setattr(runner, "_PROGRAM", ("false",))
+    assert main([*arguments, "--seeds", "2"]) == 1
+    captured = capsys.readouterr()
+    assert "acktr, seed 1 failed: it ended with code 1" in captured.err
+    assert "[2/2]" in captured.err
+    assert (tmp_path / "comparison.png").read_bytes() == picture

@@ -1,0 +1,88 @@
+"""One training in this process: what it is made with, and what comes out."""
+
+import json
+
+import pytest
+
+from acktr.compare.store import COLUMNS, Store, session
+from acktr.compare.trial import Trial, complete_settings, settings_hash, train
+from acktr.errors import ConfigurationError
+
+TOY = "tests.toy_envs:Toy-v0"
+SMALL = {
+    "acktr": {"n_steps": 8, "n_envs": 2},
+    "a2c": {"n_steps": 16},
+    "ppo": {"n_steps": 32, "batch_size": 32},
+    "trpo": {"n_steps": 32, "batch_size": 32},
+}
+
+
+def trial(algo="acktr", env_id=TOY, steps=200, settings=None, seed=0):
+    return Trial(env_id, algo, seed, steps, algo, SMALL.get(algo, {}) if settings is None else settings)
+
+
+@pytest.mark.parametrize("algo", ["acktr", "a2c", "ppo", "trpo"])
+def test_train(algo, tmp_path):
+    if algo == "trpo":
+        pytest.importorskip("sb3_contrib")
+    one = trial(algo)
+    outcome = train(one, tmp_path)
+    scores = outcome.scores
+    assert scores["steps"] >= 200
+    assert scores["episodes"] == scores["steps"] // 20 * 2 if algo == "acktr" else scores["steps"] // 10
+    assert 0 <= scores["last_100_return"] <= 10
+    assert scores["eval_episodes"] == 20
+    assert scores["diverged"] == "no"
+    assert scores["backend"] == "gymnasium"
+    assert len(outcome.curve.points) == 100
+    assert (tmp_path / "run" / "model.zip").exists() is (algo == "acktr")
+    store = Store(tmp_path / "store")
+    store.add(one, outcome, complete_settings(one), session("a test"))
+    (row,) = store.rows()
+    assert set(row) == set(COLUMNS)
+    assert row["last_100_return"] == f"{scores['last_100_return']:.6g}"
+
+
+def test_acktr_that_diverges_is_an_outcome(tmp_path, capsys):
+    outcome = train(trial(env_id="tests.toy_envs:Broken-v0"), tmp_path)
+    assert outcome.scores["diverged"] == "yes"
+    assert outcome.scores.get("eval_mean") is None
+    assert "nan" in capsys.readouterr().err
+
+
+def test_a_peer_that_diverges_is_an_outcome(tmp_path, capsys):
+    settings = {"learning_rate": 1e30, "n_steps": 16, "max_grad_norm": 1e30}
+    outcome = train(trial("a2c", "Pendulum-v1", 400, settings), tmp_path)
+    assert outcome.scores["diverged"] == "yes"
+    assert "Expected parameter" in capsys.readouterr().err
+
+
+def test_complete_settings():
+    settings = complete_settings(
+        trial(settings={"target_kl": "lin_0.5", "policy_kwargs.log_std_init": -1})
+    )
+    assert (settings["target_kl"], settings["policy_kwargs"]) == ("lin_0.5", {"log_std_init": -1})
+    assert settings["eval_interval"] == 0
+    # The same settings on another task and with another seed have one name.
+    name = settings_hash(complete_settings(trial(env_id="Acrobot-v1", settings={"normalize": False})))
+    assert name == settings_hash(complete_settings(trial(seed=3)) | {"n_steps": 32, "n_envs": 8})
+    assert name != settings_hash(complete_settings(trial(steps=300)))
+    json.dumps(complete_settings(trial("ppo")))
+
+
+@pytest.mark.parametrize(
+    ("one", "message"),
+    [
+        (trial("sac"), "There is no algorithm 'sac': choose from acktr, a2c, ppo, trpo"),
+        (trial(env_id="CartPol-v1"), "CartPole-v1"),
+        (trial(settings={"n_step": 3}), "did you mean 'n_steps'"),
+    ],
+)
+def test_refusals(one, message):
+    with pytest.raises(ConfigurationError, match=message):
+        complete_settings(one)
+
+
+def test_keys_are_names_of_files():
+    one = Trial("module:ALE/Pong-v5", "acktr", 0, 1, "acktr, batch 1")
+    assert one.key == "module-ALE-Pong-v5_acktr--batch-1_0"
