@@ -122,7 +122,7 @@ def _measure_group(
     facts: dict[str, dict[str, float]] = {}
     measured: dict[str, list[Measurement]] = {}
     try:
-        for label, side in group.needed().items():
+        for label, side in group.sides.items():
             processes.append(SideProcess(label, side, pin=not together))
             if not together:
                 facts[label] = processes[-1].wait()

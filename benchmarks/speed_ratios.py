@@ -1,13 +1,10 @@
 """Which ratios are measured, as data, and how repetitions become a ratio."""
 
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any, NamedTuple
 
-from acktr import KFAC
-from acktr.presets.schema import setting_names
 from benchmarks import speed_sides as sides
 from benchmarks.speed_process import Measurement, Side
 
@@ -46,14 +43,12 @@ class Line:
     :param top: label of the side above the line
     :param bottom: labels of the sides below the line: the fastest of them counts
     :param target: the least that is asked for; ``None`` where the line only informs
-    :param needs: options, as in :func:`available`, without which it cannot be measured
     """
 
     what: str
     top: str
     bottom: tuple[str, ...]
     target: float | None = None
-    needs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -72,17 +67,6 @@ class Group:
     lines: tuple[Line, ...]
     seconds: float
     repetitions: int
-
-    def measurable(self) -> list[Line]:
-        """The lines whose options this version has."""
-        return [line for line in self.lines if all(map(available, line.needs))]
-
-    def needed(self) -> dict[str, Side]:
-        """The sides that any measurable line needs; all of them in a group without lines."""
-        if not self.lines:
-            return dict(self.sides)
-        used = {label for line in self.measurable() for label in (line.top, *line.bottom)}
-        return {label: side for label, side in self.sides.items() if label in used}
 
 
 class Spread(NamedTuple):
@@ -104,16 +88,15 @@ def pairwise(top: Sequence[float], bottom: Sequence[float]) -> Spread:
 
 
 def summarize(group: Group, line: Line, measured: Mapping[str, Sequence[Measurement]]) -> dict[str, Any]:
-    """Return one line as it is written to ``ratios.json``; without figures if it was not measured."""
-    base = {"ratio": group.name, "what": line.what, "top": line.top, "target": line.target}
-    if line not in group.measurable():
-        return {**base, "available": False, "needs": list(line.needs)}
+    """Return one line as it is written to ``ratios.json``."""
     rates = {label: [m.rate for m in measured[label]] for label in (line.top, *line.bottom)}
     bottom = max(line.bottom, key=lambda label: median(rates[label]))
     spread = pairwise(rates[line.top], rates[bottom])
     return {
-        **base,
-        "available": True,
+        "ratio": group.name,
+        "what": line.what,
+        "top": line.top,
+        "target": line.target,
         "bottom": bottom,
         "unit": group.sides[line.top].unit,
         "cores": group.sides[line.top].cores,
@@ -122,15 +105,6 @@ def summarize(group: Group, line: Line, measured: Mapping[str, Sequence[Measurem
         **spread._asdict(),
         "met": None if line.target is None else spread.median >= line.target,
     }
-
-
-def available(option: str) -> bool:
-    """Tell whether this version has a setting, or an argument of KFAC (``kfac_kwargs.NAME``).
-
-    :param option: its name; what follows a ``=`` is left out
-    """
-    scope, _, name = option.partition("=")[0].rpartition(".")
-    return name in (inspect.signature(KFAC).parameters if scope else setting_names())
 
 
 def groups(quick: bool = False) -> list[Group]:
@@ -142,7 +116,6 @@ def groups(quick: bool = False) -> list[Group]:
     n_envs = 2 if quick else 8
     small = ("n_envs=2", "n_steps=4") if quick else ()
     smallest = (*small, "n_critic_updates=2", "critic_batch_size=4") if quick else ()
-    full = tuple(filter(available, FULL_SPEED))
 
     def cheetah(*settings: str, first_order: bool = False) -> Side:
         return _acktr(CHEETAH, (*settings, *small), 1, first_order)
@@ -233,9 +206,9 @@ def groups(quick: bool = False) -> list[Group]:
         Group(
             "breakout",
             {
-                "ACKTR, batch 320": plain(SPARING, *full),
-                "ACKTR, batch 2048": plain(LARGE, *full),
-                "ACKTR, preset": atari(*full),
+                "ACKTR, batch 320": plain(SPARING, *FULL_SPEED),
+                "ACKTR, batch 2048": plain(LARGE, *FULL_SPEED),
+                "ACKTR, preset": atari(*FULL_SPEED),
                 "A2C, DummyVecEnv": breakout_a2c(subproc=False),
                 "A2C, SubprocVecEnv": breakout_a2c(subproc=True),
             },
@@ -272,7 +245,7 @@ def groups(quick: bool = False) -> list[Group]:
             (
                 Line(
                     f"{CHEETAH}, overlap on / off", "HalfCheetah, overlap",
-                    ("HalfCheetah, no overlap",), needs=("overlap",),
+                    ("HalfCheetah, no overlap",),
                 ),
             ),
             *mlp,
@@ -286,11 +259,11 @@ def groups(quick: bool = False) -> list[Group]:
                 "ACKTR, background": plain(PAPER, BACKGROUND),
             },
             tuple(
-                Line(f"Breakout, plain K-FAC, {what}", top, ("ACKTR, plain",), needs=(needed,))
-                for what, top, needed in (
-                    ("overlap on / off", "ACKTR, overlap", "overlap"),
-                    ("bf16 / fp32", "ACKTR, bf16", "precision"),
-                    ("inverses in the background / in turn", "ACKTR, background", BACKGROUND),
+                Line(f"Breakout, plain K-FAC, {what}", top, ("ACKTR, plain",))
+                for what, top in (
+                    ("overlap on / off", "ACKTR, overlap"),
+                    ("bf16 / fp32", "ACKTR, bf16"),
+                    ("inverses in the background / in turn", "ACKTR, background"),
                 )
             ),
             *cnn,
@@ -301,8 +274,8 @@ def groups(quick: bool = False) -> list[Group]:
                 "HalfCheetah, gymnasium": _profile(cheetah("backend=gymnasium")),
                 "HalfCheetah, auto": _profile(cheetah("backend=auto")),
                 "CartPole": _profile(_acktr(CARTPOLE, small, 1, False)),
-                "Breakout, plain K-FAC": _profile(plain(SPARING, *full)),
-                "Breakout, Atari preset": _profile(atari(*full)),
+                "Breakout, plain K-FAC": _profile(plain(SPARING, *FULL_SPEED)),
+                "Breakout, Atari preset": _profile(atari(*FULL_SPEED)),
             },
             (),
             mlp[0] if quick else 5.0,
@@ -331,7 +304,7 @@ def _widths(widths: Sequence[int], pace: tuple[float, int], largest: int) -> Gro
     table = {peak: product(largest, largest, largest)}
     lines: list[Line] = []
     for width in widths:
-        kwargs = {k: v for k, v in WIDTH_KFAC.get(width, {}).items() if available(f"kfac_kwargs.{k}")}
+        kwargs = WIDTH_KFAC.get(width, {})
         update, own = f"update, {width}", f"product of 512 × {width} × {width}"
         table[update] = Side(sides.kfac_update, {"width": width, "kfac_kwargs": kwargs}, unit="flop")
         table[own] = product(512, width, width)

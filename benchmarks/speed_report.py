@@ -64,15 +64,13 @@ def ratio_table(ratios: Sequence[Mapping[str, Any]]) -> str:
     ]
     for line in ratios:
         target = "–" if line["target"] is None else f"{line['target']:g}"
-        cells = ["not available", "", line["top"], ""]
-        if line["available"]:
-            unit = line["unit"]
-            cells = [
-                f"**{line['median']:.2f}**" if line["met"] else f"{line['median']:.2f}",
-                f"{line['minimum']:.2f} – {line['maximum']:.2f}",
-                f"{line['top']}: {_rate(line['top_rate'], unit)}",
-                f"{line['bottom']}: {_rate(line['bottom_rate'], unit)}",
-            ]
+        unit = line["unit"]
+        cells = [
+            f"**{line['median']:.2f}**" if line["met"] else f"{line['median']:.2f}",
+            f"{line['minimum']:.2f} – {line['maximum']:.2f}",
+            f"{line['top']}: {_rate(line['top_rate'], unit)}",
+            f"{line['bottom']}: {_rate(line['bottom_rate'], unit)}",
+        ]
         lines.append(f"| `{line['ratio']}`: {line['what']} | {target} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -13,7 +13,7 @@ from benchmarks.report import SPEED_PAGE, speed_page
 from benchmarks.speed_flops import block_sizes, update_flops
 from benchmarks.speed_process import WARM_UP, Measurement, Pace
 from benchmarks.speed_profile import PHASES, Profiler, draw
-from benchmarks.speed_ratios import Group, Line, available, groups, pairwise, summarize
+from benchmarks.speed_ratios import Group, Line, groups, pairwise, summarize
 from benchmarks.speed_report import learning_table, profile_table, width_table
 
 ROOT = Path(__file__).parents[1]
@@ -62,18 +62,6 @@ def test_the_fastest_side_below_the_line_counts():
     assert (summary["minimum"], summary["median"], summary["maximum"]) == (2.5, 2.75, 3.0)
     assert (summary["top_rate"], summary["bottom_rate"]) == (40.0, 15.0)
     assert summary["met"]
-
-
-def test_a_line_without_its_option_is_not_available():
-    line = Line("a case", "ours", ("theirs",), needs=("no_such_setting",))
-    group = Group("case", {}, (line,), 1.0, 1)
-    summary = summarize(group, line, {})
-    assert not summary["available"]
-    assert "median" not in summary
-    assert group.needed() == {}
-    assert available("n_steps=8")
-    assert available("kfac_kwargs.stat_decay=0.9")
-    assert not available("kfac_kwargs.n_steps")
 
 
 def test_every_line_names_sides_of_its_group():
