@@ -22,6 +22,12 @@ class DivergenceError(AcktrError, ValueError):
     exit_code = 3
 
 
+class WorkerError(AcktrError, RuntimeError):
+    """A process that steps an environment was killed, hangs or raised (exit code 5)."""
+
+    exit_code = 5
+
+
 class CheckpointError(AcktrError):
     """A saved model, checkpoint or run directory that cannot be used or written (exit code 4).
 

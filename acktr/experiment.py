@@ -56,6 +56,8 @@ def build_environment(
         wrapper=wrapper,
         frame_stack=configuration.frame_stack,
         overlap=configuration.overlap and training,
+        worker_timeout=configuration.worker_timeout,
+        worker_restarts=configuration.worker_restarts if training else 0,
     )
     settings = configuration.normalize
     if settings.norm_obs or settings.norm_reward:

@@ -18,14 +18,14 @@ from acktr.envs.lookup import find_spec, is_atari
 from acktr.envs.serial import SerialVecEnv
 from acktr.envs.spaces import check_spaces
 from acktr.envs.state import attach
-from acktr.envs.workers import end_with_this_process, ignore_stops
+from acktr.envs.workers import WorkerVecEnv, end_with_this_process, ignore_stops
 from acktr.errors import ConfigurationError
 
 ATARI_FRAME_STACK = 4
 
 _VEC_ENV: dict[str, type[DummyVecEnv] | type[SubprocVecEnv]] = {
     "gymnasium": SerialVecEnv,
-    "subproc": SubprocVecEnv,
+    "subproc": WorkerVecEnv,
 }
 
 
@@ -40,6 +40,8 @@ def make_vec_env(
     frame_stack: int | None = None,
     monitor_dir: str | None = None,
     overlap: bool = False,
+    worker_timeout: float | None = 60.0,
+    worker_restarts: int = 0,
 ) -> VecEnv:
     """Build ``n_envs`` environments that step together, as Stable-Baselines3 expects them.
 
@@ -60,7 +62,12 @@ def make_vec_env(
     :param monitor_dir: a directory for SB3's monitor files; by default none are written
     :param overlap: in two halves, of which ACKTR steps one while it decides for the other (see
         :mod:`acktr.stepping`); gains nothing with "gymnasium", where nothing steps by itself
+    :param worker_timeout: seconds that a process of "subproc" may take for a step or a reset before it
+        counts as hanging; ``None`` for no limit
+    :param worker_restarts: so many failed processes of "subproc" are replaced, see
+        :class:`acktr.envs.workers.WorkerVecEnv`
     :return: the vector environment
+    :raises acktr.errors.WorkerError: a process of "subproc" fails; later too, at any call
     :raises ConfigurationError: for an unknown id, a package that is not installed, an unknown
         backend or one that cannot do what is asked, ``n_envs`` below 1, or 2 with overlap, or spaces
         that ACKTR does not support
@@ -74,10 +81,17 @@ def make_vec_env(
     env_kwargs = _atari_kwargs(spec, env_kwargs or {}) if atari else (env_kwargs or {})
     chosen = choose_backend(backend, env_id, n_envs, env_kwargs=env_kwargs, wrapper=wrapper)
 
+    if worker_restarts and chosen != "subproc":
+        raise ConfigurationError(
+            f"worker_restarts is {worker_restarts}, but the backend {chosen!r} has no worker processes: "
+            'leave it out, or use backend="subproc".'
+        )
+    workers = {"timeout": worker_timeout, "restarts": worker_restarts} if chosen == "subproc" else {}
+
     def build(first: int, count: int) -> VecEnv:
         if chosen in NATIVE:
             return _make_native(chosen, spec, count, seed, env_kwargs, monitor_dir)
-        return _make_single(chosen, spec, count, seed, env_kwargs, monitor_dir, wrapper, first)
+        return _make_single(chosen, spec, count, seed, env_kwargs, monitor_dir, wrapper, workers, first)
 
     if overlap:
         if chosen in NATIVE and monitor_dir is not None:
@@ -125,6 +139,7 @@ def _make_single(
     env_kwargs: dict[str, Any],
     monitor_dir: str | None,
     wrapper: Callable[[gym.Env], gym.Env] | None,
+    workers: dict[str, Any],
     first: int = 0,
 ) -> VecEnv:
     def build(**kwargs: Any) -> gym.Env:
@@ -149,6 +164,7 @@ def _make_single(
         wrapper_class=finish,
         env_kwargs=env_kwargs,
         vec_env_cls=_VEC_ENV[chosen],
+        vec_env_kwargs=workers,
     )
     if isinstance(env, SubprocVecEnv):
         end_with_this_process(env)

@@ -64,6 +64,10 @@ class Configuration(_Strict):
     frame_stack: PositiveInt | None = None
     overlap: bool = False
     """Training environments in two halves, one of which steps while the policy decides for the other."""
+    worker_timeout: PositiveFloat | None = 60.0
+    """Seconds that an environment in a process of its own (backend subproc) may take to answer."""
+    worker_restarts: NonNegativeInt = 0
+    """So many such processes are replaced when they fail."""
     env_kwargs: dict[str, Any] = Field(default_factory=dict)
     eval_interval: NonNegativeInt | None = None
     """Steps between evaluations during training; by default 20 of them, 0 for none."""
