@@ -1,8 +1,10 @@
 """Saved models: what comes back, what must be given again, and what hostile files do not achieve."""
 
+import contextlib
 import io
 import pickle
 import threading
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from acktr.errors import (
     CheckpointMismatchError,
     CheckpointVersionError,
     CheckpointWriteError,
+    ConfigurationError,
     DamagedCheckpointError,
     UnsafeCheckpointError,
 )
@@ -333,6 +336,28 @@ def forge(files, manifest):
     body.pop("checksum")
     body["checksum"] = bundle._digest(bundle._dump(body, sort_keys=True))
     return json.dumps(body).encode()
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_who_forges_the_checksums_gets_no_further(content, data):
+    """What the checksums let through is data alone: it is refused, or it is a model."""
+
+    def change(members):
+        name = data.draw(st.sampled_from([n for n in members if n.endswith((".json", ".safetensors"))]))
+        member = bytearray(members[name])
+        for _ in range(data.draw(st.integers(1, 3))):
+            position = data.draw(st.integers(0, len(member) - 1))
+            member[position : position + 1] = data.draw(st.binary(max_size=2))
+        if name != "manifest.json":
+            members[name] = bytes(member)
+        files = {key: value for key, value in members.items() if key.endswith((".json", ".safetensors"))}
+        members["manifest.json"] = forge(files, members["manifest.json"])
+
+    with contextlib.suppress(CheckpointError, ConfigurationError), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ACKTR.load(rebuilt(content, change), device="cpu")
+    assert not EXECUTED
 
 
 def test_a_zip_bomb_is_not_opened(content):
