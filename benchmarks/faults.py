@@ -298,12 +298,8 @@ def main() -> int:
     text = json.dumps(manifest, indent=2) + "\n"
     (arguments.out / "manifest.json").write_text(text, encoding="utf-8")
     print(json.dumps(summary, indent=2))
-    bad = [
-        counts
-        for name, counts in summary["mutations"].items()
-        if name in ("wrong", "executed", "crashed")
-    ]
-    return int(any(bad) or summary["resumed and equal"] != summary["kills"])
+    bad = any(summary["mutations"][name] for name in ("wrong", "executed", "crashed"))
+    return int(bad or summary["resumed and equal"] != summary["kills"])
 
 
 if __name__ == "__main__":
