@@ -30,10 +30,13 @@ ABOVE = {
     "rollout": {"algorithm", "experiment", "cli"},
     "distributed": {"algorithm", "experiment", "cli"},
     "envs": {"algorithm", "experiment", "cli"},
-    "checkpoint": {"algorithm", "experiment", "cli"},
+    "checkpoint": {"algorithm", "presets", "runs", "saver", "training", "experiment", "cli"},
     "algorithm": {"envs", "presets", "runs", "experiment", "cli"},
     "presets": {"experiment", "cli"},
-    "runs": {"experiment", "cli"},
+    "tables": {"runs", "saver", "training", "experiment", "cli"},
+    "runs": {"saver", "training", "experiment", "cli"},
+    "saver": {"training", "experiment", "cli"},
+    "training": {"experiment", "cli"},
     "experiment": {"cli"},
 }
 
