@@ -10,7 +10,12 @@ import pytest
 import torch
 from stable_baselines3.common.vec_env import VecNormalize
 
-from acktr.errors import CheckpointError, ConfigurationError, DivergenceError
+from acktr.errors import (
+    CheckpointError,
+    ConfigurationError,
+    DamagedCheckpointError,
+    DivergenceError,
+)
 from acktr.experiment import Experiment, _load, evaluate, record
 from acktr.presets import resolve
 from acktr.runs import Run
@@ -132,7 +137,7 @@ def test_evaluations_leave_training_as_it_is(tmp_path):
 
 def test_stopping_leaves_a_usable_model(tmp_path):
     calls = iter(range(1000))
-    run, result, _ = train(tmp_path, should_stop=lambda: next(calls) > 40)
+    run, result, _ = train(tmp_path, should_stop=lambda: next(calls) > 10)
     assert result.interrupted
     assert result.steps < 400
     assert result.evaluation is None
@@ -140,9 +145,9 @@ def test_stopping_leaves_a_usable_model(tmp_path):
 
 
 def test_stopping_inside_an_evaluation(tmp_path):
-    # The 100th step of the two environments is followed by the first evaluation.
+    # The 100th step of the two environments, in the 13th rollout, is followed by the first evaluation.
     calls = iter(range(1000))
-    run, result, _ = train(tmp_path, should_stop=lambda: next(calls) > 102)
+    run, result, _ = train(tmp_path, should_stop=lambda: next(calls) > 15)
     assert result.interrupted
     assert result.steps == 200
     assert len(run.evaluations()["steps"]) == 0
@@ -179,8 +184,9 @@ def test_hostile_model_file_is_not_executed(tmp_path, trained):
         zipfile.ZipFile(hostile.model_path(), "w") as bad,
     ):
         for name in good.namelist():
-            bad.writestr(name, data if name == "data" else good.read(name))
-    assert evaluate(hostile, episodes=1).lengths == [10]
+            bad.writestr(name, data if name == "data.json" else good.read(name))
+    with pytest.raises(DamagedCheckpointError, match=r"data\.json"):
+        evaluate(hostile, episodes=1)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "text", "absent", "other shapes", "configuration"])

@@ -45,6 +45,21 @@ class ToyDict(Toy):
         return {"a": super()._observe(), "b": 1}
 
 
+class ToyImage(Toy):
+    observation_space = spaces.Box(0, 255, (36, 36, 1), np.uint8)
+
+    def _observe(self):
+        return self.np_random.integers(0, 256, (36, 36, 1), dtype=np.uint8)
+
+
+class Opaque(Toy):
+    """Keeps something whose state nobody knows."""
+
+    def __init__(self, keeps=True, render_mode=None):
+        super().__init__(render_mode)
+        self.engine = object()
+
+
 class Broken(Toy):
     """Returns NaN in its third episode."""
 
@@ -68,22 +83,29 @@ class Broken(Toy):
 
 
 class PressesCtrlC(Toy):
-    """Sends this process a SIGINT in its fifth episode."""
+    """Sends this process a signal, SIGINT if it is not named, in its fifth episode.
 
-    def __init__(self, render_mode=None):
+    :param count: how often
+    """
+
+    def __init__(self, render_mode=None, name="SIGINT", count=1):
         super().__init__(render_mode)
         self.episode = 0
+        self.name, self.count = name, count
 
     def reset(self, *, seed=None, options=None):
         self.episode += 1
         if self.episode == 5:
-            signal.raise_signal(signal.SIGINT)
+            for _ in range(self.count):
+                signal.raise_signal(getattr(signal, self.name))
         return super().reset(seed=seed)
 
 
 for name, cls, kwargs in (
     ("Toy-v0", Toy, {}),
     ("ToyDict-v0", ToyDict, {}),
+    ("ToyImage-v0", ToyImage, {}),
+    ("Opaque-v0", Opaque, {}),
     # The checker would warn of the NaN that it is there to return.
     ("Broken-v0", Broken, {"disable_env_checker": True}),
     ("PressesCtrlC-v0", PressesCtrlC, {}),

@@ -113,7 +113,7 @@ class SafeAlgorithm(OnPolicyAlgorithm):
             get_system_info()
             print("== SAVED MODEL SYSTEM INFO ==")
             print(file.system_info)
-        data, parameters = _decode(file, {**(custom_objects or {}), **kwargs})
+        data, parameters = _decode(file, custom_objects or {}, kwargs)
         data = {name: value for name, value in data.items() if name not in ("env", "device")}
         if "policy_kwargs" in kwargs and kwargs["policy_kwargs"] != data["policy_kwargs"]:
             raise CheckpointMismatchError(
@@ -208,7 +208,14 @@ def check_architecture(module: nn.Module, state: Any, where: str) -> None:
         )
 
 
-def _decode(file: ModelFile, given: Mapping[str, Any]) -> tuple[dict[str, Any], TensorDict]:
+def _decode(
+    file: ModelFile, custom_objects: Mapping[str, Any], changes: Mapping[str, Any]
+) -> tuple[dict[str, Any], TensorDict]:
+    given = dict(custom_objects)
+    for path in file.manifest.info.get("missing", {}):
+        # What is changed anyway need not have been stored.
+        name = str(path).removeprefix("data: ").split(".")[0]
+        given.update({name: changes[name]} if name in changes else {})
     try:
         components = file.decode(given={"data": given})
     except Absent as error:

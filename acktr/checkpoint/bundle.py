@@ -185,7 +185,8 @@ def unpack(
     :param files: all that the manifest names, checked by :func:`check_file`
     :param manifest: theirs
     :param where: names them in messages
-    :param given: for each component, values in the place of stored or of named ones, by path
+    :param given: for each component, values in the place of stored or of named ones, by path; ``None``
+        where no value may be missing
     :raises DamagedCheckpointError: a file is not what it says it is, naming the component
     :raises UnsafeCheckpointError: absurd sizes
     :raises acktr.checkpoint.codec.Absent: a value that was named and is not given
@@ -197,10 +198,11 @@ def unpack(
             if f"{component}.json" not in files:
                 raise DamagedCheckpointError(f"{component}.json of {where} is missing.")
             continue
-        with decoding(where, name):
+        own = None if given is None else given.get(component, {})
+        with decoding(where, name, absent=own is not None):
             structure = _load_json(files[name], name, where)
             tensors = load_tensors(files.get(f"{component}.safetensors"), component, where)
-            components[component] = decode(structure, tensors, (given or {}).get(component))
+            components[component] = decode(structure, tensors, own)
     for version in range(manifest.version, VERSION):
         components = MIGRATIONS[version](components)
     return components
@@ -235,18 +237,19 @@ def load_tensors(data: bytes | None, component: str, where: str) -> dict[str, Te
 
 
 @contextlib.contextmanager
-def decoding(where: str, part: str) -> Iterator[None]:
+def decoding(where: str, part: str, absent: bool = False) -> Iterator[None]:
     """Turn whatever the decoding of a file raises into one sentence.
 
     :param where: names the whole
     :param part: names the part
+    :param absent: let pass :class:`~acktr.checkpoint.codec.Absent`, for a caller that knows what to do
     :raises DamagedCheckpointError: in the place of errors that are not about checkpoints
     """
     try:
         yield
-    except Absent:
-        raise
     except _DECODING as error:
+        if absent and isinstance(error, Absent):
+            raise
         if isinstance(error, CheckpointVersionError | DamagedCheckpointError | UnsafeCheckpointError):
             raise
         problem = " ".join(f"{type(error).__name__}: {error}".split())[:200]

@@ -95,6 +95,8 @@ class _Encoder:
             return {"$": "bytes", "value": value.hex()}
         if isinstance(value, torch.dtype):
             return {"$": "dtype", "name": dtype_name(value)}
+        if isinstance(value, torch.device):
+            return {"$": "device", "name": str(value)}
         if isinstance(value, type) and allowed_classes().get(name_of(value)) is value:
             return {"$": "class", "name": name_of(value)}
         if type(value) in SCHEDULES.values():
@@ -203,6 +205,8 @@ class _Decoder:
     def _look_up(self, kind: Json, json: dict[str, Json], path: tuple[str, ...]) -> Any:
         if kind == "dtype":
             return find_dtype(json["name"])
+        if kind == "device":
+            return torch.device(json["name"])
         if kind == "class":
             if json["name"] not in allowed_classes():
                 raise ValueError(

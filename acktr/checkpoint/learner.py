@@ -60,7 +60,8 @@ def capture_learner(
     :return: trees by name, and the reasons why going on from them is not exact, if there are any
     """
     reasons: list[str] = []
-    state = {name: value for name, value in vars(model).items() if name not in _left_out(model)}
+    left_out = _left_out(model)
+    state = {name: value for name, value in vars(model).items() if name not in left_out}
     for name in list(state):
         try:
             encode(state[name])
@@ -139,8 +140,9 @@ def restore_learner(
     names = model._get_torch_save_params()[0]
     parameters = {name: components[name.replace("policy.", "")] for name in names}
     model._put_parameters(parameters, True, model.device, where)
+    states = vars(model).keys() - _left_out(model)
     for name, value in components["learner"].items():
-        if name in vars(model) and name not in _left_out(model):
+        if name in states:
             setattr(model, name, value)
     made_by = sum(name.startswith("rank-") for name in components)
     assert model.env is not None

@@ -161,10 +161,11 @@ def _put(old: Any, value: Any) -> bool:
         old.setstate(value["random"])
     elif "object" in value and isinstance(old, _OPEN):
         set_attributes(old, value["object"])
-    elif "dict" in value and isinstance(old, dict) and any(isinstance(x, _OPEN) for x in old.values()):
-        for key, item in value["dict"]:
-            if not _put(old[key], item):
-                old[key] = _build(item)
+    elif "dict" in value and isinstance(old, dict):
+        kept = {key for key, item in value["dict"] if key in old and _put(old[key], item)}
+        new = {key: old[key] if key in kept else _build(item) for key, item in value["dict"]}
+        old.clear()
+        old.update(new)
     else:
         return False
     return True

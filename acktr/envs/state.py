@@ -67,6 +67,11 @@ def _capture_innermost(env: VecEnv) -> Any:
         if any(half.in_flight for half in env.halves):
             raise NotCapturable("a half of the environments is in the middle of a step")
         return [_capture_innermost(half.venv) for half in env.halves]
+    # Seeds wait for the next reset: evaluations begin with one.
+    return {"seeds": list(env._seeds), "state": _capture_plain(env)}
+
+
+def _capture_plain(env: VecEnv) -> Any:
     if _offers_state(env):
         return env.get_state()  # type: ignore[attr-defined]
     if isinstance(env, DummyVecEnv):
@@ -88,7 +93,13 @@ def _restore_innermost(env: VecEnv, state: Any) -> None:
     if isinstance(env, HalvedVecEnv):
         for half, part in zip(env.halves, state, strict=True):
             _restore_innermost(half.venv, part)
-    elif _offers_state(env):
+    else:
+        _restore_plain(env, state["state"])
+        env._seeds = list(state["seeds"])
+
+
+def _restore_plain(env: VecEnv, state: Any) -> None:
+    if _offers_state(env):
         env.set_state(state)  # type: ignore[attr-defined]
     elif isinstance(env, DummyVecEnv):
         for single, own in zip(env.envs, state, strict=True):

@@ -133,7 +133,7 @@ def test_record(tmp_path, capsys):
 def test_ctrl_c_saves_once_and_says_where(tmp_path, capsys):
     assert train(tmp_path, env_id="tests.toy_envs:PressesCtrlC-v0") == 130
     captured = capsys.readouterr()
-    assert f"stopping and saving in {tmp_path}" in captured.err
+    assert f"SIGINT: stopping after this update and saving in {tmp_path}" in captured.err
     assert captured.out.startswith("Stopped after ")
     assert str(tmp_path / "model.zip") in captured.out
     assert "Traceback" not in captured.err

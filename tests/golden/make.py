@@ -1,0 +1,40 @@
+"""Make the golden files of the present format: ``python -m tests.golden.make`` in a checkout.
+
+They stay as they are for as long as their version of the format is read; a new version adds files.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from acktr import ACKTR
+from acktr.checkpoint.bundle import VERSION
+from acktr.checkpoint.learner import capture_learner
+from acktr.checkpoint.store import CheckpointStore, pack_checkpoint
+from tests.small_envs import small_env
+
+HERE = Path(__file__).parent
+OBSERVATIONS = np.linspace(-1, 1, 12, dtype=np.float32).reshape(4, 3)
+
+
+def build() -> ACKTR:
+    net = {"net_arch": [2]}
+    return ACKTR("MlpPolicy", small_env(), n_steps=8, seed=0, momentum=0.5, policy_kwargs=net)
+
+
+def answers(model: ACKTR) -> dict:
+    with torch.no_grad():
+        values = model.policy.predict_values(torch.as_tensor(OBSERVATIONS)).flatten().tolist()
+    return {"values": values, "steps": model.num_timesteps, "kl_scale": model.kl_scale}
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    trained = build().learn(64)
+    trained.save(HERE / f"model-v{VERSION}.zip")
+    components, _ = capture_learner(trained)
+    store = CheckpointStore(HERE / f"checkpoints-v{VERSION}")
+    store.save(64, pack_checkpoint(64, components, {"exact": True, "updates": 4}))
+    (HERE / f"answers-v{VERSION}.json").write_text(json.dumps(answers(trained), indent=1) + "\n")
