@@ -10,7 +10,6 @@ import torch
 
 from acktr.checkpoint.store import CheckpointStore
 from acktr.errors import (
-    CheckpointError,
     CheckpointMismatchError,
     CheckpointWriteError,
     ConfigurationError,
@@ -284,7 +283,7 @@ def test_a_run_killed_before_its_first_checkpoint_begins_anew(tmp_path):
     assert model.num_timesteps == 480
 
 
-def test_the_number_of_processes_must_be_the_same(tmp_path, monkeypatch):
+def test_another_number_of_processes_goes_on_with_the_same_learner(tmp_path, monkeypatch):
     path = new(tmp_path)
     train(path, TOY, stop_at=4)
     newest = CheckpointStore.newest
@@ -295,6 +294,6 @@ def test_the_number_of_processes_must_be_the_same(tmp_path, monkeypatch):
         return checkpoint, skipped
 
     monkeypatch.setattr(CheckpointStore, "newest", two)
-    with pytest.raises(CheckpointMismatchError, match="made by 2 processes"):
-        train(path, TOY, resume=True)
-    assert issubclass(CheckpointMismatchError, CheckpointError)
+    model, told = train(path, TOY, resume=True)
+    assert "not bit for bit: it was made by 2 processes and this is 1" in told[0]
+    assert model.num_timesteps == 480
