@@ -1,4 +1,4 @@
-"""Writes the tables and figures of docs/results.md and docs/speed.md: ``python -m benchmarks.report``.
+"""Writes the tables and figures of the pages of results in docs: ``python -m benchmarks.report``.
 
 Between two markers of a page everything is replaced; a second run changes nothing. The figures lie
 beside the results that they are made of.
@@ -9,13 +9,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
-from benchmarks import speed_report, suite_figures, suite_tables, suites
+from benchmarks import fault_report, speed_report, suite_figures, suite_tables, suites
 from benchmarks.suite_data import SuiteData
 
 ROOT = Path(__file__).resolve().parent
 RESULTS = ROOT / "results" / "0.1.0" / "presets.csv"
 PAGE = ROOT.parent / "docs" / "results.md"
 SPEED_PAGE = ROOT.parent / "docs" / "speed.md"
+FAULTS_PAGE = ROOT.parent / "docs" / "reliability.md"
+SCALING_PAGE = ROOT.parent / "docs" / "distributed.md"
 BEGIN, END = "<!-- table: python -m benchmarks.report -->", "<!-- end of table -->"
 SUITES_BEGIN, SUITES_END = "<!-- suites: python -m benchmarks.report -->", "<!-- end of suites -->"
 
@@ -73,17 +75,35 @@ def speed_page(text: str, results: Path = speed_report.RESULTS) -> str:
     return _between_markers(text, speed_report.tables(results))
 
 
+def faults_page(text: str) -> str:
+    """Return the page of reliability with its table made anew."""
+    return _between_markers(text, fault_report.fault_tables())
+
+
+def scaling_page(text: str) -> str:
+    """Return the page of several processes with its table made anew."""
+    return _between_markers(text, fault_report.scaling_table())
+
+
 def main() -> None:
     """Draw the figures and write the pages."""
     for suite in all_suites():
         suite_figures.make(suite)
-    PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
-    SPEED_PAGE.write_text(speed_page(SPEED_PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    for path, make in PAGES.items():
+        path.write_text(make(path.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def _between_markers(text: str, content: str, begin: str = BEGIN, end: str = END) -> str:
     before, rest = text.split(begin)
     return f"{before}{begin}\n{content}\n{end}{rest.split(end)[1]}"
+
+
+PAGES = {
+    PAGE: page,
+    SPEED_PAGE: speed_page,
+    FAULTS_PAGE: faults_page,
+    SCALING_PAGE: scaling_page,
+}
 
 
 if __name__ == "__main__":
