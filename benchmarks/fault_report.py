@@ -47,8 +47,8 @@ def fault_tables(results: Path = RESULTS / "faults") -> str:
         }
         lines += [
             "",
-            f"A checkpoint every {float(with_some[0]['interval']):g} seconds takes {share:.2%} of the time "
-            f"of a training on HalfCheetah-v5 (median of {len(with_some)}); steps per second were "
+            f"A checkpoint every {float(with_some[0]['interval']):g} seconds takes {share:.2%} of the "
+            f"time of a training on HalfCheetah-v5 (median of {len(with_some)}); steps per second were "
             f"{rates[True]:,.0f} with and {rates[False]:,.0f} without.",
         ]
     return "\n".join(lines)
@@ -66,9 +66,9 @@ def scaling_table(results: Path = RESULTS / "scaling" / "scaling.json") -> str:
     small, large = (link[key] for key in sorted(link, key=int))
     lines = [
         f"`python -m benchmarks.scaling` on {found['cores']} cores, HalfCheetah-v5 with its preset. One "
-        f"process takes {1e3 * found['seconds_per_iteration']:.1f} ms an iteration; in a group each sends "
-        f"{found['messages_per_iteration']:.0f} messages of {found['bytes_per_iteration'] / 1024:.0f} KiB "
-        f"together. Between two of them a reduction of 8 bytes takes {1e6 * small:.0f} µs, one of 1 MiB "
+        f"process takes {1e3 * found['seconds_per_iteration']:.1f} ms an iteration; in a group each "
+        f"sends {found['messages_per_iteration']:.0f} messages of "
+        f"{found['bytes_per_iteration'] / 1024:.0f} KiB together. Between two of them a reduction of 8 bytes takes {1e6 * small:.0f} µs, one of 1 MiB "
         f"{1e3 * large:.2f} ms.",
         "",
         "| processes | steps/s | times one process (least – greatest) | efficiency, measured | "
