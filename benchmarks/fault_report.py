@@ -68,8 +68,8 @@ def scaling_table(results: Path = RESULTS / "scaling" / "scaling.json") -> str:
         f"`python -m benchmarks.scaling` on {found['cores']} cores, HalfCheetah-v5 with its preset. One "
         f"process takes {1e3 * found['seconds_per_iteration']:.1f} ms an iteration; in a group each "
         f"sends {found['messages_per_iteration']:.0f} messages of "
-        f"{found['bytes_per_iteration'] / 1024:.0f} KiB together. Between two of them a reduction of 8 bytes takes {1e6 * small:.0f} µs, one of 1 MiB "
-        f"{1e3 * large:.2f} ms.",
+        f"{found['bytes_per_iteration'] / 1024:.0f} KiB together. Between two of them a reduction of 8 "
+        f"bytes takes {1e6 * small:.0f} µs, one of 1 MiB {1e3 * large:.2f} ms.",
         "",
         "| processes | steps/s | times one process (least – greatest) | efficiency, measured | "
         "predicted, ring | predicted, tree |",
