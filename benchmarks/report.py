@@ -9,7 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
-from benchmarks import fault_report, speed_report, suite_figures, suite_tables, suites
+from benchmarks import (
+    fault_report,
+    speed_report,
+    suite_figures,
+    suite_tables,
+    suites,
+    tuning_report,
+)
 from benchmarks.suite_data import SuiteData
 
 ROOT = Path(__file__).resolve().parent
@@ -17,6 +24,7 @@ RESULTS = ROOT / "results" / "0.1.0" / "presets.csv"
 PAGE = ROOT.parent / "docs" / "results.md"
 SPEED_PAGE = ROOT.parent / "docs" / "speed.md"
 FAULTS_PAGE = ROOT.parent / "docs" / "reliability.md"
+ABLATIONS_PAGE = ROOT.parent / "docs" / "ablations.md"
 SCALING_PAGE = ROOT.parent / "docs" / "distributed.md"
 BEGIN, END = "<!-- table: python -m benchmarks.report -->", "<!-- end of table -->"
 SUITES_BEGIN, SUITES_END = "<!-- suites: python -m benchmarks.report -->", "<!-- end of suites -->"
@@ -80,6 +88,11 @@ def faults_page(text: str) -> str:
     return _between_markers(text, fault_report.fault_tables())
 
 
+def ablations_page(text: str) -> str:
+    """Return the page of ablations with the table of settings made anew."""
+    return _between_markers(text, tuning_report.table())
+
+
 def scaling_page(text: str) -> str:
     """Return the page of several processes with its table made anew."""
     return _between_markers(text, fault_report.scaling_table())
@@ -103,6 +116,7 @@ PAGES = {
     SPEED_PAGE: speed_page,
     FAULTS_PAGE: faults_page,
     SCALING_PAGE: scaling_page,
+    ABLATIONS_PAGE: ablations_page,
 }
 
 
