@@ -29,4 +29,28 @@ def table(results: Path = RESULTS, column: str = "return_300k") -> str:
             cells.append(f"**{mean(scores):.0f}** ({of_seeds})" if scores else "–")
         shown = settings if settings.startswith("(") else f"`{settings}`"
         lines.append(f"| {shown} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", _conjugate_gradients(rows, column)])
+
+
+def _conjugate_gradients(rows: list[dict[str, str]], column: str) -> str:
+    """Return what all runs with conjugate gradients did against all without."""
+    with_them = [row for row in rows if "cg_iterations" in row["settings"]]
+    without = [row for row in rows if "cg_iterations" not in row["settings"]]
+    means = []
+    for env in ENVIRONMENTS:
+        a, b = ([float(r[column]) for r in kind if r["env"] == env] for kind in (with_them, without))
+        means.append(f"{mean(a):.0f} against {mean(b):.0f} on {env} ({len(a)} and {len(b)} runs)")
+    return (
+        f"All runs with conjugate gradients against all without: {'; '.join(means)}. The multiplier that "
+        "the measured KL gives the bound (`train/kl_scale`) lay in "
+        f"{_middle(with_them)} with them and in {_middle(without)} without (nine of ten runs that make one "
+        "step of the actor a rollout)."
+    )
+
+
+def _middle(rows: list[dict[str, str]]) -> str:
+    """Return the interval that holds nine of ten multipliers."""
+    of_one_step = [row for row in rows if "n_actor_updates" not in row["settings"]]
+    scales = sorted(float(row["kl_scale_300k"]) for row in of_one_step)
+    outside = len(scales) // 20
+    return f"{scales[outside]:.2f} – {scales[-1 - outside]:.2f}"
