@@ -42,8 +42,9 @@ def _conjugate_gradients(rows: list[dict[str, str]], column: str) -> str:
         means.append(f"{mean(a):.0f} against {mean(b):.0f} on {env} ({len(a)} and {len(b)} runs)")
     return (
         f"All runs with conjugate gradients against all without: {'; '.join(means)}. The multiplier "
-        f"that the measured KL gives the bound (`train/kl_scale`) lay in {_middle(with_them)} with them "
-        f"and in {_middle(without)} without (nine of ten runs that make one step of the actor a rollout)."
+        "that the measured KL gives the bound (`train/kl_scale`) lay in "
+        f"{_middle(with_them)} with them and in {_middle(without)} without, in nine of ten runs that "
+        "make one step of the actor a rollout."
     )
 
 
