@@ -118,10 +118,13 @@ def run_tests(folder: Path, tests: Iterable[str], limit: float) -> dict[str, str
     ) as process:
         try:
             output, _ = process.communicate(timeout=limit)
-        except subprocess.TimeoutExpired:
+        except BaseException as error:
+            # Ctrl-C does not reach a session of its own.
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
-            return None
+            if isinstance(error, subprocess.TimeoutExpired):
+                return None
+            raise
     if process.returncode not in (0, 1) or not report.exists():
         raise RuntimeError(f"pytest ended with {process.returncode}:\n{output}")
     found = dict(_outcomes(report))
@@ -150,12 +153,17 @@ def outcomes_of(test: str, found: dict[str, str]) -> set[str]:
 def without(guard: Guard) -> str:
     """Run the tests of a guard without it.
 
-    :return: ``"fail"`` if all did, ``"hang"`` if they did not end, else ``"pass: "`` and which
+    :return: ``"fail"`` if all did, ``"hang"`` if they did not end, ``"error"`` if they could not be run,
+        else ``"pass: "`` and which
     """
     with tempfile.TemporaryDirectory() as folder:
         copy_to(Path(folder))
         take_out(guard, Path(folder))
-        found = run_tests(Path(folder), guard.tests, LIMIT)
+        try:
+            found = run_tests(Path(folder), guard.tests, LIMIT)
+        except RuntimeError as error:
+            print(error, file=sys.stderr)
+            return "error"
     if found is None:
         return "hang"
     passed = [test for test in guard.tests if "failed" not in outcomes_of(test, found)]
@@ -197,9 +205,9 @@ def measure(guards: list[Guard], faults: dict[int, tuple[str, str]]) -> Iterator
         }
 
 
-def write_rows(path: Path, rows: list[dict[str, str]], faults: set[int]) -> None:
+def write_rows(path: Path, rows: list[dict[str, str]]) -> None:
     """Write rows, and keep those of other faults."""
-    kept = []
+    kept, faults = [], {int(row["number"]) for row in rows}
     if path.exists():
         with path.open(newline="", encoding="utf-8") as file:
             kept = [row for row in csv.DictReader(file) if int(row["number"]) not in faults]
@@ -237,10 +245,10 @@ def main() -> int:
     begun = time.monotonic()
     for row in measure(chosen, faults):
         rows.append(row)
+        write_rows(arguments.out, rows)
         seconds = f"{time.monotonic() - begun:.0f} s"
         shown = (row["number"], row["baseline"], row["without"], row["guard"], row["what"], seconds)
         print(*shown, sep="  ", flush=True)
-    write_rows(arguments.out, rows, {guard.fault for guard in chosen})
     bad = [row for row in rows if row["baseline"] != "pass" or row["without"] not in ("fail", "hang")]
     print(f"{len(rows) - len(bad)} of {len(rows)} guards have tests that fail without them.")
     return int(bool(bad) or not rows)

@@ -4,6 +4,7 @@ import contextlib
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -115,7 +116,7 @@ def test_a_rank_that_hangs_ends_all_within_seconds(tmp_path):
     out = tmp_path / "run"
     process = torchrun(
         tmp_path, "--out", str(out), "--steps", "1000000", "--set", "checkpoint_steps=640",
-        variables={"ACKTR_TIMEOUT": "5"},
+        variables={"ACKTR_TIMEOUT": "10"},
     )  # fmt: skip
     ranks = []
     try:
@@ -130,8 +131,8 @@ def test_a_rank_that_hangs_ends_all_within_seconds(tmp_path):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
     assert process.returncode != 0
-    assert "Traceback (most recent call last)" in output
-    assert "Timed out waiting 5000ms" in output
+    assert re.search(r'File ".*acktr/(distributed|kfac/comm)\.py"', output)  # of the rank that waited
+    assert "Timed out" in output
     assert not left
     checkpoint, skipped = CheckpointStore(out / "checkpoints").newest()
     assert checkpoint is not None
