@@ -106,8 +106,9 @@ def test_an_update_that_goes_too_far_is_shortened_and_counted(model):
     assert 0.0 < logged["train/kl"] <= 1.5 * logged["train/target_kl"]
 
 
-def test_an_update_without_finite_outputs_is_taken_back(model):
-    model.times = math.nan
+@pytest.mark.parametrize("feedback", [True, False])
+def test_an_update_without_finite_outputs_is_taken_back(model, feedback):
+    model.times, model.kl_feedback = math.nan, feedback
     before = [p.detach().clone() for p in model.kfac.param_groups[0]["params"]]
     with pytest.raises(DivergenceError, match="was taken back"):
         model.train()
