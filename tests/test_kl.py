@@ -7,9 +7,11 @@ import torch
 from torch import nn
 from torch.distributions import Categorical, Normal
 
+from acktr import ACKTR
 from acktr.errors import DivergenceError
 from acktr.kfac.exact import mean_kl
-from acktr.kl import adapt_scale, as_list, measure_or_restore, rescale_step
+from acktr.kl import adapt_scale, as_list, check_loss, measure_or_restore, rescale_step
+from tests.small_envs import small_env
 
 
 def test_mean_kl_sums_the_parts_and_averages_the_samples():
@@ -68,3 +70,46 @@ def test_a_step_without_finite_outputs_is_taken_back(kl):
     with pytest.raises(DivergenceError, match="taken back"):
         measure_or_restore(lambda: kl, [p], [before])
     assert torch.equal(p, before)
+
+
+@pytest.mark.parametrize("loss", [math.nan, -math.inf])
+def test_no_step_is_taken_on_a_loss_that_is_not_finite(loss):
+    check_loss(torch.tensor(1e30), 7)
+    with pytest.raises(DivergenceError, match=r"loss is not finite at step 7 .*not taken"):
+        check_loss(torch.tensor(loss), 7)
+
+
+@pytest.fixture
+def model(monkeypatch):
+    """After one rollout; each step of its actor goes ``times`` as far as K-FAC says."""
+    made = ACKTR("MlpPolicy", small_env("Box"), n_steps=32, seed=0, device="cpu")
+    _, callback = made._setup_learn(64)
+    made.collect_rollouts(made.env, callback, made.rollout_buffer, 32)
+    step, params = made.kfac.step, made.kfac.param_groups[0]["params"]
+
+    def far():
+        before = [p.detach().clone() for p in params]
+        step()
+        with torch.no_grad():
+            for p, start in zip(params, before, strict=True):
+                p.copy_(start + made.times * (p - start))
+
+    monkeypatch.setattr(made.kfac, "step", far)
+    return made
+
+
+def test_an_update_that_goes_too_far_is_shortened_and_counted(model):
+    model.times = 40.0
+    model.train()
+    logged = model.logger.name_to_value
+    assert 1 <= model.kl_rescales == logged["train/kl_rescales"]
+    assert 0.0 < logged["train/kl"] <= 1.5 * logged["train/target_kl"]
+
+
+@pytest.mark.parametrize("feedback", [True, False])
+def test_an_update_without_finite_outputs_is_taken_back(model, feedback):
+    model.times, model.kl_feedback = math.nan, feedback
+    before = [p.detach().clone() for p in model.kfac.param_groups[0]["params"]]
+    with pytest.raises(DivergenceError, match="was taken back"):
+        model.train()
+    assert all(map(torch.equal, before, model.kfac.param_groups[0]["params"]))

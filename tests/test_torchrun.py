@@ -1,17 +1,22 @@
 """``torchrun -m acktr train``: one run directory, exact resume, and recovery from a killed rank."""
 
+import contextlib
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+
+from acktr.checkpoint.store import CheckpointStore
 
 pytestmark = pytest.mark.distributed
 TRAIN = ["-m", "acktr", "train", "CartPole-v1", "--seed", "1", "--no-progress"]
@@ -25,9 +30,9 @@ SMALL = [
 ]
 
 
-def torchrun(folder, *arguments, launcher=("--nproc-per-node", "2"), **kwargs):
+def torchrun(folder, *arguments, launcher=("--nproc-per-node", "2"), variables=(), **kwargs):
     command = [sys.executable, "-m", "torch.distributed.run", *launcher, *TRAIN, *arguments, *SMALL]
-    env = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    env = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", **dict(variables)}
     return subprocess.Popen(
         command,
         cwd=folder,
@@ -104,6 +109,34 @@ def test_a_killed_rank_is_replaced_and_the_run_goes_on(tmp_path):
     with (out / "episodes.csv").open() as file:
         steps = [int(float(row["steps"])) for row in csv.DictReader(file)]
     assert steps == sorted(steps)
+
+
+@pytest.mark.slow
+def test_a_rank_that_hangs_ends_all_within_seconds(tmp_path):
+    out = tmp_path / "run"
+    process = torchrun(
+        tmp_path, "--out", str(out), "--steps", "1000000", "--set", "checkpoint_steps=640",
+        variables={"ACKTR_TIMEOUT": "10"},
+    )  # fmt: skip
+    ranks = []
+    try:
+        wait_for(lambda: list(out.glob("checkpoints/step-*")), process)
+        ranks = children(process.pid)
+        os.kill(ranks[1], signal.SIGSTOP)
+        # The launcher gives the stopped rank 30 seconds to end before it kills it.
+        output, _ = process.communicate(timeout=75)
+        left = [pid for pid in ranks if Path(f"/proc/{pid}").exists()]
+    finally:
+        for pid in (process.pid, *ranks):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    assert process.returncode != 0
+    assert re.search(r'File ".*acktr/(distributed|kfac/comm)\.py"', output)  # of the rank that waited
+    assert "Timed out" in output
+    assert not left
+    checkpoint, skipped = CheckpointStore(out / "checkpoints").newest()
+    assert checkpoint is not None
+    assert skipped == []
 
 
 def test_sigterm_saves_once_and_all_ranks_end(tmp_path):

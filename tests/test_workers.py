@@ -36,7 +36,7 @@ class Faulty(gym.Env):
             if self.fault == "raise":
                 raise ZeroDivisionError("a bug in the simulator")
             if self.fault == "hang":
-                time.sleep(3600)
+                time.sleep(20)
             if self.fault == "die":
                 os.kill(os.getpid(), signal.SIGKILL)
         return np.full(2, self.steps / 100, np.float32), 1.0, False, False, {}
@@ -73,6 +73,7 @@ def step(env, times):
         ("hang", 1.0, r"environment 1 \(process \d+\) has not answered for 1 seconds"),
         ("die", 60.0, r"environment 1 \(process \d+\) is gone \(killed by SIGKILL\)"),
     ],
+    ids=["raise", "hang", "die"],
 )  # fmt: skip
 def test_a_worker_that_fails_is_named(fault, timeout, message):
     env = workers(fault, timeout)

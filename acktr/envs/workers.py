@@ -221,7 +221,9 @@ class _Remote:
         limit = self.timeout
         if limit is not None and not self._has_answered:
             limit = max(limit, _START)
-        ready = wait([self._connection, self._process.sentinel], limit)
+        # Not the process's sentinel: it also speaks when a signal to the whole group ends the fork
+        # server. The connection ends with the worker, however it ends.
+        ready = wait([self._connection], limit)
         if not ready:
             raise WorkerError(
                 f"{who} has not answered for {limit:g} seconds: look at what its environment waits for, "

@@ -161,6 +161,18 @@ def test_a_zip_bomb_is_not_opened(content):
         ACKTR.load(compress(True))
 
 
+def test_a_member_larger_than_its_file_is_not_read(content):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as archive, zipfile.ZipFile(buffer, "w") as out:
+        for name in archive.namelist():
+            out.writestr(name, archive.read(name))
+        # As members that lie over each other claim to: together more than there is.
+        out.filelist[-1].file_size = out.filelist[-1].compress_size = 2**30
+    buffer.seek(0)
+    with pytest.raises(UnsafeCheckpointError, match="claims to hold more"):
+        ACKTR.load(buffer)
+
+
 def test_numbers_that_no_machine_has_room_for(content):
     def change(members):
         data = json.loads(members["data.json"])

@@ -7,6 +7,7 @@ import os
 import resource
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -193,6 +194,26 @@ def test_a_checksum_error_names_the_component(store):
         read_checkpoint(path)
     with pytest.raises(DamagedCheckpointError, match=r"None of the 1 checkpoints .* can be used"):
         store.newest()
+
+
+def test_a_file_of_another_size_is_not_even_read(store, monkeypatch):
+    path = save(store, 1)
+    with (path / "policy.safetensors").open("ab") as file:
+        file.write(b"more")
+    read, seen = Path.read_bytes, []
+    monkeypatch.setattr(Path, "read_bytes", lambda self: (seen.append(self.name), read(self))[1])
+    with pytest.raises(DamagedCheckpointError, match=r"policy\.safetensors of .* are expected"):
+        read_checkpoint(path)
+    assert "policy.safetensors" not in seen
+
+
+def test_a_change_of_the_manifest_is_named(store):
+    path = save(store, 7)
+    manifest = (path / MANIFEST).read_text()
+    assert manifest.count('"steps": 7') == 1
+    (path / MANIFEST).write_text(manifest.replace('"steps": 7', '"steps": 6'))
+    with pytest.raises(DamagedCheckpointError, match=r"manifest of .* does not have its checksum"):
+        read_checkpoint(path)
 
 
 def test_a_missing_file_or_manifest(store):

@@ -130,10 +130,11 @@ def start(path, env_id, *arguments):
     )
 
 
-def wait_for(path, condition):
+def wait_for(process, path, condition):
     deadline = time.monotonic() + 120
     while not condition(path):
         assert time.monotonic() < deadline
+        assert process.poll() is None or condition(path)
         time.sleep(0.01)
 
 
@@ -146,7 +147,9 @@ def test_processes_that_are_killed(tmp_path):
     for count in (1, 3, 5):
         process = start(cut, "CartPole-v1", *arguments, "--resume")
         wait_for(
-            cut, lambda path, least=500 * count: max(steps_of_checkpoints(path), default=0) >= least
+            process,
+            cut,
+            lambda path, least=500 * count: max(steps_of_checkpoints(path), default=0) >= least,
         )
         process.kill()
         process.wait(60)
@@ -167,7 +170,7 @@ def member(path, name):
 def test_workers_ignore_signals_to_the_whole_group(tmp_path, name):
     arguments = ("--steps", "1000000", "--set", "checkpoint_steps=500", "n_envs=2", "backend=subproc")
     process = start(tmp_path, "CartPole-v1", *arguments)
-    wait_for(tmp_path, steps_of_checkpoints)
+    wait_for(process, tmp_path, steps_of_checkpoints)
     os.killpg(process.pid, getattr(signal, name))
     assert process.wait(60) == (130 if name == "SIGINT" else 143)
     checkpoint, skipped = CheckpointStore(tmp_path / "checkpoints").newest()

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import math
 import pickle
 
 import pytest
@@ -164,12 +165,13 @@ def test_a_layer_that_one_process_does_not_use_moves_on_both():
 
 
 def test_a_nan_on_one_process_is_refused_by_both():
-    (first, counters, _), (second, counters_too, _) = run_in_processes(2, lonely, "nan")
+    (first, counters, seen), (second, counters_too, _) = run_in_processes(2, lonely, "nan")
     torch.testing.assert_close(first, second, atol=0, rtol=0)
     assert counters == counters_too
     assert counters["rejected_statistics"] == 2
     assert counters["rejected_steps"] == 1
     assert all(p.isfinite().all() for p in first)
+    assert all(map(math.isfinite, seen.values()))
 
 
 def sums(rank, size):

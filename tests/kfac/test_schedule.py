@@ -2,6 +2,7 @@
 
 import copy
 import io
+import time
 
 import pytest
 import torch
@@ -113,6 +114,22 @@ def test_background_is_the_same_twice_and_the_same_without_a_thread(monkeypatch,
     torch.testing.assert_close(parameters(kfac), parameters(again))
 
 
+def test_how_long_the_thread_takes_changes_nothing(monkeypatch):
+    slow, quick = (build(inverse_period=3, inverse_refresh="background") for _ in range(2))
+    invert = schedule._invert
+
+    def slowly(*args):
+        time.sleep(0.2)
+        return invert(*args)
+
+    monkeypatch.setattr(schedule, "_invert", slowly)
+    train(slow, 7)
+    monkeypatch.undo()
+    quick.defer_checks = True  # done when it is begun
+    train(quick, 7)
+    torch.testing.assert_close(parameters(slow), parameters(quick))
+
+
 @pytest.mark.parametrize("kind", schedule.REFRESHES)
 @pytest.mark.parametrize("steps", [1, 4, 5])
 @pytest.mark.parametrize("how", ["state_dict", "deepcopy"])
@@ -157,6 +174,7 @@ def test_a_failure_in_the_background_is_mended_when_it_is_published():
     job.result._result = found
     train(kfac, 1)
     assert kfac.counters["float64_retries"] == 3
+    assert kfac.counters["damping_escalations"] == 0
     assert kfac.counters["kept_inverses"] == 0
 
 
