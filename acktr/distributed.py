@@ -215,7 +215,7 @@ class SharedMoments:
         flat = torch.from_numpy(np.concatenate([part for moments in own for part in moments]))
         table = torch.zeros(size(), len(flat), dtype=torch.float64, device=_device())
         table[rank()] = flat
-        dist.all_reduce(table)
+        (table,) = Comm(group()).sum([table])()
         ends = np.cumsum([len(part) for moments in own for part in moments])[:-1]
         rows = [np.split(row, ends) for row in table.cpu().numpy()]
         return [[(r[i], r[i + 1], r[i + 2]) for r in rows] for i in range(0, 3 * len(own), 3)]
