@@ -24,7 +24,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from torch import Tensor
 
 from acktr.errors import ConfigurationError, DivergenceError
-from acktr.kfac.comm import Comm
+from acktr.kfac.comm import Comm, wait
 
 TIMEOUT_VARIABLE = "ACKTR_TIMEOUT"
 TIMEOUT_SECONDS = 120.0  # an evaluation of the first rank, for which the others wait, must fit in
@@ -150,7 +150,7 @@ def vote(state: int) -> int:
         return state
     states = torch.zeros(size(), dtype=torch.int64, device=_device())
     states[rank()] = state
-    dist.all_reduce(states)
+    wait(dist.all_reduce(states, async_op=True), states)
     found = states.tolist()
     if max(found) == FAILED and state != FAILED:
         failed = [i for i, s in enumerate(found) if s == FAILED]
@@ -166,7 +166,7 @@ def any_of(*flags: bool) -> tuple[bool, ...]:
     if size() == 1:
         return flags
     both = torch.tensor(flags, dtype=torch.int64, device=_device())
-    dist.all_reduce(both, dist.ReduceOp.MAX)
+    wait(dist.all_reduce(both, dist.ReduceOp.MAX, async_op=True), both)
     return tuple(bool(x) for x in both.tolist())
 
 

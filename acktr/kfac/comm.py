@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import functools
 import itertools
+import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -18,7 +20,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+AWAKE_SECONDS = 0.02  # how long a process waits for a message before it falls asleep
 BUCKET_BYTES = 25 * 2**20  # as DistributedDataParallel's
+PACKED_FROM = 256  # taking narrower triangles out and putting them back costs more than it saves
 # Narrower factors every process inverts for itself: the cubic work of an inverse costs more than the
 # quadratic traffic of sharing it from about this width on.
 SHARED_FROM = 1024
@@ -44,7 +48,7 @@ class Comm:
         """Begin to add up tensors over all processes, in flat buckets.
 
         :param tensors: of the same shapes and dtypes on all processes, left as they are
-        :param symmetric: whether square matrices among them are; then their upper triangles travel
+        :param symmetric: whether square matrices among them are; of wide ones only a triangle travels
         :return: waits, and returns the sums in the order and shapes of ``tensors``
         """
         if self.alone:
@@ -59,7 +63,7 @@ class Comm:
         def finish() -> list[Tensor]:
             sums = list(tensors)
             for members, flat, work in buckets:
-                work.wait()
+                wait(work, flat)
                 parts = flat.split([packed[i].numel() for i in members])
                 for i, part in zip(members, parts, strict=True):
                     total = part.view_as(packed[i])
@@ -123,6 +127,29 @@ class Comm:
         return self
 
 
+def wait(work: Any, tensor: Tensor) -> None:
+    """Wait for a message on the CPU without falling asleep at once.
+
+    A core that sleeps takes a millisecond to wake up on some (virtual) machines, five times as long as
+    the message of an MLP does. The core is offered to others meanwhile.
+
+    :param work: what an asynchronous reduction returned
+    :param tensor: what is reduced
+    """
+    if tensor.device.type == "cpu":
+        end = time.perf_counter() + AWAKE_SECONDS
+        while not work.is_completed() and time.perf_counter() < end:
+            _yield_core()
+    work.wait()
+
+
+def _yield_core() -> None:
+    if hasattr(os, "sched_yield"):
+        os.sched_yield()
+    else:
+        time.sleep(0)
+
+
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[int]]:
     """Yield the indices of tensors of one dtype, in order, whose bytes together fit a bucket."""
     by_dtype = sorted(range(len(tensors)), key=lambda i: str(tensors[i].dtype))
@@ -140,7 +167,7 @@ def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[int]]:
 
 
 def _is_square(x: Tensor) -> bool:
-    return x.ndim >= 2 and x.shape[-1] == x.shape[-2] > 1
+    return x.ndim >= 2 and x.shape[-1] == x.shape[-2] >= PACKED_FROM
 
 
 @functools.lru_cache(maxsize=64)

@@ -66,6 +66,7 @@ def train(rank, size, kind, options, shared_from=None):
     fisher.random_signs = curvature.random_signs = signs_of_values
     if shared_from is not None:
         refresh.SHARED_FROM = shared_from
+        comm.PACKED_FROM = 2
     torch.manual_seed(0)
     model = MODELS[kind]().double()
     group = dist.group.WORLD if size > 1 else None
@@ -176,6 +177,7 @@ def test_a_nan_on_one_process_is_refused_by_both():
 
 def sums(rank, size):
     comm.BUCKET_BYTES = 64  # several buckets
+    comm.PACKED_FROM = 2
     talk = Comm(dist.group.WORLD)
     tensors = [torch.full((3,), 1.0 + rank), torch.eye(4).double(), torch.ones(2, 5, 5), torch.ones(())]
     tensors[2][:, 0, 1] = tensors[2][:, 1, 0] = float(rank)
