@@ -288,8 +288,11 @@ class ACKTR(SafeAlgorithm):
             self._shared_moments = distributed.SharedMoments(self._vec_normalize_env)
         try:
             went_on = collect_rollout(self, env, callback, rollout_buffer, n_rollout_steps)
-        except Exception:
-            distributed.vote(distributed.FAILED)
+        except Exception as error:
+            try:
+                distributed.vote(distributed.FAILED)
+            except RuntimeError as lost:  # the others are gone: what failed here is what to tell
+                raise error from lost
             raise
         if distributed.vote(distributed.GO_ON if went_on else distributed.STOP) != distributed.GO_ON:
             return False

@@ -74,10 +74,14 @@ def start(device: str = "auto") -> bool:
 
 @contextlib.contextmanager
 def joined(device: str = "auto") -> Iterator[None]:
-    """:func:`start`, and leave the group at the end; after an error the others notice by themselves."""
-    started = start(device)
+    """:func:`start`, and leave the group at the end; after an error the others notice by themselves.
+
+    A group that was there before stays.
+    """
+    was_started = _is_started()
+    start(device)
     yield
-    if started:
+    if _is_started() and not was_started:
         dist.destroy_process_group()
 
 
@@ -222,14 +226,16 @@ class SharedMoments:
 
     def _agree(self, values: list[Moments]) -> None:
         self._agreed = values
-        for moments, (count, mean_, squares) in zip(self._moments, values, strict=True):
+        for moments, (count, mean_, variance) in zip(self._moments, values, strict=True):
             shape = np.shape(moments.mean)
             moments.count = float(count[0])
             moments.mean = mean_.reshape(shape)
-            moments.var = (squares / count).reshape(shape)
+            moments.var = variance.reshape(shape)
 
 
-Moments = tuple[np.ndarray, np.ndarray, np.ndarray]  # count (1,), mean (D,), sum of squares (D,)
+# Count (1,), mean (D,) and variance (D,), as the environment holds them: a run that is resumed begins
+# with the very bits that all had agreed on.
+Moments = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def _moments(env: VecNormalize | None) -> Iterator[RunningMeanStd]:
@@ -241,17 +247,17 @@ def _moments(env: VecNormalize | None) -> Iterator[RunningMeanStd]:
 
 
 def _values(moments: RunningMeanStd) -> Moments:
-    count = np.array([float(moments.count)])
-    mean_ = np.asarray(moments.mean, np.float64).reshape(-1)
-    return count, mean_, np.asarray(moments.var, np.float64).reshape(-1) * count
+    mean_, variance = (np.asarray(x, np.float64).reshape(-1) for x in (moments.mean, moments.var))
+    return np.array([float(moments.count)]), mean_, variance
 
 
 def _sum(a: Moments, b: Moments) -> Moments:
-    count = a[0] + b[0]
     if b[0][0] <= 0:
         return a
+    count = a[0] + b[0]
     delta = b[1] - a[1]
-    return count, a[1] + delta * b[0] / count, a[2] + b[2] + delta**2 * a[0] * b[0] / count
+    squares = a[2] * a[0] + b[2] * b[0] + delta**2 * a[0] * b[0] / count
+    return count, a[1] + delta * b[0] / count, squares / count
 
 
 def _difference(total: Moments, before: Moments) -> Moments:
@@ -261,8 +267,8 @@ def _difference(total: Moments, before: Moments) -> Moments:
         return np.zeros(1), np.zeros_like(total[1]), np.zeros_like(total[2])
     mean_ = (total[1] * total[0] - before[1] * before[0]) / count
     delta = mean_ - before[1]
-    squares = total[2] - before[2] - delta**2 * before[0] * count / total[0]
-    return count, mean_, np.maximum(squares, 0.0)
+    squares = total[2] * total[0] - before[2] * before[0] - delta**2 * before[0] * count / total[0]
+    return count, mean_, np.maximum(squares, 0.0) / count
 
 
 def check_same(params: Iterable[Tensor]) -> None:

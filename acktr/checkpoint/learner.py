@@ -147,11 +147,11 @@ def restore_learner(
     made_by = sum(name.startswith("rank-") for name in components)
     assert model.env is not None
     if made_by != distributed.size():
-        # Who draws what is no longer as it was: all begin new episodes with what all have learned.
-        _begin_anew(model, components["rank-0"])
+        # Who draws what is no longer as it was: all begin new episodes with what all have learned, and
+        # draw other numbers than at the beginning.
         if model.seed is not None:
             model.set_random_seed(model.seed + model.num_timesteps)
-            model._last_obs = model.env.reset()  # type: ignore[assignment]
+        _begin_anew(model, components["rank-0"])
         return [f"it was made by {made_by} processes and this is {distributed.size()}"]
     own = components[f"rank-{distributed.rank()}"]
     problems: list[str] = []

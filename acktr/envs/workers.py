@@ -11,7 +11,7 @@ import traceback
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
 
@@ -209,7 +209,7 @@ class _Remote:
 
     def send(self, message: Any) -> None:
         """Send; that a worker is gone is told by :meth:`recv`, which follows every message."""
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError, OSError):
+        with contextlib.suppress(OSError):
             self._connection.send(message)
 
     def recv(self) -> Any:
@@ -221,17 +221,14 @@ class _Remote:
         limit = self.timeout
         if limit is not None and not self._has_answered:
             limit = max(limit, _START)
-        # Not the process's sentinel: it also speaks when a signal to the whole group ends the fork
-        # server. The connection ends with the worker, however it ends.
-        ready = wait([self._connection], limit)
-        if not ready:
-            raise WorkerError(
-                f"{who} has not answered for {limit:g} seconds: look at what its environment waits for, "
-                "or allow more with worker_timeout."
-            )
         try:
-            if not self._connection.poll():
-                raise EOFError
+            # Not the process's sentinel: it also speaks when a signal to the whole group ends the fork
+            # server. The connection ends with the worker, however it ends.
+            if not self._connection.poll(limit):
+                raise WorkerError(
+                    f"{who} has not answered for {limit:g} seconds: look at what its environment waits "
+                    "for, or allow more with worker_timeout."
+                )
             answer = self._connection.recv()
         except (EOFError, OSError):
             self._process.join(_PATIENCE)

@@ -88,6 +88,8 @@ class Comm:
 
     def mean(self, tensor: Tensor) -> Tensor:
         """Return the mean of a tensor over all processes."""
+        if self.alone:
+            return tensor
         (total,) = self.sum([tensor])()
         return total / self.size
 
