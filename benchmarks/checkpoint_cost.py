@@ -23,7 +23,7 @@ from acktr.experiment import Experiment
 from acktr.presets import resolve
 from acktr.runs import Run
 from acktr.saver import Saver
-from benchmarks.faults import OUT, append, existing
+from benchmarks.faults import OUT, append, existing, write_manifest
 
 COLUMNS = ("repetition", "interval", "checkpoints", "steps_per_second", "saving", "share")
 
@@ -78,6 +78,12 @@ def main() -> int:
     table = options.out / "checkpoint_cost.csv"
     done = len(existing(table)) // 2
     append(table, COLUMNS, measure(range(done, options.repetitions), options.interval, options.steps))
+    shares = [float(row["share"]) for row in existing(table) if float(row["interval"]) > 0]
+    settings = (
+        f"--interval {options.interval:g} --steps {options.steps} --repetitions {options.repetitions}"
+    )
+    command = f"python -m benchmarks.checkpoint_cost {settings}"
+    write_manifest(options.out / "checkpoint_cost.json", command, {"shares": shares})
     return 0
 
 

@@ -270,6 +270,15 @@ def summarise(kills: list[dict[str, str]], mutations: list[dict[str, str]]) -> d
     return {"kills": len(kills), "resumed and equal": len(equal), "mutations": counts}
 
 
+def write_manifest(path: Path, command: str, summary: dict[str, Any]) -> None:
+    """Write what gave a table: command, date and versions, and what it says in short."""
+    installed = versions()
+    del installed["command"]  # its first word is a path of this machine
+    today = date.today().isoformat()
+    manifest = {"command": command, "date": today, "summary": summary, "versions": installed}
+    path.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--kills", type=int, default=100)
@@ -286,17 +295,8 @@ def main() -> int:
         found = measure_mutations(arguments.mutations, arguments.seed, known)
         append(mutations, MUTATION_COLUMNS, found)
     summary = summarise(existing(kills), existing(mutations))
-    installed = versions()
-    del installed["command"]  # its first word is a path of this machine
-    manifest = {
-        "command": f"python -m benchmarks.faults --kills {arguments.kills} --mutations "
-        f"{arguments.mutations} --seed {arguments.seed}",
-        "date": date.today().isoformat(),
-        "summary": summary,
-        "versions": installed,
-    }
-    text = json.dumps(manifest, indent=2) + "\n"
-    (arguments.out / "manifest.json").write_text(text, encoding="utf-8")
+    command = f"--kills {arguments.kills} --mutations {arguments.mutations} --seed {arguments.seed}"
+    write_manifest(arguments.out / "manifest.json", f"python -m benchmarks.faults {command}", summary)
     print(json.dumps(summary, indent=2))
     bad = any(summary["mutations"][name] for name in ("wrong", "executed", "crashed"))
     return int(bad or summary["resumed and equal"] != summary["kills"])

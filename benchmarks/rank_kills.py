@@ -19,12 +19,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from datetime import date
 from pathlib import Path
 from typing import Any
 
-from acktr.runs import versions
-from benchmarks.faults import OUT, append, existing, fingerprint
+from benchmarks.faults import OUT, append, existing, fingerprint, write_manifest
 
 COLUMNS = ("environment", "number", "rank", "seconds", "exit_code", "resumed", "parameters", "tables")
 STEPS = {"CartPole-v1": 24_000, "HalfCheetah-v5": 24_000}
@@ -106,17 +104,10 @@ def main() -> int:
     append(table, COLUMNS, measure(range(len(existing(table)), options.kills), options.seed))
     rows = existing(table)
     recovered = sum(row["parameters"] == row["tables"] == "equal" for row in rows)
-    installed = versions()
-    del installed["command"]  # its first word is a path of this machine
-    manifest = {
-        "command": f"python -m benchmarks.rank_kills --kills {options.kills} --seed {options.seed}",
-        "date": date.today().isoformat(),
-        "summary": {"kills": len(rows), "recovered": recovered},
-        "versions": installed,
-    }
-    text = json.dumps(manifest, indent=2) + "\n"
-    (options.out / "rank_kills.json").write_text(text, encoding="utf-8")
-    print(json.dumps(manifest["summary"]))
+    summary = {"kills": len(rows), "recovered": recovered}
+    command = f"python -m benchmarks.rank_kills --kills {options.kills} --seed {options.seed}"
+    write_manifest(options.out / "rank_kills.json", command, summary)
+    print(json.dumps(summary))
     return int(recovered < len(rows))
 
 
