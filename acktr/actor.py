@@ -13,7 +13,7 @@ from torch import Tensor
 
 from acktr import distributed
 from acktr.kfac.exact import mean_kl
-from acktr.kl import adapt_scale, check_loss, measure_or_restore, rescale_step
+from acktr.kl import adapt_scale, measure_or_restore, rescale_step
 from acktr.policies import Model
 from acktr.rollout import RolloutBatch
 
@@ -85,7 +85,6 @@ def natural_step(model: ACKTR, batch: RolloutBatch, first: ActorStep | None = No
     with model._capture(model.kfac):
         seen = evaluated = model._model(batch)
     loss, losses = actor_loss(model, evaluated, batch, None if first is None else first.log_prob)
-    check_loss(distributed.mean(loss), model.num_timesteps)
     part = batch
     if model._samples_statistics(model.kfac):
         part = batch.sample(model.sub_sampling_factor)
@@ -105,17 +104,15 @@ def actor_loss(
     """Policy gradient, entropy bonus and, where it learns with the actor, the critic's loss.
 
     :param evaluated: the model on the batch
+    :param batch: with its advantages normalised, if they are to be
     :param old_log_prob: of the policy that collected the batch, ``(B,)``, if it has moved since: each
         sample then counts by its importance ratio
     :return: the sum, and the parts by the last part of their key in the log
     """
-    advantages = batch.advantages
-    if model.normalize_advantage and len(advantages) * distributed.size() > 1:
-        advantages = distributed.normalized(advantages)
     log_prob = evaluated.log_prob
     # At the policy that collected the batch both have the same gradient.
     gain = log_prob if old_log_prob is None else (log_prob - old_log_prob).exp()
-    policy_loss = -(advantages * gain).mean()
+    policy_loss = -(batch.advantages * gain).mean()
     entropy_loss = -(log_prob if evaluated.entropy is None else evaluated.entropy).mean()
     losses = {"policy_gradient_loss": policy_loss, "entropy_loss": entropy_loss}
     loss = policy_loss + model.ent_coef * entropy_loss

@@ -22,9 +22,9 @@ from torch.distributions import Normal
 from acktr import distributed
 from acktr.actor import update_actor
 from acktr.checkpoint.algorithm_file import SafeAlgorithm
-from acktr.critic import update_critic
+from acktr.critic import update_bellman_std, update_critic
 from acktr.kfac import KFAC
-from acktr.kl import as_list
+from acktr.kl import as_list, check_loss
 from acktr.metrics import record_update
 from acktr.options import as_schedule, check_arguments, check_joint_critic
 from acktr.policies import (
@@ -290,23 +290,23 @@ class ACKTR(SafeAlgorithm):
             went_on = collect_rollout(self, env, callback, rollout_buffer, n_rollout_steps)
         except Exception as error:
             try:
-                distributed.vote(distributed.FAILED)
+                distributed.vote(distributed.FAILED, self._shared_moments)
             except RuntimeError as lost:  # the others are gone: what failed here is what to tell
                 raise error from lost
             raise
-        if distributed.vote(distributed.GO_ON if went_on else distributed.STOP) != distributed.GO_ON:
-            return False
-        self._shared_moments.merge()
-        return True
+        state = distributed.GO_ON if went_on else distributed.STOP
+        return distributed.vote(state, self._shared_moments) == distributed.GO_ON
 
     def train(self) -> None:
         """Update the critic, then the actor, on the last rollout."""
         self.policy.set_training_mode(True)
         batch = self.rollout_buffer.batch()  # type: ignore[attr-defined]  # a RolloutStorage
-        self._update_bellman_std(batch)
-        losses = {}
-        if self.critic_optimizer is not None:
-            losses["value_loss"] = update_critic(self, batch)
+        update_bellman_std(self, batch)
+        normalize = self.normalize_advantage and distributed.normalize(batch.advantages)
+        learns_alone = self.critic_optimizer is not None
+        losses = {"value_loss": update_critic(self, batch)} if learns_alone else {}
+        if normalize:  # what it sends has travelled with the critic's first message
+            batch = batch._replace(advantages=normalize())
         self._update_learning_rate(self.kfac)
         target_kl = self.target_kl_schedule(self._current_progress_remaining)
         actor_losses, kl = update_actor(self, batch, target_kl)
@@ -364,23 +364,24 @@ class ACKTR(SafeAlgorithm):
     def _sigma(self) -> float:
         return self.bellman_std if self.critic_std == "adaptive" else float(self.critic_std)
 
-    def _step(self, loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
-        optimizer.zero_grad()
-        if isinstance(optimizer, KFAC):
-            # Conjugate gradients on the whole batch go through this graph once more.
-            again = optimizer.param_groups[0]["cg_iterations"] > 0
-            loss.backward(retain_graph=again and not self._samples_fisher(optimizer))
-        else:
-            loss.backward()
-            distributed.mean_gradients(optimizer)
-        optimizer.step()
+    def _step(
+        self, loss: Tensor, optimizer: torch.optim.Optimizer, relative_bound: float | None = None
+    ) -> None:
+        """Step on a loss that is finite on all ranks.
 
-    def _update_bellman_std(self, batch: RolloutBatch) -> None:
-        """Running standard deviation of the Bellman error (paper, sec. 5.3)."""
-        if self.critic_std == "adaptive":
-            variance = distributed.mean((batch.returns - batch.values).square().mean()).item()
-            decay = 0.95 if self._n_updates else 0.0
-            self.bellman_std = max((decay * self.bellman_std**2 + (1.0 - decay) * variance) ** 0.5, 1e-3)
+        :param relative_bound: KL bound of the step as a fraction of the loss
+        """
+        optimizer.zero_grad()
+        again = False
+        if isinstance(optimizer, KFAC) and optimizer.param_groups[0]["cg_iterations"]:
+            # Conjugate gradients on the whole batch go through this graph once more.
+            again = not self._samples_fisher(optimizer)
+        loss.backward(retain_graph=again)
+        of_all = distributed.mean_gradients(optimizer, loss)
+        check_loss(of_all, self.num_timesteps)
+        if relative_bound is not None:
+            optimizer.param_groups[0]["target_kl"] = max(relative_bound * of_all.item(), 1e-12)
+        optimizer.step()
 
     def learn(
         self,

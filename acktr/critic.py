@@ -10,7 +10,6 @@ from torch import Tensor
 from acktr import distributed
 from acktr.kfac import KFAC
 from acktr.kfac.exact import detached, mean_kl
-from acktr.kl import check_loss
 from acktr.rollout import RolloutBatch
 
 if TYPE_CHECKING:
@@ -38,12 +37,18 @@ def update_critic(model: ACKTR, batch: RolloutBatch) -> Tensor:
     return loss
 
 
+def update_bellman_std(model: ACKTR, batch: RolloutBatch) -> None:
+    """Follow the standard deviation of the Bellman error, if the critic's does (paper, sec. 5.3)."""
+    if model.critic_std == "adaptive":
+        variance = distributed.mean((batch.returns - batch.values).square().mean()).item()
+        decay = 0.95 if model._n_updates else 0.0
+        model.bellman_std = max((decay * model.bellman_std**2 + (1.0 - decay) * variance) ** 0.5, 1e-3)
+
+
 def _step_natural(model: ACKTR, optimizer: KFAC, batch: RolloutBatch) -> Tensor:
     with model._capture(optimizer):
         values = model._values(batch)
     loss = model._value_loss(values, batch)
-    of_all = distributed.mean(loss)
-    check_loss(of_all, model.num_timesteps)
     seen = values
     if model._samples_statistics(optimizer):
         with optimizer.capture():
@@ -52,10 +57,7 @@ def _step_natural(model: ACKTR, optimizer: KFAC, batch: RolloutBatch) -> Tensor:
     if model._samples_fisher(optimizer):
         part = model._values(batch.sample(model.sub_sampling_factor))
         optimizer.use_exact_fisher(model._value_distribution(part))
-    if model.critic_trust_region is not None:
-        bound = model.critic_trust_region * of_all.item()
-        optimizer.param_groups[0]["target_kl"] = max(bound, 1e-12)
-    model._step(loss, optimizer)
+    model._step(loss, optimizer, model.critic_trust_region)
     return loss
 
 
@@ -70,6 +72,5 @@ def _step_euclidean(model: ACKTR, batch: RolloutBatch, policy: list[Any]) -> Ten
     else:
         values = model._values(batch)
     loss = model._value_loss(values, batch)
-    check_loss(distributed.mean(loss), model.num_timesteps)
     model._step(loss + held, optimizer)
     return loss

@@ -12,7 +12,7 @@ import contextlib
 import functools
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -24,7 +24,8 @@ from stable_baselines3.common.vec_env import VecNormalize
 from torch import Tensor
 
 from acktr.errors import ConfigurationError, DivergenceError
-from acktr.kfac.comm import Comm, wait
+from acktr.kfac import KFAC
+from acktr.kfac.comm import Comm, comm_of, wait
 
 TIMEOUT_VARIABLE = "ACKTR_TIMEOUT"
 TIMEOUT_SECONDS = 120.0  # an evaluation of the first rank, for which the others wait, must fit in
@@ -116,52 +117,78 @@ def _is_started() -> bool:
 
 def mean(value: Tensor) -> Tensor:
     """Return the mean of a tensor over all ranks, detached."""
-    return Comm(group()).mean(value.detach())
+    return comm_of(group()).mean(value.detach())
 
 
-def mean_gradients(optimizer: torch.optim.Optimizer) -> None:
-    """Average the gradients of a first-order optimiser over all ranks; K-FAC does it by itself."""
-    Comm(group()).mean_gradients([p for g in optimizer.param_groups for p in g["params"]])
+def mean_gradients(optimizer: torch.optim.Optimizer, loss: Tensor) -> Tensor:
+    """Average the gradients of an optimiser and the loss over all ranks, in one message.
+
+    :return: the mean of the loss, detached
+    """
+    if isinstance(optimizer, KFAC):
+        return optimizer.synchronize(loss)[0]
+    talk = comm_of(group())
+    finish = talk.sum_together([loss.detach()])
+    talk.mean_gradients([p for g in optimizer.param_groups for p in g["params"]])()
+    return finish()[0] / talk.size
 
 
-def normalized(values: Tensor) -> Tensor:
-    """Shift and scale values to mean 0 and standard deviation 1 over the samples of all ranks.
+def normalize(values: Tensor) -> Callable[[], Tensor]:
+    """Begin to shift and scale values to mean 0 and standard deviation 1 over the samples of all ranks.
 
     :param values: ``(B,)``; the same B on all ranks
+    :return: waits, and returns them
     """
-    if size() == 1:
-        return (values - values.mean()) / (values.std() + 1e-8)
     count = len(values) * size()
-    centred = values - mean(values.mean())
-    variance = mean(centred.square().sum()) * size() / max(count - 1, 1)
-    return centred / (variance.sqrt() + 1e-8)
+    if count == 1:
+        return lambda: values
+    if size() == 1:
+        return lambda: (values - values.mean()) / (values.std() + 1e-8)
+    moments = torch.zeros(size(), 2, dtype=values.dtype, device=values.device)
+    moments[rank(), 0] = values.mean()
+    moments[rank(), 1] = (values - values.mean()).square().sum()
+    finish = comm_of(group()).sum_together([moments])
+
+    def finish_and_normalize() -> Tensor:
+        means, squares = finish()[0].unbind(1)
+        mean_of_all = means.mean()
+        # Chan, Golub & LeVeque 1979, for parts of one size.
+        total = squares.sum() + len(values) * (means - mean_of_all).square().sum()
+        return (values - mean_of_all) / ((total / (count - 1)).sqrt() + 1e-8)
+
+    return finish_and_normalize
 
 
 def share_parameters(module: torch.nn.Module) -> None:
     """Give all ranks the parameters and buffers of the first."""
     with torch.no_grad():
-        Comm(group()).broadcast([*module.parameters(), *module.buffers()], 0)
+        comm_of(group()).broadcast([*module.parameters(), *module.buffers()], 0)
 
 
-def vote(state: int) -> int:
+def vote(state: int, moments: SharedMoments | None = None) -> int:
     """Tell the others whether to go on, and hear what all together say.
 
     :param state: ``GO_ON``, ``STOP`` or ``FAILED``
+    :param moments: to merge in the same message, if all go on
     :return: the greatest of all
     :raises DivergenceError: another rank has failed while this one has not
     """
     if size() == 1:
         return state
-    states = torch.zeros(size(), dtype=torch.int64, device=_device())
+    talk = comm_of(group())
+    states = torch.zeros(size(), dtype=torch.float64, device=_device())
     states[rank()] = state
-    wait(dist.all_reduce(states, async_op=True), states)
-    found = states.tolist()
+    finish = talk.sum_together([states])
+    merge = moments.begin_to_merge(talk) if moments is not None else None
+    found = [int(x) for x in finish()[0].tolist()]
     if max(found) == FAILED and state != FAILED:
         failed = [i for i, s in enumerate(found) if s == FAILED]
         raise DivergenceError(
             f"Rank {', '.join(map(str, failed))} of {size()} failed, so this one stopped before the "
             "update: its own message says why."
         )
+    if merge is not None and max(found) == GO_ON:
+        merge()
     return max(found)
 
 
@@ -204,25 +231,40 @@ class SharedMoments:
         self._moments = list(_moments(env)) if size() > 1 else []
         self._agreed = [_values(m) for m in self._moments]
         if self._moments:
-            self._agree([table[0] for table in self._gather(self._agreed)])
+            tables = self._gather(self._agreed, comm_of(group()))()
+            self._agree([table[0] for table in tables])
 
-    def merge(self) -> None:
-        """Give all ranks the moments of everything that all have seen."""
-        if self._moments:
-            now = [_values(m) for m in self._moments]
-            added = [_difference(n, b) for n, b in zip(now, self._agreed, strict=True)]
-            gathered = zip(self._agreed, self._gather(added), strict=True)
+    def begin_to_merge(self, talk: Comm) -> Callable[[], None]:
+        """Begin to give all ranks the moments of everything that all have seen.
+
+        :param talk: what goes with it in one message is queued there
+        :return: waits, and does it
+        """
+        if not self._moments:
+            return lambda: None
+        now = [_values(m) for m in self._moments]
+        added = [_difference(n, b) for n, b in zip(now, self._agreed, strict=True)]
+        finish = self._gather(added, talk)
+
+        def merge() -> None:
+            gathered = zip(self._agreed, finish(), strict=True)
             self._agree([functools.reduce(_sum, parts, before) for before, parts in gathered])
 
-    def _gather(self, own: list[Moments]) -> list[list[Moments]]:
-        """Return the moments of all ranks, by what they are of."""
+        return merge
+
+    def _gather(self, own: list[Moments], talk: Comm) -> Callable[[], list[list[Moments]]]:
+        """Begin to fetch the moments of all ranks, by what they are of."""
         flat = torch.from_numpy(np.concatenate([part for moments in own for part in moments]))
         table = torch.zeros(size(), len(flat), dtype=torch.float64, device=_device())
         table[rank()] = flat
-        (table,) = Comm(group()).sum([table])()
+        finish = talk.sum_together([table])
         ends = np.cumsum([len(part) for moments in own for part in moments])[:-1]
-        rows = [np.split(row, ends) for row in table.cpu().numpy()]
-        return [[(r[i], r[i + 1], r[i + 2]) for r in rows] for i in range(0, 3 * len(own), 3)]
+
+        def read() -> list[list[Moments]]:
+            rows = [np.split(row, ends) for row in finish()[0].cpu().numpy()]
+            return [[(r[i], r[i + 1], r[i + 2]) for r in rows] for i in range(0, 3 * len(own), 3)]
+
+        return read
 
     def _agree(self, values: list[Moments]) -> None:
         self._agreed = values

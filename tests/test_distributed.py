@@ -119,7 +119,7 @@ def merge(rank, size):
         batches.append(rng.normal(5.0 * rank, 1.0 + rank, (7, *VECTOR.shape)))
         env.obs_rms.update(batches[-1])
         env.ret_rms.update(batches[-1][:, 0])
-        shared.merge()
+        distributed.vote(distributed.GO_ON, shared)
     env_moments = [(m.mean.tolist(), m.var.tolist(), m.count) for m in (env.obs_rms, env.ret_rms)]
     return env_moments, [torch.from_numpy(x) for x in batches]
 
@@ -142,7 +142,7 @@ def decide(rank, size):
         distributed.vote(distributed.FAILED if rank else distributed.GO_ON)
     except DivergenceError as error:
         said.append(str(error))
-    advantages = distributed.normalized(torch.arange(4.0) + 10 * rank)
+    advantages = distributed.normalize(torch.arange(4.0) + 10 * rank)()
     try:
         distributed.check_same([torch.ones(3)])
         distributed.check_same([torch.ones(3) + rank])

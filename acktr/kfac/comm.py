@@ -23,6 +23,8 @@ from torch import Tensor
 AWAKE_SECONDS = 0.02  # how long a process waits for a message before it falls asleep
 BUCKET_BYTES = 25 * 2**20  # as DistributedDataParallel's
 PACKED_FROM = 256  # taking narrower triangles out and putting them back costs more than it saves
+# What is smaller costs the time that a message takes, and not that of its bytes: it waits for company.
+ALONE_FROM = 2**20
 # Narrower factors every process inverts for itself: the cubic work of an inverse costs more than the
 # quadratic traffic of sharing it from about this width on.
 SHARED_FROM = 1024
@@ -38,6 +40,7 @@ class Comm:
         self.group = group
         self.size = 1 if group is None else dist.get_world_size(group)
         self.rank = 0 if group is None else dist.get_rank(group)
+        self._waiting: list[_Parcel] = []
 
     @property
     def alone(self) -> bool:
@@ -53,38 +56,86 @@ class Comm:
         """
         if self.alone:
             return lambda: list(tensors)
-        squares = [symmetric and _is_square(x) for x in tensors]
-        packed = [_upper(x) if square else x for x, square in zip(tensors, squares, strict=True)]
+        parcel = _Parcel(tensors, symmetric)
+        parcel.leave(self._reduce(parcel.packed))
+        return parcel.sums
+
+    def sum_together(
+        self, tensors: Sequence[Tensor], symmetric: bool = False
+    ) -> Callable[[], list[Tensor]]:
+        """Add up tensors as :meth:`sum` does, small ones in one message with others that wait.
+
+        All that waits leaves when the first result is asked for; what is large leaves at once, and
+        travels while this process computes.
+
+        :param tensors: as of :meth:`sum`, and given in the same order on all processes
+        :param symmetric: as of :meth:`sum`
+        :return: as of :meth:`sum`
+        """
+        if self.alone:
+            return lambda: list(tensors)
+        parcel = _Parcel(tensors, symmetric)
+        if sum(map(_bytes, parcel.packed)) >= ALONE_FROM:
+            parcel.leave(self._reduce(parcel.packed))
+            return parcel.sums
+        self._waiting.append(parcel)
+
+        def finish() -> list[Tensor]:
+            if parcel.waits:
+                self._send_waiting()
+            return parcel.sums()
+
+        return finish
+
+    def _send_waiting(self) -> None:
+        parcels, self._waiting = self._waiting, []
+        finish = self._reduce([x for parcel in parcels for x in parcel.packed])
+        start = 0
+        for parcel in parcels:
+            parcel.leave(finish, start)
+            start += len(parcel.packed)
+
+    def _reduce(self, tensors: Sequence[Tensor]) -> Callable[[], list[Tensor]]:
         buckets = []
-        for members in _buckets(packed):
-            flat = torch.cat([packed[i].reshape(-1) for i in members])
+        for members in _buckets(tensors):
+            flat = torch.cat([tensors[i].reshape(-1) for i in members])
             buckets.append((members, flat, dist.all_reduce(flat, group=self.group, async_op=True)))
 
+        @functools.cache
         def finish() -> list[Tensor]:
             sums = list(tensors)
             for members, flat, work in buckets:
                 wait(work, flat)
-                parts = flat.split([packed[i].numel() for i in members])
+                parts = flat.split([tensors[i].numel() for i in members])
                 for i, part in zip(members, parts, strict=True):
-                    total = part.view_as(packed[i])
-                    sums[i] = _mirrored(total, tensors[i]) if squares[i] else total
+                    sums[i] = part.view_as(tensors[i])
             return sums
 
         return finish
 
-    def mean_gradients(self, params: Sequence[Tensor]) -> None:
-        """Average gradients over all processes, in place.
+    def mean_gradients(self, params: Sequence[Tensor]) -> Callable[[], None]:
+        """Begin to average gradients over all processes, in place.
 
         A parameter without a gradient on some processes counts as zero there; one without on all of
         them keeps none.
+
+        :return: waits, and writes the means
         """
         if self.alone or not params:
-            return
-        there = torch.tensor([float(p.grad is not None) for p in params], device=params[0].device)
+            return lambda: None
+        here = [float(p.grad is not None) for p in params]
+        there = torch.tensor(here, device=params[0].device)
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
-        there, *sums = self.sum([there, *grads])()
-        for p, n, total in zip(params, there.tolist(), sums, strict=True):
-            p.grad = total.div_(self.size) if n else None
+        finish = self.sum_together([there, *grads])
+
+        def write() -> None:
+            there, *sums = finish()
+            # Whoever has all gradients knows that each is somewhere, and need not wait for the device.
+            anywhere = here if all(here) else there.tolist()
+            for p, n, total in zip(params, anywhere, sums, strict=True):
+                p.grad = total.div_(self.size) if n else None
+
+        return write
 
     def mean(self, tensor: Tensor) -> Tensor:
         """Return the mean of a tensor over all processes."""
@@ -122,11 +173,47 @@ class Comm:
 
     def __getstate__(self) -> dict[str, Any]:
         """Copy and pickle without the group, which belongs to this process."""
-        return {"group": None, "size": 1, "rank": 0}
+        return {"group": None, "size": 1, "rank": 0, "_waiting": []}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Comm:
         """Return the same: a copy of an optimiser talks to the same processes."""
         return self
+
+
+@functools.lru_cache(maxsize=8)
+def comm_of(group: Any = None) -> Comm:
+    """Return the one :class:`Comm` of a group, so that what anybody sends can travel together.
+
+    :param group: as of :class:`Comm`
+    """
+    return Comm(group)
+
+
+class _Parcel:
+    """Tensors on their way: of wide symmetric matrices, only a triangle."""
+
+    def __init__(self, tensors: Sequence[Tensor], symmetric: bool) -> None:
+        self._tensors = list(tensors)
+        self._squares = [symmetric and _is_square(x) for x in tensors]
+        pairs = zip(tensors, self._squares, strict=True)
+        self.packed = [_upper(x) if square else x for x, square in pairs]
+        self._finish: Callable[[], list[Tensor]] | None = None
+
+    @property
+    def waits(self) -> bool:
+        """Whether it has not left yet."""
+        return self._finish is None
+
+    def leave(self, finish: Callable[[], list[Tensor]], start: int = 0) -> None:
+        """Remember how to wait for the message, and where in it this begins."""
+        self._finish, self._start = finish, start
+
+    def sums(self) -> list[Tensor]:
+        """Wait, and return the sums in the shapes of what was given."""
+        assert self._finish is not None
+        arrived = self._finish()[self._start : self._start + len(self.packed)]
+        triples = zip(arrived, self._tensors, self._squares, strict=True)
+        return [_mirrored(x, like) if square else x for x, like, square in triples]
 
 
 def wait(work: Any, tensor: Tensor) -> None:
@@ -159,13 +246,17 @@ def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[int]]:
         bucket: list[int] = []
         size = 0
         for i in members:
-            bytes_ = tensors[i].numel() * tensors[i].element_size()
+            bytes_ = _bytes(tensors[i])
             if bucket and size + bytes_ > BUCKET_BYTES:
                 yield bucket
                 bucket, size = [], 0
             bucket.append(i)
             size += bytes_
         yield bucket
+
+
+def _bytes(x: Tensor) -> int:
+    return x.numel() * x.element_size()
 
 
 def _is_square(x: Tensor) -> bool:

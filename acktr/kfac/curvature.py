@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -122,8 +123,8 @@ def share(
 ) -> Callable[[], Tensor]:
     """Begin to average the statistics of all processes.
 
-    They travel while the backward pass of the loss runs. What is not finite on one process is not
-    finite in the mean, so that all processes refuse the same.
+    Large ones travel while the backward pass of the loss runs, small ones with its gradients. What is
+    not finite on one process is not finite in the mean, so that all processes refuse the same.
 
     :param blocks: all blocks of the optimiser; one that takes no part on a process does not count there
     :param defer: do not look at values from the host
@@ -136,20 +137,26 @@ def share(
     for block in trained:
         new = made.pop(id(block), None) or [block.like.new_zeros(s) for s in block.shapes(block.params)]
         own.append([(x.dense() if isinstance(x, Gram) else x).to(block.like) for x in new])
-    finish = comm.sum([takes_part, *(x for new in own for x in new)], symmetric=True)
+    finish = comm.sum_together([takes_part, *itertools.chain(*own)], symmetric=True)
 
     @torch.no_grad()
     def finish_and_average() -> Tensor:
         counts, *sums = finish()
-        left, refused = iter(sums), torch.zeros((), device=counts.device)
-        for block, new, count in zip(trained, own, counts, strict=True):
-            means = tuple(next(left) / count.to(x).clamp_min(1.0) for x in new)
-            finite = _all_finite(list(means))
-            ok = finite & (count > 0)
-            if defer or count > 0:
-                block.average.update(means, ok if defer else bool(ok), block.like)
-            refused += finite.logical_not()
-        return refused
+        # Without deferred checks a look is free, and a number divides faster than a tensor does.
+        parts: Any = counts.clamp_min(1.0) if defer else counts.clamp_min(1.0).tolist()
+        used: Any = counts > 0 if defer else (counts > 0).tolist()
+        left = iter(sums)
+        means = [tuple(next(left).div_(n) for _ in new) for n, new in zip(parts, own, strict=True)]
+        if not defer and _all_finite(sums):
+            finite = torch.ones(len(trained), dtype=torch.bool)
+        else:
+            finite = torch.stack([_all_finite(list(of_block)) for of_block in means])
+        for block, mean, ok, there in zip(trained, means, finite, used, strict=True):
+            if defer:
+                block.average.update(mean, ok & there, block.like)
+            elif there:
+                block.average.update(mean, bool(ok), block.like)
+        return finite.logical_not().sum()
 
     return finish_and_average
 

@@ -27,14 +27,14 @@ from torch.optim import Optimizer
 from acktr.kfac.assignment import build_blocks
 from acktr.kfac.blocks import Block
 from acktr.kfac.capture import Capture
-from acktr.kfac.comm import Comm
+from acktr.kfac.comm import comm_of
 from acktr.kfac.curvature import average_in, draw_statistics, share
 from acktr.kfac.exact import NaturalGradient, exact_natural_gradient
 from acktr.kfac.fisher import flatten_distributions
-from acktr.kfac.plan import Plan, plan_steps, within_trust_region
+from acktr.kfac.plan import Plan, apply_steps, plan_steps, within_trust_region
 from acktr.kfac.schedule import InverseSchedule
 from acktr.kfac.trust_region import StepInfo
-from acktr.kfac.validation import block_options, check_group, check_options
+from acktr.kfac.validation import block_options, check_group, check_options, check_ready
 
 COUNTERS = (
     "rejected_statistics",
@@ -133,10 +133,10 @@ class KFAC(Optimizer):
         self._capture: Capture | None = None
         self._exact: list[Distribution] = []  # what the exact Fisher of the next step is taken of
         self._curvature_calls = 0
-        self._comm = Comm(process_group)
-        self._arriving: Callable[[], Tensor] | None = (
-            None  # statistics on their way from other processes
-        )
+        self._comm = comm_of(process_group)
+        # Statistics on their way from other processes, and whether gradients have come.
+        self._arriving: Callable[[], Tensor] | None = None
+        self._synchronized = False
         defaults = {
             "lr": lr,
             "damping": damping,
@@ -251,6 +251,19 @@ class KFAC(Optimizer):
     # ------------------------------------------------------------------ step
 
     @torch.no_grad()
+    def synchronize(self, *tensors: Tensor) -> list[Tensor]:
+        """Average gradients over all processes, before :meth:`step`, which otherwise does it.
+
+        :param tensors: to average in the same message, as the loss by which to decide about the step
+        :return: their means
+        """
+        finish = self._comm.sum_together([x.detach() for x in tensors])
+        write = self._comm.mean_gradients([p for group in self.param_groups for p in group["params"]])
+        write()
+        self._synchronized = True
+        return [x / self._comm.size for x in finish()]
+
+    @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step; parameters without a gradient stay where they are.
 
@@ -262,8 +275,10 @@ class KFAC(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self.last_step = []
+        if not self._synchronized:
+            self.synchronize()
+        self._synchronized = False
         self._receive_statistics()
-        self._comm.mean_gradients([p for group in self.param_groups for p in group["params"]])
         groups = [
             (group, [b for b in blocks if any(p.grad is not None for p in b.params.values())])
             for group, blocks in zip(self.param_groups, self._blocks, strict=True)
@@ -283,12 +298,7 @@ class KFAC(Optimizer):
         return loss
 
     def _refresh(self, blocks: list[Block], group: dict[str, Any], schedule: InverseSchedule) -> None:
-        for block in blocks:
-            if not block.ready:
-                raise RuntimeError(
-                    f"Layer {block.name!r} has a gradient but no curvature: run its forward pass "
-                    "inside `with kfac.capture():` and call update_curvature before step."
-                )
+        check_ready(blocks)
         taken = -(-self._curvature_calls // self.factor_period)
         step, damping = group["step"], group["damping"]
         schedule.refresh(blocks, step, taken, damping, self._counters, self.defer_checks, self._comm)
@@ -315,16 +325,9 @@ class KFAC(Optimizer):
         )
 
     def _apply(self, plans: list[Plan], info: StepInfo, finite: Tensor, group: dict[str, Any]) -> None:
-        # On the CPU a look costs nothing; elsewhere a refused step is one of zeros.
-        moving = plans if self.defer_checks or finite else []
-        for plan in moving:
-            for p, velocity, step in zip(plan.params, plan.velocity, plan.steps, strict=True):
-                if self.defer_checks:
-                    step = torch.where(finite, step, 0.0)
-                p.addcmul_(step, info.step_scale.to(step), value=-1.0)
-                if group["momentum"] and p.grad is not None:
-                    old = self.state[p].get("momentum_buffer", torch.zeros_like(p))
-                    self.state[p]["momentum_buffer"] = torch.where(finite, velocity, old)
+        if self.defer_checks or finite:  # on the CPU a look costs nothing
+            unsure = finite if self.defer_checks else None
+            apply_steps(plans, info.step_scale, unsure, bool(group["momentum"]), self.state)
         if plans:
             self._counters["rejected_steps"] += finite.logical_not()
             group["step"] += 1
@@ -393,4 +396,5 @@ _OWN_STATE = {
     "_curvature_calls",
     "_counters",
     "_comm",
+    "_synchronized",
 }

@@ -68,6 +68,31 @@ def within_trust_region(
     return StepInfo(scale, predicted_kl, solution.residual if solution else None), finite
 
 
+def apply_steps(
+    plans: Sequence[Plan],
+    scale: Tensor,
+    finite: Tensor | None,
+    keep: bool,
+    state: Mapping[Tensor, Any],
+) -> None:
+    """Move the parameters, and keep velocities for the next step.
+
+    :param scale: what the steps are multiplied with, 0-dim tensor
+    :param finite: whether they can be taken, 0-dim bool tensor, else nothing moves; ``None``: they can
+    :param keep: whether there is momentum
+    :param state: the optimiser's, which holds momentum buffers
+    """
+    for plan in plans:
+        for p, velocity, step in zip(plan.params, plan.velocity, plan.steps, strict=True):
+            kept = velocity
+            if finite is not None:  # NaN times a scale of 0 would still be NaN
+                step = torch.where(finite, step, 0.0)
+                kept = torch.where(finite, velocity, state[p].get("momentum_buffer", 0.0))
+            p.addcmul_(step, scale.to(step), value=-1.0)
+            if keep and p.grad is not None:
+                state[p]["momentum_buffer"] = kept
+
+
 def quadratic(plans: Sequence[Plan], natural: NaturalGradient, moved: bool) -> Tensor:
     """``D' F D`` of the steps: with the exact Fisher after conjugate gradients, else K-FAC's.
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from acktr.kfac.blocks import WEIGHT_SHARING, BlockOptions
+from acktr.kfac.blocks import WEIGHT_SHARING, Block, BlockOptions
 from acktr.kfac.fisher import ESTIMATORS
 from acktr.kfac.inverses import INVERSES
 from acktr.kfac.schedule import REFRESHES
@@ -86,3 +86,16 @@ def check_group(group: Mapping[str, Any], known: Mapping[str, Any]) -> None:
         raise ValueError(
             f"target_kl must be positive (nats), or None for no bound, got {group['target_kl']}."
         )
+
+
+def check_ready(blocks: Sequence[Block]) -> None:
+    """Check that the blocks that will move know their curvature.
+
+    :raises RuntimeError: one has none
+    """
+    for block in blocks:
+        if not block.ready:
+            raise RuntimeError(
+                f"Layer {block.name!r} has a gradient but no curvature: run its forward pass "
+                "inside `with kfac.capture():` and call update_curvature before step."
+            )
