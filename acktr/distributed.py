@@ -26,6 +26,7 @@ from torch import Tensor
 from acktr.errors import ConfigurationError, DivergenceError
 from acktr.kfac import KFAC
 from acktr.kfac.comm import Comm, comm_of, wait
+from acktr.kfac.reducer import Reducer
 
 TIMEOUT_VARIABLE = "ACKTR_TIMEOUT"
 TIMEOUT_SECONDS = 120.0  # an evaluation of the first rank, for which the others wait, must fit in
@@ -127,10 +128,8 @@ def mean_gradients(optimizer: torch.optim.Optimizer, loss: Tensor) -> Tensor:
     """
     if isinstance(optimizer, KFAC):
         return optimizer.synchronize(loss)[0]
-    talk = comm_of(group())
-    finish = talk.sum_together([loss.detach()])
-    talk.mean_gradients([p for g in optimizer.param_groups for p in g["params"]])()
-    return finish()[0] / talk.size
+    params = [p for g in optimizer.param_groups for p in g["params"]]
+    return Reducer(comm_of(group())).mean(params, [loss.detach()])[0]
 
 
 def normalize(values: Tensor) -> Callable[[], Tensor]:

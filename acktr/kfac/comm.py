@@ -113,30 +113,6 @@ class Comm:
 
         return finish
 
-    def mean_gradients(self, params: Sequence[Tensor]) -> Callable[[], None]:
-        """Begin to average gradients over all processes, in place.
-
-        A parameter without a gradient on some processes counts as zero there; one without on all of
-        them keeps none.
-
-        :return: waits, and writes the means
-        """
-        if self.alone or not params:
-            return lambda: None
-        here = [float(p.grad is not None) for p in params]
-        there = torch.tensor(here, device=params[0].device)
-        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
-        finish = self.sum_together([there, *grads])
-
-        def write() -> None:
-            there, *sums = finish()
-            # Whoever has all gradients knows that each is somewhere, and need not wait for the device.
-            anywhere = here if all(here) else there.tolist()
-            for p, n, total in zip(params, anywhere, sums, strict=True):
-                p.grad = total.div_(self.size) if n else None
-
-        return write
-
     def mean(self, tensor: Tensor) -> Tensor:
         """Return the mean of a tensor over all processes."""
         if self.alone:

@@ -32,6 +32,7 @@ from acktr.kfac.curvature import average_in, draw_statistics, share
 from acktr.kfac.exact import NaturalGradient, exact_natural_gradient
 from acktr.kfac.fisher import flatten_distributions
 from acktr.kfac.plan import Plan, apply_steps, plan_steps, within_trust_region
+from acktr.kfac.reducer import Reducer
 from acktr.kfac.schedule import InverseSchedule
 from acktr.kfac.trust_region import StepInfo
 from acktr.kfac.validation import block_options, check_group, check_options, check_ready
@@ -134,9 +135,8 @@ class KFAC(Optimizer):
         self._exact: list[Distribution] = []  # what the exact Fisher of the next step is taken of
         self._curvature_calls = 0
         self._comm = comm_of(process_group)
-        # Statistics on their way from other processes, and whether gradients have come.
-        self._arriving: Callable[[], Tensor] | None = None
-        self._synchronized = False
+        self._reducer = Reducer(self._comm)
+        self._arriving: Callable[[], Tensor] | None = None  # statistics on their way
         defaults = {
             "lr": lr,
             "damping": damping,
@@ -197,6 +197,7 @@ class KFAC(Optimizer):
         :raises ValueError: distributions over different numbers of samples
         """
         self._curvature_calls += 1
+        self._reducer.watch(self._all_params())
         capture, self._capture = self._capture, None
         flat = flatten_distributions(distributions)
         if any(group["cg_iterations"] for group in self.param_groups):
@@ -257,11 +258,7 @@ class KFAC(Optimizer):
         :param tensors: to average in the same message, as the loss by which to decide about the step
         :return: their means
         """
-        finish = self._comm.sum_together([x.detach() for x in tensors])
-        write = self._comm.mean_gradients([p for group in self.param_groups for p in group["params"]])
-        write()
-        self._synchronized = True
-        return [x / self._comm.size for x in finish()]
+        return self._reducer.mean(self._all_params(), [x.detach() for x in tensors])
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -275,9 +272,9 @@ class KFAC(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self.last_step = []
-        if not self._synchronized:
+        if not self._reducer.done:
             self.synchronize()
-        self._synchronized = False
+        self._reducer.done = False
         self._receive_statistics()
         groups = [
             (group, [b for b in blocks if any(p.grad is not None for p in b.params.values())])
@@ -300,8 +297,8 @@ class KFAC(Optimizer):
     def _refresh(self, blocks: list[Block], group: dict[str, Any], schedule: InverseSchedule) -> None:
         check_ready(blocks)
         taken = -(-self._curvature_calls // self.factor_period)
-        step, damping = group["step"], group["damping"]
-        schedule.refresh(blocks, step, taken, damping, self._counters, self.defer_checks, self._comm)
+        numbers = group["step"], taken, group["damping"]
+        schedule.refresh(blocks, *numbers, self._counters, self.defer_checks, self._comm)
 
     def _precondition(self, blocks: list[Block], group: dict[str, Any]) -> NaturalGradient:
         gradients = [
@@ -338,6 +335,9 @@ class KFAC(Optimizer):
     def counters(self) -> dict[str, int]:
         """How often each guard acted since the start (reading them waits for the device)."""
         return {name: int(value) for name, value in self._counters.items()}
+
+    def _all_params(self) -> list[Tensor]:
+        return [p for group in self.param_groups for p in group["params"]]
 
     def _all_blocks(self) -> list[Block]:
         return [block for blocks in self._blocks for block in blocks]
@@ -396,5 +396,5 @@ _OWN_STATE = {
     "_curvature_calls",
     "_counters",
     "_comm",
-    "_synchronized",
+    "_reducer",
 }

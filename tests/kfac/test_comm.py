@@ -67,6 +67,7 @@ def train(rank, size, kind, options, shared_from=None):
     if shared_from is not None:
         refresh.SHARED_FROM = shared_from
         comm.PACKED_FROM = 2
+        comm.ALONE_FROM = 64  # bytes: some leave at once and some wait
     torch.manual_seed(0)
     model = MODELS[kind]().double()
     group = dist.group.WORLD if size > 1 else None
