@@ -13,7 +13,7 @@ from torch import Tensor
 
 from acktr import distributed
 from acktr.kfac.exact import mean_kl
-from acktr.kl import adapt_scale, measure_or_restore, rescale_step
+from acktr.kl import adapt_scale, check_own_loss, measure_or_restore, rescale_step
 from acktr.policies import Model
 from acktr.rollout import RolloutBatch
 
@@ -85,6 +85,7 @@ def natural_step(model: ACKTR, batch: RolloutBatch, first: ActorStep | None = No
     with model._capture(model.kfac):
         seen = evaluated = model._model(batch)
     loss, losses = actor_loss(model, evaluated, batch, None if first is None else first.log_prob)
+    check_own_loss(loss, model.num_timesteps)
     part = batch
     if model._samples_statistics(model.kfac):
         part = batch.sample(model.sub_sampling_factor)

@@ -10,6 +10,7 @@ from torch import Tensor
 from acktr import distributed
 from acktr.kfac import KFAC
 from acktr.kfac.exact import detached, mean_kl
+from acktr.kl import check_own_loss
 from acktr.rollout import RolloutBatch
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def _step_natural(model: ACKTR, optimizer: KFAC, batch: RolloutBatch) -> Tensor:
     with model._capture(optimizer):
         values = model._values(batch)
     loss = model._value_loss(values, batch)
+    check_own_loss(loss, model.num_timesteps)
     seen = values
     if model._samples_statistics(optimizer):
         with optimizer.capture():

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from acktr import distributed
 from acktr.errors import DivergenceError
 
 KL_TOLERANCE = 1.5  # a step is rescaled if its measured KL is off by more than this factor
@@ -40,6 +41,15 @@ def check_loss(loss: Tensor, num_timesteps: int) -> None:
             f"The loss is not finite at step {num_timesteps} and its step was not taken: lower "
             "target_kl or raise damping, and look at the returns."
         )
+
+
+def check_own_loss(loss: Tensor, num_timesteps: int) -> None:
+    """:func:`check_loss` before statistics are drawn, where no other rank must hear of it first.
+
+    Several ranks average losses and statistics in one message, and check before they use either.
+    """
+    if distributed.size() == 1:
+        check_loss(loss, num_timesteps)
 
 
 @torch.no_grad()

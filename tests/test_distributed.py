@@ -148,11 +148,13 @@ def decide(rank, size):
         distributed.check_same([torch.ones(3) + rank])
     except DivergenceError as error:
         said.append(str(error))
-    return said, advantages
+    flags = distributed.any_of(bool(rank), not rank, False)
+    return said, advantages, flags, distributed.any_of(rank > 1)
 
 
 def test_one_decision_for_all():
-    (first, a), (second, b) = run_in_processes(2, decide)
+    (first, a, *flags), (second, b, *flags_too) = run_in_processes(2, decide)
+    assert flags == flags_too == [(True, True, False), (False,)]
     assert first[0] == second[0] == distributed.STOP
     assert first[1].startswith("Rank 1 of 2 failed")
     assert len(second) == 2  # who fails hears of it from its own error
@@ -192,6 +194,25 @@ def test_alone_nothing_is_started(monkeypatch):
     assert distributed.own_seed(3, 8) == 3
     with distributed.joined():
         assert distributed.size() == 1
+
+
+def test_a_restart_does_not_hear_what_was_said_before(monkeypatch):
+    """What a killed rank has left with the launcher must not be taken for an answer."""
+    server, stores = torch.distributed.HashStore(), []
+    monkeypatch.setattr(distributed.dist, "TCPStore", lambda *_, **__: server)
+    monkeypatch.setattr(
+        distributed.dist, "init_process_group", lambda _, store, **__: stores.append(store)
+    )
+    launcher = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "1", "TORCHELASTIC_RUN_ID": "cheetah"}
+    for attempt in ("0", "1", "1"):
+        for name, value in {**launcher, "TORCHELASTIC_RESTART_COUNT": attempt}.items():
+            monkeypatch.setenv(name, value)
+        assert distributed.start("cpu")
+        assert distributed.restarted() == (attempt == "1")
+    stores[0].set("said", "0")
+    assert not stores[1].check(["said"])
+    stores[1].set("said", "1")
+    assert stores[2].get("said") == b"1"
 
 
 @pytest.mark.parametrize(
