@@ -68,7 +68,8 @@ class KFAC(Optimizer):
     :param weight_decay: decoupled: added to the step after preconditioning
     :param stat_decay: rho of the running averages, in (0, 1]; 1 averages all batches alike
     :param fisher: ``"curvature-propagation"`` or ``"monte-carlo"``, see :mod:`acktr.kfac.fisher`
-    :param inverse: ``"cholesky"`` or ``"eigen"``, see :mod:`acktr.kfac.inverses`
+    :param inverse: ``"cholesky"``, ``"eigen"``, see :mod:`acktr.kfac.inverses`, or ``"ekfac"``: measured
+        eigenvalues, see :mod:`acktr.kfac.ekfac`
     :param weight_sharing: what the positions of a convolution (or of a sequence) do to each other:
         ``"expand"`` takes them as independent (KFC), ``"reduce"`` sums them up (see
         :meth:`acktr.kfac.blocks.KroneckerBlock._rows`)

@@ -22,8 +22,9 @@ N = 24  # samples, for one process, two and four
 class SharedTrunk(nn.Module):
     def __init__(self):
         super().__init__()
-        self.trunk = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 4), nn.Tanh())
-        self.policy, self.value = nn.Linear(4, 3), nn.Linear(4, 1)
+        # The second, with its bias, is a square.
+        self.trunk = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 6), nn.Tanh())
+        self.policy, self.value = nn.Linear(6, 3), nn.Linear(6, 1)
 
     def forward(self, x):
         h = self.trunk(x.flatten(1))
@@ -119,20 +120,24 @@ def test_a_split_batch_gives_the_same_parameters(kind, size):
         torch.testing.assert_close(of_rank, info, atol=1e-10, rtol=0)
 
 
+MODELS_OF_OPTIONS = ["convolution", "shared trunk"]
 OPTIONS = [
     {"cg_iterations": 2},
     {"inverse": "eigen", "momentum": 0.5, "weight_decay": 0.01},
     {"inverse_refresh": "background", "inverse_period": 2},
     {"inverse_refresh": "staggered", "inverse_period": 2, "inverse": "eigen"},
     {"max_factor_size": 3, "factor_period": 2},
+    {"inverse": "ekfac", "momentum": 0.5, "inverse_period": 2},
+    {"inverse": "ekfac", "inverse_refresh": "background", "max_factor_size": 3, "cg_iterations": 1},
 ]
 
 
 @pytest.mark.parametrize("shared_from", [1, 10**6])
 def test_with_every_option_and_with_inverses_dealt_out(shared_from):
-    ranks = run_in_processes(2, train_each, ["convolution"], OPTIONS, shared_from)
-    for of_ranks, options in zip(zip(*ranks, strict=True), OPTIONS, strict=True):
-        expected, _, state = one_process("convolution", options)
+    kinds = [(kind, o) for kind in MODELS_OF_OPTIONS for o in OPTIONS]
+    ranks = run_in_processes(2, train_each, MODELS_OF_OPTIONS, OPTIONS, shared_from)
+    for of_ranks, (kind, options) in zip(zip(*ranks, strict=True), kinds, strict=True):
+        expected, _, state = one_process(kind, options)
         for parameters, _, of_rank in of_ranks:
             torch.testing.assert_close(parameters, expected, atol=1e-10, rtol=0, msg=str(options))
             for name, block in state.items():
