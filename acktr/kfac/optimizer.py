@@ -10,7 +10,7 @@ Martens & Grosse 2015 (arXiv 1503.05671), Grosse & Martens 2016 (1602.01407), Wu
     apply         W <- W - eta D
 
 With ``cg_iterations`` conjugate gradients correct ``S^-1 (dL/dW) A^-1`` by the exact Fisher of the batch
-(:mod:`acktr.kfac.exact`).
+(:mod:`acktr.kfac.exact`); with ``exact_scaling`` it chooses the length (:mod:`acktr.kfac.scaling`).
 """
 
 from __future__ import annotations
@@ -29,9 +29,8 @@ from acktr.kfac.blocks import Block
 from acktr.kfac.capture import Capture
 from acktr.kfac.comm import Comm
 from acktr.kfac.curvature import average_in, draw_statistics, share
-from acktr.kfac.exact import NaturalGradient, exact_natural_gradient
 from acktr.kfac.fisher import flatten_distributions
-from acktr.kfac.plan import Plan, plan_steps, within_trust_region
+from acktr.kfac.plan import Plan, natural_gradient, plan_steps, within_trust_region
 from acktr.kfac.schedule import InverseSchedule
 from acktr.kfac.trust_region import StepInfo
 from acktr.kfac.validation import block_options, check_group, check_options
@@ -56,9 +55,9 @@ class KFAC(Optimizer):
         loss.backward()
         kfac.step()
 
-    ``lr``, ``damping``, ``target_kl``, ``momentum``, ``weight_decay``, ``cold_start`` and
-    ``cg_iterations`` live in ``param_groups`` and may differ between groups and change at any time; each
-    group has its own trust region.
+    ``lr``, ``damping``, ``target_kl``, ``momentum``, ``weight_decay``, ``cold_start``, ``cg_iterations``
+    and ``exact_scaling`` live in ``param_groups`` and may differ between groups and change at any time;
+    each group has its own trust region.
 
     :param module: the model; its layers are found by type (see :mod:`acktr.kfac.layers`)
     :param lr: eta_max, the largest step scale
@@ -86,6 +85,9 @@ class KFAC(Optimizer):
     :param cg_iterations: conjugate-gradient iterations towards the natural gradient of the *exact*
         Fisher of the batch, with K-FAC as preconditioner and as damping (see :mod:`acktr.kfac.exact`);
         the trust region then measures with the exact Fisher too. 0 takes K-FAC's direction as it is
+    :param exact_scaling: length and momentum by the exact Fisher of the batch (see
+        :mod:`acktr.kfac.scaling`): the best mix of direction and previous step, of which the trust
+        region takes as much as the exact Fisher allows. Any ``momentum`` > 0 brings the previous step in
     :param param_groups: groups as in every torch optimiser; default: one group with all parameters.
         Parameters of ``module`` in no group are left alone
     :param process_group: processes that train one model together (``torch.distributed.group.WORLD``):
@@ -113,6 +115,7 @@ class KFAC(Optimizer):
         statistics_dtype: torch.dtype | str | None = None,
         cold_start: int = 0,
         cg_iterations: int = 0,
+        exact_scaling: bool = False,
         param_groups: Sequence[dict[str, Any]] | None = None,
         process_group: Any = None,
     ) -> None:
@@ -146,6 +149,7 @@ class KFAC(Optimizer):
             "weight_decay": weight_decay,
             "cold_start": cold_start,
             "cg_iterations": cg_iterations,
+            "exact_scaling": exact_scaling,
             "step": 0,
         }
         check_group(defaults, defaults)
@@ -200,7 +204,7 @@ class KFAC(Optimizer):
         self._curvature_calls += 1
         capture, self._capture = self._capture, None
         flat = flatten_distributions(distributions)
-        if any(group["cg_iterations"] for group in self.param_groups):
+        if self.needs_exact_fisher:
             self._exact = flat
         if (self._curvature_calls - 1) % self.factor_period:
             return
@@ -223,10 +227,15 @@ class KFAC(Optimizer):
         if arriving is not None:
             self._counters["rejected_statistics"] += arriving()
 
+    @property
+    def needs_exact_fisher(self) -> bool:
+        """Whether a step goes through the graph of the output distributions once more."""
+        return any(g["cg_iterations"] or g["exact_scaling"] for g in self.param_groups)
+
     def use_exact_fisher(self, *distributions: Distribution | Iterable[Distribution]) -> None:
         """Take the exact Fisher of the next step from other distributions than ``update_curvature``'s.
 
-        For example from a part of the batch, which makes each conjugate-gradient iteration cheaper.
+        For example from a part of the batch, which makes each product cheaper.
 
         :param distributions: the model's output distributions over some samples, with their graph
         :raises TypeError: not a distribution
@@ -274,7 +283,7 @@ class KFAC(Optimizer):
         # All directions before the first step: the exact Fisher needs the parameters as they were.
         prepared = []
         for group, moving in groups:
-            natural = self._precondition(moving, group)
+            natural = natural_gradient(moving, group, self.state, self._exact, self._comm.mean)
             plans = plan_steps(moving, natural.directions, group, self.state)
             prepared.append((plans, *within_trust_region(plans, natural, group), group))
         self._exact = []
@@ -293,27 +302,6 @@ class KFAC(Optimizer):
         taken = -(-self._curvature_calls // self.factor_period)
         step, damping = group["step"], group["damping"]
         schedule.refresh(blocks, step, taken, damping, self._counters, self.defer_checks, self._comm)
-
-    def _precondition(self, blocks: list[Block], group: dict[str, Any]) -> NaturalGradient:
-        gradients = [
-            [torch.zeros_like(p) if p.grad is None else p.grad for p in block.params.values()]
-            for block in blocks
-        ]
-        if group["step"] < group["cold_start"] or not blocks:
-            return NaturalGradient(gradients)
-        damping = group["damping"]
-        if not group["cg_iterations"]:
-            pairs = zip(blocks, gradients, strict=True)
-            return NaturalGradient([b.precondition(g, damping) for b, g in pairs])
-        if not self._exact:
-            raise RuntimeError(
-                "cg_iterations > 0 needs the exact Fisher of this batch: call update_curvature or "
-                "use_exact_fisher before each step, and loss.backward(retain_graph=True)."
-            )
-        iterations = group["cg_iterations"]
-        return exact_natural_gradient(
-            self._exact, blocks, gradients, damping, iterations, self._comm.mean
-        )
 
     def _apply(self, plans: list[Plan], info: StepInfo, finite: Tensor, group: dict[str, Any]) -> None:
         # On the CPU a look costs nothing; elsewhere a refused step is one of zeros.
@@ -363,7 +351,10 @@ class KFAC(Optimizer):
             )
         for block in self._all_blocks():
             block.check_state(state_dict["curvature"][block.name])
+        own = [dict(group) for group in self.param_groups]
         super().load_state_dict(state_dict)
+        for group, before in zip(self.param_groups, own, strict=True):
+            group.update({**before, **group})  # an older state does not say all that there is to set
         for block in self._all_blocks():
             block.load_state_dict(state_dict["curvature"][block.name])
         waiting = state_dict.get("waiting_inverses", [{}] * len(self._schedules))

@@ -80,6 +80,8 @@ def check_group(group: Mapping[str, Any], known: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} must be a finite number, 0 or more, got {value!r}.")
     if not isinstance(group["cg_iterations"], int) or group["cg_iterations"] < 0:
         raise ValueError(f"cg_iterations must be 0 or more, got {group['cg_iterations']!r}.")
+    if not isinstance(group["exact_scaling"], bool):
+        raise ValueError(f"exact_scaling must be True or False, got {group['exact_scaling']!r}.")
     if not group["momentum"] < 1.0:
         raise ValueError(f"momentum must lie in [0, 1), got {group['momentum']}.")
     if group["target_kl"] is not None and not group["target_kl"] > 0:

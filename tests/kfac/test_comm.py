@@ -123,6 +123,7 @@ def test_a_split_batch_gives_the_same_parameters(kind, size):
 MODELS_OF_OPTIONS = ["convolution", "shared trunk"]
 OPTIONS = [
     {"cg_iterations": 2},
+    {"exact_scaling": True, "momentum": 0.5},
     {"inverse": "eigen", "momentum": 0.5, "weight_decay": 0.01},
     {"inverse_refresh": "background", "inverse_period": 2},
     {"inverse_refresh": "staggered", "inverse_period": 2, "inverse": "eigen"},
