@@ -56,6 +56,9 @@ def _step_natural(model: ACKTR, optimizer: KFAC, batch: RolloutBatch) -> Tensor:
         bound = model.critic_trust_region * of_all.item()
         optimizer.param_groups[0]["target_kl"] = max(bound, 1e-12)
     model._step(loss, optimizer)
+    if optimizer.wants_reduction:
+        with torch.no_grad():
+            optimizer.report_reduction(loss - model._value_loss(model._values(batch), batch))
     return loss
 
 

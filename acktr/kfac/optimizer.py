@@ -29,19 +29,13 @@ from acktr.kfac.blocks import Block
 from acktr.kfac.capture import Capture
 from acktr.kfac.comm import Comm
 from acktr.kfac.curvature import average_in, draw_statistics, share
+from acktr.kfac.damping import Promise, adapt, promised_reduction
 from acktr.kfac.fisher import flatten_distributions
 from acktr.kfac.plan import Plan, natural_gradient, plan_steps, within_trust_region
+from acktr.kfac.refresh import COUNTERS
 from acktr.kfac.schedule import InverseSchedule
 from acktr.kfac.trust_region import StepInfo
-from acktr.kfac.validation import block_options, check_group, check_options
-
-COUNTERS = (
-    "rejected_statistics",
-    "float64_retries",
-    "damping_escalations",
-    "kept_inverses",
-    "rejected_steps",
-)
+from acktr.kfac.validation import block_options, check_blocks, check_group, check_options, check_ready
 
 
 class KFAC(Optimizer):
@@ -55,9 +49,9 @@ class KFAC(Optimizer):
         loss.backward()
         kfac.step()
 
-    ``lr``, ``damping``, ``target_kl``, ``momentum``, ``weight_decay``, ``cold_start``, ``cg_iterations``
-    and ``exact_scaling`` live in ``param_groups`` and may differ between groups and change at any time;
-    each group has its own trust region.
+    ``lr``, ``damping``, ``target_kl``, ``momentum``, ``weight_decay``, ``cold_start``,
+    ``cg_iterations``, ``exact_scaling`` and ``adapt_damping`` live in ``param_groups`` and may differ
+    between groups and change at any time; each group has its own trust region.
 
     :param module: the model; its layers are found by type (see :mod:`acktr.kfac.layers`)
     :param lr: eta_max, the largest step scale
@@ -88,6 +82,8 @@ class KFAC(Optimizer):
     :param exact_scaling: length and momentum by the exact Fisher of the batch (see
         :mod:`acktr.kfac.scaling`): the best mix of direction and previous step, of which the trust
         region takes as much as the exact Fisher allows. Any ``momentum`` > 0 brings the previous step in
+    :param adapt_damping: move ``damping`` by what :meth:`report_reduction` says of the steps (see
+        :mod:`acktr.kfac.damping`)
     :param param_groups: groups as in every torch optimiser; default: one group with all parameters.
         Parameters of ``module`` in no group are left alone
     :param process_group: processes that train one model together (``torch.distributed.group.WORLD``):
@@ -116,6 +112,7 @@ class KFAC(Optimizer):
         cold_start: int = 0,
         cg_iterations: int = 0,
         exact_scaling: bool = False,
+        adapt_damping: bool = False,
         param_groups: Sequence[dict[str, Any]] | None = None,
         process_group: Any = None,
     ) -> None:
@@ -136,11 +133,10 @@ class KFAC(Optimizer):
         self._schedules: list[InverseSchedule] = []  # one for each parameter group
         self._capture: Capture | None = None
         self._exact: list[Distribution] = []  # what the exact Fisher of the next step is taken of
+        self._promised: Promise | None = None  # of the last step, if damping is to adapt to it
         self._curvature_calls = 0
         self._comm = Comm(process_group)
-        self._arriving: Callable[[], Tensor] | None = (
-            None  # statistics on their way from other processes
-        )
+        self._arriving: Callable[[], Tensor] | None = None  # statistics of other processes
         defaults = {
             "lr": lr,
             "damping": damping,
@@ -150,6 +146,7 @@ class KFAC(Optimizer):
             "cold_start": cold_start,
             "cg_iterations": cg_iterations,
             "exact_scaling": exact_scaling,
+            "adapt_damping": adapt_damping,
             "step": 0,
         }
         check_group(defaults, defaults)
@@ -290,15 +287,33 @@ class KFAC(Optimizer):
         for plans, info, finite, group in prepared:
             self._apply(plans, info, finite, group)
             self.last_step.append(info)
+        self._promised = promised_reduction([(plans, info, g) for plans, info, _, g in prepared])
         return loss
 
+    @property
+    def wants_reduction(self) -> bool:
+        """Whether :meth:`report_reduction` is to follow the last step: every fifth, if at all."""
+        return self._promised is not None
+
+    @torch.no_grad()
+    def report_reduction(self, actual: float | Tensor) -> float | None:
+        """Adapt the damping to what the last step did to the loss, if ``wants_reduction``.
+
+        :param actual: the loss before that step minus the loss after it, on the same samples; with
+            several processes each reports that of its own, and all of them report
+        :return: its ratio to the reduction that was promised; ``None`` where nothing was
+        :raises RuntimeError: no parameter group has ``adapt_damping``
+        """
+        if not any(group["adapt_damping"] for group in self.param_groups):
+            raise RuntimeError("report_reduction adapts the damping: pass KFAC(adapt_damping=True).")
+        promised, self._promised = self._promised, None
+        if promised is None:
+            return None
+        mean = self._comm.mean(torch.as_tensor(actual).to(promised.reduction))
+        return adapt(promised, float(mean))
+
     def _refresh(self, blocks: list[Block], group: dict[str, Any], schedule: InverseSchedule) -> None:
-        for block in blocks:
-            if not block.ready:
-                raise RuntimeError(
-                    f"Layer {block.name!r} has a gradient but no curvature: run its forward pass "
-                    "inside `with kfac.capture():` and call update_curvature before step."
-                )
+        check_ready(blocks)
         taken = -(-self._curvature_calls // self.factor_period)
         step, damping = group["step"], group["damping"]
         schedule.refresh(blocks, step, taken, damping, self._counters, self.defer_checks, self._comm)
@@ -343,14 +358,7 @@ class KFAC(Optimizer):
 
         :raises ValueError: the state of another model or of another optimiser; nothing is changed
         """
-        names = {block.name for block in self._all_blocks()}
-        if state_dict.get("curvature", {}).keys() != names:
-            odd = sorted(names ^ state_dict.get("curvature", {}).keys())
-            raise ValueError(
-                f"This state belongs to another model: the curvature blocks {odd} are not in both."
-            )
-        for block in self._all_blocks():
-            block.check_state(state_dict["curvature"][block.name])
+        check_blocks(self._all_blocks(), state_dict.get("curvature", {}))
         own = [dict(group) for group in self.param_groups]
         super().load_state_dict(state_dict)
         for group, before in zip(self.param_groups, own, strict=True):
@@ -360,7 +368,7 @@ class KFAC(Optimizer):
         waiting = state_dict.get("waiting_inverses", [{}] * len(self._schedules))
         for schedule, of_group, blocks in zip(self._schedules, waiting, self._blocks, strict=True):
             schedule.load_state_dict(of_group, blocks)
-        self._curvature_calls = state_dict["curvature_calls"]
+        self._curvature_calls, self._promised = state_dict["curvature_calls"], None
         for name, value in state_dict["counters"].items():
             self._counters[name].fill_(value)
 
@@ -368,7 +376,8 @@ class KFAC(Optimizer):
         """Pickle and deepcopy everything but what holds a graph, which cannot be copied."""
         self._receive_statistics()
         own = {key: value for key, value in self.__dict__.items() if key in _OWN_STATE}
-        return {**super().__getstate__(), **own, "_capture": None, "_exact": [], "_arriving": None}
+        own |= {"_capture": None, "_exact": [], "_arriving": None, "_promised": None}
+        return {**super().__getstate__(), **own}
 
 
 _OWN_STATE = {
