@@ -96,7 +96,25 @@ def natural_step(model: ACKTR, batch: RolloutBatch, first: ActorStep | None = No
         sample = batch.sample(model.sub_sampling_factor)
         model.kfac.use_exact_fisher(*model._model(sample).distributions)
     model._step(loss, model.kfac)
-    return ActorStep(losses, part, seen.distributions, evaluated.log_prob.detach())
+    log_prob = evaluated.log_prob.detach()
+    if model.kfac.wants_reduction:
+        report_reduction(model, evaluated, batch, log_prob if first is None else first.log_prob)
+    return ActorStep(losses, part, seen.distributions, log_prob)
+
+
+@torch.no_grad()
+def report_reduction(model: ACKTR, before: Model, batch: RolloutBatch, old_log_prob: Tensor) -> None:
+    """Tell K-FAC, whose damping adapts, by how much a step lowered the loss of the batch.
+
+    :param before: the model on the batch, before the step
+    :param old_log_prob: of the policy that collected the batch, ``(B,)``: both losses have its ratios
+    """
+    try:
+        after = model._model(batch)
+    except ValueError:  # torch's distributions refuse NaN
+        after = before._replace(log_prob=torch.full_like(old_log_prob, math.nan))
+    losses = [actor_loss(model, of, batch, old_log_prob)[0] for of in (before, after)]
+    model.kfac.report_reduction(losses[0] - losses[1])
 
 
 def actor_loss(

@@ -66,7 +66,7 @@ class ACKTR(SafeAlgorithm):
         for both on a shared trunk, by the exact Fisher of the batch (:mod:`acktr.kfac.exact`); 0 for
         K-FAC's own direction
     :param sub_sampling_factor: the dearest curvature is taken of one sample in so many, drawn anew for
-        each update: the exact Fisher with ``cg_iterations``, else K-FAC's statistics and measured KL
+        each update: the exact Fisher where there is one, else K-FAC's statistics and measured KL
     :param precision: ``"fp32"`` or ``"bf16"``: trunks under autocast and K-FAC's statistics in bfloat16,
         where the hardware has it (see :mod:`acktr.precision`); heads, losses and inverses stay in fp32
     :param momentum: of the natural gradient
@@ -320,10 +320,10 @@ class ACKTR(SafeAlgorithm):
         return nullcontext() if self._samples_statistics(kfac) else kfac.capture()
 
     def _samples_statistics(self, kfac: KFAC) -> bool:
-        return self.sub_sampling_factor > 1 and not kfac.param_groups[0]["cg_iterations"]
+        return self.sub_sampling_factor > 1 and not kfac.needs_exact_fisher
 
     def _samples_fisher(self, kfac: KFAC) -> bool:
-        return self.sub_sampling_factor > 1 and kfac.param_groups[0]["cg_iterations"] > 0
+        return self.sub_sampling_factor > 1 and kfac.needs_exact_fisher
 
     def _model(self, batch: RolloutBatch) -> Model:
         """Evaluate the actor on a batch, and the critic if it shares the trunk."""
@@ -373,8 +373,8 @@ class ACKTR(SafeAlgorithm):
         """
         optimizer.zero_grad()
         again = False
-        if isinstance(optimizer, KFAC) and optimizer.param_groups[0]["cg_iterations"]:
-            # Conjugate gradients on the whole batch go through this graph once more.
+        if isinstance(optimizer, KFAC) and optimizer.needs_exact_fisher:
+            # The exact Fisher of the whole batch goes through this graph once more.
             again = not self._samples_fisher(optimizer)
         loss.backward(retain_graph=again)
         of_all = distributed.mean_gradients(optimizer, loss)

@@ -60,6 +60,9 @@ def _step_natural(model: ACKTR, optimizer: KFAC, batch: RolloutBatch) -> Tensor:
         part = model._values(batch.sample(model.sub_sampling_factor))
         optimizer.use_exact_fisher(model._value_distribution(part))
     model._step(loss, optimizer, model.critic_trust_region)
+    if optimizer.wants_reduction:
+        with torch.no_grad():
+            optimizer.report_reduction(loss - model._value_loss(model._values(batch), batch))
     return loss
 
 

@@ -42,6 +42,8 @@ def record_update(
     guards = [o for o in (kfac, critic) if isinstance(o, KFAC)]
     record("train/fallbacks", sum(sum(o.counters.values()) for o in guards))
     if isinstance(critic, KFAC):
+        if critic.param_groups[0]["adapt_damping"]:
+            record("train/critic_damping", critic.param_groups[0]["damping"])
         record("train/critic_step_scale", critic.last_step[0].step_scale.item())
         record("train/critic_predicted_kl", critic.last_step[0].predicted_kl.item())
     fit = explained_variance(batch.values.cpu().numpy(), batch.returns.cpu().numpy())

@@ -90,6 +90,9 @@ CASES = {
 MORE_CASES = {
     "staggered": ("CartPole-v1", STAGGERED, "kl_feedback=false", "weight_decay=0.01"),
     "adam": ("Pendulum-v1", "critic_norm=euclidean", "n_critic_updates=3", "critic_batch_size=9"),
+    "measured eigenvalues": ("Acrobot-v1", "kfac_kwargs={inverse: ekfac, inverse_period: 2}"),
+    "exact scaling": ("CartPole-v1", "kfac_kwargs.exact_scaling=true", "momentum=0.9"),
+    "adaptive damping": ("CartPole-v1", "kfac_kwargs.adapt_damping=true"),
     "conjugate gradients": ("Acrobot-v1", "cg_iterations=2", "kfac_kwargs.inverse=eigen"),
     "workers": ("CartPole-v1", "backend=subproc"),
     "cheetah, plain": (*CHEETAH, GYM, "momentum=0.5"),

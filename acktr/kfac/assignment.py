@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from torch import nn
 
 from acktr.kfac.blocks import Block, BlockOptions, DiagonalBlock, KroneckerBlock
+from acktr.kfac.ekfac import EigenvalueCorrectedBlock
 from acktr.kfac.layers import DiagonalLayer, KroneckerLayer, find_layer
 
 
@@ -69,7 +70,8 @@ def _layer_block(
 ) -> Block:
     layer = find_layer(module)
     if isinstance(layer, KroneckerLayer):
-        return KroneckerBlock(name, module, params, layer, options)
+        kind = EigenvalueCorrectedBlock if options.inverse == "ekfac" else KroneckerBlock
+        return kind(name, module, params, layer, options)
     assert isinstance(layer, DiagonalLayer)
     return DiagonalBlock(name, module, params, options.decay, layer)
 

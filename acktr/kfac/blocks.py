@@ -77,7 +77,7 @@ class Block:
 
     def reset(self) -> None:
         """Forget all statistics."""
-        self.average = RunningAverage(self.average.decay)
+        self.average = type(self.average)(self.average.decay)
 
     @property
     def like(self) -> Tensor:
@@ -122,15 +122,19 @@ class Block:
         """
         shapes = [tuple(value.shape) for value in state["average"]["values"]]
         params = self._params_of(state)
-        if shapes and shapes != self.shapes(params):
+        if shapes and shapes != self.average_shapes(params):
             raise ValueError(
                 f"The curvature of block {self.name!r} has shapes {shapes} in this state, but the "
-                f"model needs {self.shapes(params)}."
+                f"model needs {self.average_shapes(params)}."
             )
 
     def shapes(self, params: dict[str, nn.Parameter]) -> list[tuple[int, ...]]:
         """Return the shapes of the statistics for these trainable parameters."""
         raise NotImplementedError
+
+    def average_shapes(self, params: dict[str, nn.Parameter]) -> list[tuple[int, ...]]:
+        """Return the shapes of the averages of them, where those are others."""
+        return self.shapes(params)
 
     def _params_of(self, state: dict[str, Any]) -> dict[str, nn.Parameter]:
         named = zip(self.all_params.items(), state["trainable"], strict=True)
@@ -290,7 +294,8 @@ class KroneckerBlock(Block):
     def check_state(self, state: dict[str, Any]) -> None:
         """Refuse other shapes, and an inverse of the other form."""
         super().check_state(state)
-        if len(state["inverse"]["tensors"]) not in (0, len(self.inverse.form.names)):
+        other = ("moments" in state["average"]) != (self.inverse.kind == "ekfac")
+        if other or len(state["inverse"]["tensors"]) not in (0, len(self.inverse.form.names)):
             raise ValueError(
                 f"The inverse of block {self.name!r} in this state is not of the form "
                 f"inverse={self.inverse.kind!r}: load it into a KFAC with the other form."

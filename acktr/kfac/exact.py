@@ -111,7 +111,8 @@ class FisherProduct:
             except RuntimeError as error:
                 raise RuntimeError(
                     f"The exact Fisher needs the graph of its distributions ({_first_line(error)}): "
-                    "call loss.backward(retain_graph=True) before a step with cg_iterations > 0."
+                    "call loss.backward(retain_graph=True) before a step with cg_iterations > 0 or "
+                    "exact_scaling."
                 ) from error
         self.params = list(params)
         self.mean = mean
@@ -149,17 +150,24 @@ def split_like(vector: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
     return [part.view_as(x) for part, x in zip(parts, tensors, strict=True)]
 
 
+def split_by_block(vector: Tensor, blocks: Sequence[Block]) -> list[list[Tensor]]:
+    """Undo :func:`flatten` of the parameters of all blocks."""
+    parts = iter(split_like(vector, [p for b in blocks for p in b.params.values()]))
+    return [[next(parts) for _ in b.params] for b in blocks]
+
+
 class Solution(NamedTuple):
     """What :func:`solve` found.
 
     :param x: the natural gradient, ``(P,)``
     :param fisher_x: ``F x``, ``(P,)``, which comes for free
-    :param residual: how much of the gradient is left unsolved, ``|r| / |g|`` in the norm of K^-1
+    :param residual: how much of the gradient is left unsolved, ``|r| / |g|`` in the norm of K^-1;
+        ``None`` where nothing was to be solved
     """
 
     x: Tensor
     fisher_x: Tensor
-    residual: Tensor
+    residual: Tensor | None
 
 
 def solve(
@@ -198,7 +206,12 @@ def solve(
 
 
 class NaturalGradient(NamedTuple):
-    """Natural gradients by block, and what conjugate gradients knew and found, if they ran."""
+    """Natural gradients by block and, where the exact Fisher had a part in them, what is known of it.
+
+    :param directions: in the order of each block's parameters
+    :param fisher: multiplies by the exact Fisher
+    :param solution: the directions as one vector, and its product
+    """
 
     directions: list[list[Tensor]]
     fisher: FisherProduct | None = None
@@ -226,8 +239,7 @@ def exact_natural_gradient(
     fisher = FisherProduct(distributions, [p for b in blocks for p in b.params.values()], mean)
 
     def by_block(vector: Tensor) -> Iterator[tuple[Block, list[Tensor]]]:
-        parts = iter(split_like(vector, fisher.params))
-        return ((b, [next(parts) for _ in b.params]) for b in blocks)
+        return zip(blocks, split_by_block(vector, blocks), strict=True)
 
     solution = solve(
         fisher,
@@ -236,4 +248,4 @@ def exact_natural_gradient(
         flatten([g for part in gradients for g in part]),
         iterations,
     )
-    return NaturalGradient([part for _, part in by_block(solution.x)], fisher, solution)
+    return NaturalGradient(split_by_block(solution.x, blocks), fisher, solution)

@@ -7,11 +7,15 @@
 ``"eigen"``: ``A (x) S + lambda I`` itself, inverted in the eigenbasis of the factors: the damping of
 the released ACKTR code. Dearer, exact in the damping.
 
-Both invert the factors of many blocks in one call; Cholesky takes those of one size as one batch.
+``"ekfac"``: the eigenbasis alone; what is inverted in it are measured second moments, which change
+with each batch (:mod:`acktr.kfac.ekfac`).
+
+All invert the factors of many blocks in one call; Cholesky takes those of one size as one batch.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -156,15 +160,15 @@ class EigenInverse:
 
     names = ("A_vectors", "S_vectors", "reciprocal")
 
-    @staticmethod
-    def invert(pairs: Sequence[Pair], dampings: Sequence[float | Tensor], defer: bool) -> list[Inverted]:
+    @classmethod
+    def invert(
+        cls, pairs: Sequence[Pair], dampings: Sequence[float | Tensor], defer: bool
+    ) -> list[Inverted]:
         """Return each inverse's tensors and whether they can be used (0-dim bool tensor)."""
-        return [
-            EigenInverse._invert(pair, damping) for pair, damping in zip(pairs, dampings, strict=True)
-        ]
+        return [cls._invert(pair, damping) for pair, damping in zip(pairs, dampings, strict=True)]
 
-    @staticmethod
-    def _invert(pair: Pair, damping: float | Tensor) -> Inverted:
+    @classmethod
+    def _invert(cls, pair: Pair, damping: float | Tensor) -> Inverted:
         A, S = pair.A, pair.S
         try:
             s, S_vectors = torch.linalg.eigh(S)
@@ -175,19 +179,18 @@ class EigenInverse:
         if not pair.grouped:  # the spectra of split factors, one block after the other
             s, a = s.flatten(), a.flatten()
         spectrum = s.clamp_min(0.0).unsqueeze(-1) * a.clamp_min(0.0).unsqueeze(-2)
-        reciprocal = (spectrum + damping).reciprocal()
-        return [A_vectors, S_vectors, reciprocal], reciprocal.isfinite().all()
+        kept = cls._kept(spectrum, damping)
+        return [A_vectors, S_vectors, kept], kept.isfinite().all()
+
+    @staticmethod
+    def _kept(spectrum: Tensor, damping: float | Tensor) -> Tensor:
+        return (spectrum + damping).reciprocal()
 
     @staticmethod
     def shapes(pair: Pair) -> list[tuple[int, ...]]:
         """Return the shapes of the inverse's tensors."""
-        A, S = pair.A, pair.S
-        spectra: tuple[int, ...]
-        if pair.grouped:
-            spectra = (*S.shape[:-1], A.shape[-1])
-        else:
-            spectra = (S.shape[:-1].numel(), A.numel() if A.ndim == 1 else A.shape[:-1].numel())
-        return [(0,) if A.ndim == 1 else tuple(A.shape), tuple(S.shape), spectra]
+        A, S = tuple(pair.A.shape), tuple(pair.S.shape)
+        return [(0,) if len(A) == 1 else A, S, spectrum_shape(A, S, pair.grouped)]
 
     @staticmethod
     def multiply(pair: Pair, damping: float | Tensor, matrix: Tensor) -> Tensor:
@@ -200,14 +203,47 @@ class EigenInverse:
     def apply(tensors: list[Tensor], gradient: Tensor) -> Tensor:
         """Precondition a gradient matrix of shape ``(out, in)`` or ``(G, out, in)``."""
         A_vectors, S_vectors, reciprocal = tensors
-        rotated = multiply_left(S_vectors.mT, gradient)
-        if A_vectors.numel():
-            rotated = multiply_right(rotated, A_vectors)
-        rotated = multiply_left(S_vectors, pad_last(rotated, reciprocal.shape[-1]) * reciprocal)
+        rotated = multiply_left(S_vectors, rotate(tensors, gradient) * reciprocal)
         return multiply_right(rotated, A_vectors.mT) if A_vectors.numel() else rotated
+
+
+class Eigenbasis(EigenInverse):
+    """Eigenvectors, and the spectrum that the Kronecker product has in them, without damping."""
+
+    names = ("A_vectors", "S_vectors", "spectrum")
+
+    @staticmethod
+    def _kept(spectrum: Tensor, damping: float | Tensor) -> Tensor:
+        return spectrum
+
+
+def spectrum_shape(A: Sequence[int], S: Sequence[int], grouped: bool) -> tuple[int, ...]:
+    """Return the shape of the spectrum of a Kronecker product.
+
+    :param A: shape of the input factor
+    :param S: shape of the output factor
+    :param grouped: whether both hold one matrix for each group
+    :return: ``(out, in)`` or ``(G, out, in)``, with the padding of split factors
+    """
+    if grouped:
+        return (*S[:-1], A[-1])
+    return math.prod(S[:-1]), A[0] if len(A) == 1 else math.prod(A[:-1])
+
+
+def rotate(basis: Sequence[Tensor], matrix: Tensor) -> Tensor:
+    """``Q_S' M Q_A`` of a matrix ``(out, in)`` or ``(G, out, in)``, padded as the spectrum is.
+
+    :param basis: of A, empty where A is diagonal; of S; and anything in the shape of the spectrum
+    """
+    A_vectors, S_vectors, spectrum = basis
+    rotated = multiply_left(S_vectors.mT, matrix)
+    if A_vectors.numel():
+        rotated = multiply_right(rotated, A_vectors)
+    return pad_last(rotated, spectrum.shape[-1])
 
 
 INVERSES: dict[str, type[CholeskyInverse] | type[EigenInverse]] = {
     "cholesky": CholeskyInverse,
     "eigen": EigenInverse,
+    "ekfac": Eigenbasis,
 }

@@ -37,6 +37,13 @@ class KroneckerLayer:
         """
         return inputs.reshape(-1, inputs.shape[-1]), grads.reshape(-1, grads.shape[-1])
 
+    def sample_rows(self, module: nn.Module, inputs: Tensor, grads: Tensor) -> tuple[Tensor, Tensor]:
+        """Return rows whose ``g a'`` add up to the gradient of a sample, one sample after the other.
+
+        Shaped as in :meth:`rows`, which it is unless a layer gives its rows a weight there.
+        """
+        return self.rows(module, inputs, grads)
+
     def reduced_rows(
         self, module: nn.Module, inputs: Tensor, grads: Tensor, batch: int
     ) -> tuple[Tensor, Tensor]:
@@ -170,12 +177,20 @@ class EmbeddingLayer(KroneckerLayer):
     def rows(self, module: nn.Module, inputs: Tensor, grads: Tensor) -> tuple[Tensor, Tensor]:
         """Return indices ``(M,)`` and gradients ``(M, dim)``; padding counts in neither factor."""
         assert isinstance(module, nn.Embedding)
+        indices, g = self.sample_rows(module, inputs, grads)
+        if module.padding_idx is not None:
+            # The rows of padding are zero, and the others stand for them: dropping rows would have
+            # to wait for their number.
+            kept = (indices != module.padding_idx).to(g)
+            g = g * (kept.numel() / kept.sum().clamp_min(1.0)).sqrt()
+        return indices, g
+
+    def sample_rows(self, module: nn.Module, inputs: Tensor, grads: Tensor) -> tuple[Tensor, Tensor]:
+        """Return indices ``(M,)`` and gradients ``(M, dim)``, those of padding zero."""
+        assert isinstance(module, nn.Embedding)
         indices, g = inputs.reshape(-1), grads.reshape(-1, grads.shape[-1])
         if module.padding_idx is not None:
-            # Zero the padding rows and let the others stand for them: dropping rows would have to
-            # wait for their number.
-            kept = (indices != module.padding_idx).to(g)
-            g = g * (kept * (kept.numel() / kept.sum().clamp_min(1.0)).sqrt()).unsqueeze(-1)
+            g = g * (indices != module.padding_idx).to(g).unsqueeze(-1)
         return indices, g
 
     def input_factor(self, module: nn.Module, a: Tensor, batch: int, bias: bool) -> Tensor:

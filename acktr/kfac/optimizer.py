@@ -10,7 +10,7 @@ Martens & Grosse 2015 (arXiv 1503.05671), Grosse & Martens 2016 (1602.01407), Wu
     apply         W <- W - eta D
 
 With ``cg_iterations`` conjugate gradients correct ``S^-1 (dL/dW) A^-1`` by the exact Fisher of the batch
-(:mod:`acktr.kfac.exact`).
+(:mod:`acktr.kfac.exact`); with ``exact_scaling`` it chooses the length (:mod:`acktr.kfac.scaling`).
 """
 
 from __future__ import annotations
@@ -29,21 +29,14 @@ from acktr.kfac.blocks import Block
 from acktr.kfac.capture import Capture
 from acktr.kfac.comm import comm_of
 from acktr.kfac.curvature import average_in, draw_statistics, share
-from acktr.kfac.exact import NaturalGradient, exact_natural_gradient
+from acktr.kfac.damping import Promise, adapt, promised_reduction
 from acktr.kfac.fisher import flatten_distributions
-from acktr.kfac.plan import Plan, apply_steps, plan_steps, within_trust_region
+from acktr.kfac.plan import apply_steps, natural_gradient, plan_steps, within_trust_region
 from acktr.kfac.reducer import Reducer
+from acktr.kfac.refresh import COUNTERS
 from acktr.kfac.schedule import InverseSchedule
 from acktr.kfac.trust_region import StepInfo
-from acktr.kfac.validation import block_options, check_group, check_options, check_ready
-
-COUNTERS = (
-    "rejected_statistics",
-    "float64_retries",
-    "damping_escalations",
-    "kept_inverses",
-    "rejected_steps",
-)
+from acktr.kfac.validation import block_options, check_blocks, check_group, check_options, check_ready
 
 
 class KFAC(Optimizer):
@@ -57,9 +50,9 @@ class KFAC(Optimizer):
         loss.backward()
         kfac.step()
 
-    ``lr``, ``damping``, ``target_kl``, ``momentum``, ``weight_decay``, ``cold_start`` and
-    ``cg_iterations`` live in ``param_groups`` and may differ between groups and change at any time; each
-    group has its own trust region.
+    ``lr``, ``damping``, ``target_kl``, ``momentum``, ``weight_decay``, ``cold_start``,
+    ``cg_iterations``, ``exact_scaling`` and ``adapt_damping`` live in ``param_groups`` and may differ
+    between groups and change at any time; each group has its own trust region.
 
     :param module: the model; its layers are found by type (see :mod:`acktr.kfac.layers`)
     :param lr: eta_max, the largest step scale
@@ -69,7 +62,8 @@ class KFAC(Optimizer):
     :param weight_decay: decoupled: added to the step after preconditioning
     :param stat_decay: rho of the running averages, in (0, 1]; 1 averages all batches alike
     :param fisher: ``"curvature-propagation"`` or ``"monte-carlo"``, see :mod:`acktr.kfac.fisher`
-    :param inverse: ``"cholesky"`` or ``"eigen"``, see :mod:`acktr.kfac.inverses`
+    :param inverse: ``"cholesky"``, ``"eigen"``, see :mod:`acktr.kfac.inverses`, or ``"ekfac"``: measured
+        eigenvalues, see :mod:`acktr.kfac.ekfac`
     :param weight_sharing: what the positions of a convolution (or of a sequence) do to each other:
         ``"expand"`` takes them as independent (KFC), ``"reduce"`` sums them up (see
         :meth:`acktr.kfac.blocks.KroneckerBlock._rows`)
@@ -86,6 +80,11 @@ class KFAC(Optimizer):
     :param cg_iterations: conjugate-gradient iterations towards the natural gradient of the *exact*
         Fisher of the batch, with K-FAC as preconditioner and as damping (see :mod:`acktr.kfac.exact`);
         the trust region then measures with the exact Fisher too. 0 takes K-FAC's direction as it is
+    :param exact_scaling: length and momentum by the exact Fisher of the batch (see
+        :mod:`acktr.kfac.scaling`): the best mix of direction and previous step, of which the trust
+        region takes as much as the exact Fisher allows. Any ``momentum`` > 0 brings the previous step in
+    :param adapt_damping: move ``damping`` by what :meth:`report_reduction` says of the steps (see
+        :mod:`acktr.kfac.damping`)
     :param param_groups: groups as in every torch optimiser; default: one group with all parameters.
         Parameters of ``module`` in no group are left alone
     :param process_group: processes that train one model together (``torch.distributed.group.WORLD``):
@@ -113,6 +112,8 @@ class KFAC(Optimizer):
         statistics_dtype: torch.dtype | str | None = None,
         cold_start: int = 0,
         cg_iterations: int = 0,
+        exact_scaling: bool = False,
+        adapt_damping: bool = False,
         param_groups: Sequence[dict[str, Any]] | None = None,
         process_group: Any = None,
     ) -> None:
@@ -133,6 +134,7 @@ class KFAC(Optimizer):
         self._schedules: list[InverseSchedule] = []  # one for each parameter group
         self._capture: Capture | None = None
         self._exact: list[Distribution] = []  # what the exact Fisher of the next step is taken of
+        self._promised: Promise | None = None  # of the last step, if damping is to adapt to it
         self._curvature_calls = 0
         self._comm = comm_of(process_group)
         self._reducer = Reducer(self._comm)
@@ -145,6 +147,8 @@ class KFAC(Optimizer):
             "weight_decay": weight_decay,
             "cold_start": cold_start,
             "cg_iterations": cg_iterations,
+            "exact_scaling": exact_scaling,
+            "adapt_damping": adapt_damping,
             "step": 0,
         }
         check_group(defaults, defaults)
@@ -200,7 +204,7 @@ class KFAC(Optimizer):
         self._reducer.watch(self._all_params())
         capture, self._capture = self._capture, None
         flat = flatten_distributions(distributions)
-        if any(group["cg_iterations"] for group in self.param_groups):
+        if self.needs_exact_fisher:
             self._exact = flat
         if (self._curvature_calls - 1) % self.factor_period:
             return
@@ -223,10 +227,15 @@ class KFAC(Optimizer):
         if arriving is not None:
             self._counters["rejected_statistics"] += arriving()
 
+    @property
+    def needs_exact_fisher(self) -> bool:
+        """Whether a step goes through the graph of the output distributions once more."""
+        return any(g["cg_iterations"] or g["exact_scaling"] for g in self.param_groups)
+
     def use_exact_fisher(self, *distributions: Distribution | Iterable[Distribution]) -> None:
         """Take the exact Fisher of the next step from other distributions than ``update_curvature``'s.
 
-        For example from a part of the batch, which makes each conjugate-gradient iteration cheaper.
+        For example from a part of the batch, which makes each product cheaper.
 
         :param distributions: the model's output distributions over some samples, with their graph
         :raises TypeError: not a distribution
@@ -267,10 +276,8 @@ class KFAC(Optimizer):
         :param closure: re-evaluates the model and returns the loss
         :raises RuntimeError: a layer has a gradient but no curvature
         """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        with torch.enable_grad():
+            loss = closure() if closure is not None else None
         self.last_step = []
         if not self._reducer.done:
             self.synchronize()
@@ -281,53 +288,48 @@ class KFAC(Optimizer):
             for group, blocks in zip(self.param_groups, self._blocks, strict=True)
         ]
         for (group, moving), schedule in zip(groups, self._schedules, strict=True):
-            self._refresh(moving, group, schedule)
+            check_ready(moving)
+            made = group["step"], -(-self._curvature_calls // self.factor_period), group["damping"]
+            schedule.refresh(moving, *made, self._counters, self.defer_checks, self._comm)
         # All directions before the first step: the exact Fisher needs the parameters as they were.
         prepared = []
         for group, moving in groups:
-            natural = self._precondition(moving, group)
+            natural = natural_gradient(moving, group, self.state, self._exact, self._comm.mean)
             plans = plan_steps(moving, natural.directions, group, self.state)
             prepared.append((plans, *within_trust_region(plans, natural, group), group))
         self._exact = []
         for plans, info, finite, group in prepared:
-            self._apply(plans, info, finite, group)
+            unsure = finite if self.defer_checks else None  # on the CPU a look costs nothing
+            if self.defer_checks or finite:
+                apply_steps(plans, info.step_scale, unsure, bool(group["momentum"]), self.state)
+            if plans:
+                self._counters["rejected_steps"] += finite.logical_not()
+                group["step"] += 1
             self.last_step.append(info)
+        self._promised = promised_reduction([(plans, info, g) for plans, info, _, g in prepared])
         return loss
 
-    def _refresh(self, blocks: list[Block], group: dict[str, Any], schedule: InverseSchedule) -> None:
-        check_ready(blocks)
-        taken = -(-self._curvature_calls // self.factor_period)
-        numbers = group["step"], taken, group["damping"]
-        schedule.refresh(blocks, *numbers, self._counters, self.defer_checks, self._comm)
+    @property
+    def wants_reduction(self) -> bool:
+        """Whether :meth:`report_reduction` is to follow the last step: every fifth, if at all."""
+        return self._promised is not None
 
-    def _precondition(self, blocks: list[Block], group: dict[str, Any]) -> NaturalGradient:
-        gradients = [
-            [torch.zeros_like(p) if p.grad is None else p.grad for p in block.params.values()]
-            for block in blocks
-        ]
-        if group["step"] < group["cold_start"] or not blocks:
-            return NaturalGradient(gradients)
-        damping = group["damping"]
-        if not group["cg_iterations"]:
-            pairs = zip(blocks, gradients, strict=True)
-            return NaturalGradient([b.precondition(g, damping) for b, g in pairs])
-        if not self._exact:
-            raise RuntimeError(
-                "cg_iterations > 0 needs the exact Fisher of this batch: call update_curvature or "
-                "use_exact_fisher before each step, and loss.backward(retain_graph=True)."
-            )
-        iterations = group["cg_iterations"]
-        return exact_natural_gradient(
-            self._exact, blocks, gradients, damping, iterations, self._comm.mean
-        )
+    @torch.no_grad()
+    def report_reduction(self, actual: float | Tensor) -> float | None:
+        """Adapt the damping to what the last step did to the loss, if ``wants_reduction``.
 
-    def _apply(self, plans: list[Plan], info: StepInfo, finite: Tensor, group: dict[str, Any]) -> None:
-        if self.defer_checks or finite:  # on the CPU a look costs nothing
-            unsure = finite if self.defer_checks else None
-            apply_steps(plans, info.step_scale, unsure, bool(group["momentum"]), self.state)
-        if plans:
-            self._counters["rejected_steps"] += finite.logical_not()
-            group["step"] += 1
+        :param actual: the loss before that step minus the loss after it, on the same samples; with
+            several processes each reports that of its own, and all of them report
+        :return: its ratio to the reduction that was promised; ``None`` where nothing was
+        :raises RuntimeError: no parameter group has ``adapt_damping``
+        """
+        if not any(group["adapt_damping"] for group in self.param_groups):
+            raise RuntimeError("report_reduction adapts the damping: pass KFAC(adapt_damping=True).")
+        promised, self._promised = self._promised, None
+        if promised is None:
+            return None
+        mean = self._comm.mean(torch.as_tensor(actual).to(promised.reduction))
+        return adapt(promised, float(mean))
 
     # ------------------------------------------------------------------ state
 
@@ -357,21 +359,17 @@ class KFAC(Optimizer):
 
         :raises ValueError: the state of another model or of another optimiser; nothing is changed
         """
-        names = {block.name for block in self._all_blocks()}
-        if state_dict.get("curvature", {}).keys() != names:
-            odd = sorted(names ^ state_dict.get("curvature", {}).keys())
-            raise ValueError(
-                f"This state belongs to another model: the curvature blocks {odd} are not in both."
-            )
-        for block in self._all_blocks():
-            block.check_state(state_dict["curvature"][block.name])
+        check_blocks(self._all_blocks(), state_dict.get("curvature", {}))
+        own = [dict(group) for group in self.param_groups]
         super().load_state_dict(state_dict)
+        for group, before in zip(self.param_groups, own, strict=True):
+            group.update({**before, **group})  # an older state does not say all that there is to set
         for block in self._all_blocks():
             block.load_state_dict(state_dict["curvature"][block.name])
         waiting = state_dict.get("waiting_inverses", [{}] * len(self._schedules))
         for schedule, of_group, blocks in zip(self._schedules, waiting, self._blocks, strict=True):
             schedule.load_state_dict(of_group, blocks)
-        self._curvature_calls = state_dict["curvature_calls"]
+        self._curvature_calls, self._promised = state_dict["curvature_calls"], None
         for name, value in state_dict["counters"].items():
             self._counters[name].fill_(value)
 
@@ -379,7 +377,8 @@ class KFAC(Optimizer):
         """Pickle and deepcopy everything but what holds a graph, which cannot be copied."""
         self._receive_statistics()
         own = {key: value for key, value in self.__dict__.items() if key in _OWN_STATE}
-        return {**super().__getstate__(), **own, "_capture": None, "_exact": [], "_arriving": None}
+        own |= {"_capture": None, "_exact": [], "_arriving": None, "_promised": None}
+        return {**super().__getstate__(), **own}
 
 
 _OWN_STATE = {

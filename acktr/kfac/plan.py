@@ -1,4 +1,4 @@
-"""From natural gradients to steps: momentum, weight decay, and how long the step would be in nats."""
+"""From gradients to steps: direction, momentum, weight decay, and how long a step would be in nats."""
 
 from __future__ import annotations
 
@@ -7,9 +7,19 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from acktr.kfac.blocks import Block
-from acktr.kfac.exact import NaturalGradient, flatten
+from acktr.kfac.exact import (
+    FisherProduct,
+    NaturalGradient,
+    Product,
+    Solution,
+    exact_natural_gradient,
+    flatten,
+    split_by_block,
+)
+from acktr.kfac.scaling import Candidate, best_mix
 from acktr.kfac.trust_region import StepInfo, trust_region
 
 
@@ -22,6 +32,70 @@ class Plan(NamedTuple):
     steps: list[Tensor]
 
 
+def natural_gradient(
+    blocks: Sequence[Block],
+    group: Mapping[str, Any],
+    state: Mapping[Tensor, Any],
+    exact: Sequence[Distribution],
+    mean: Product,
+) -> NaturalGradient:
+    """Turn the gradients of one group into natural ones, as its settings say.
+
+    :param blocks: those that will move, with inverses
+    :param group: the parameter group
+    :param state: the optimiser's, which holds momentum buffers
+    :param exact: what the exact Fisher is taken of, if it is asked for
+    :param mean: over the processes that have parts of the batch, ``(P,)``
+    :raises RuntimeError: it is asked for, and its distributions or their graph are missing
+    """
+    gradients = [
+        [torch.zeros_like(p) if p.grad is None else p.grad for p in block.params.values()]
+        for block in blocks
+    ]
+    iterations = 0 if group["step"] < group["cold_start"] else group["cg_iterations"]
+    if not blocks:
+        return NaturalGradient([])
+    if (iterations or group["exact_scaling"]) and not exact:
+        raise RuntimeError(
+            "cg_iterations > 0 and exact_scaling need the exact Fisher of this batch: call "
+            "update_curvature or use_exact_fisher before each step, and "
+            "loss.backward(retain_graph=True)."
+        )
+    damping = group["damping"]
+    if iterations:
+        natural = exact_natural_gradient(exact, blocks, gradients, damping, iterations, mean)
+    elif group["step"] < group["cold_start"]:
+        natural = NaturalGradient(gradients)
+    else:
+        pairs = zip(blocks, gradients, strict=True)
+        natural = NaturalGradient([b.precondition(g, damping) for b, g in pairs])
+    return _rescaled(natural, blocks, group, state, exact, mean) if group["exact_scaling"] else natural
+
+
+def _rescaled(
+    natural: NaturalGradient,
+    blocks: Sequence[Block],
+    group: Mapping[str, Any],
+    state: Mapping[Tensor, Any],
+    exact: Sequence[Distribution],
+    mean: Product,
+) -> NaturalGradient:
+    """Mix natural gradients and the previous step as the exact Fisher finds best."""
+    params = [p for block in blocks for p in block.params.values()]
+    fisher = natural.fisher or FisherProduct(exact, params, mean)
+    moves = flatten([torch.full_like(p, float(p.grad is not None)) for p in params])
+    directions = [flatten([x for part in natural.directions for x in part])]
+    if group["momentum"] and any("momentum_buffer" in state[p] for p in params):
+        buffers = [state[p].get("momentum_buffer", torch.zeros_like(p)) for p in params]
+        directions.append(flatten(buffers))
+    candidates = [Candidate(x, fisher(x)) for x in (moves * x for x in directions)]
+    gradient = flatten([torch.zeros_like(p) if p.grad is None else p.grad for p in params])
+    mix = best_mix(candidates, gradient, group["damping"])
+    residual = natural.solution.residual if natural.solution else None
+    solution = Solution(mix.direction, mix.fisher, residual)
+    return NaturalGradient(split_by_block(mix.direction, blocks), fisher, solution)
+
+
 def plan_steps(
     blocks: Sequence[Block],
     directions: Sequence[Sequence[Tensor]],
@@ -31,11 +105,13 @@ def plan_steps(
     """Add momentum and weight decay to natural gradients.
 
     :param blocks: those that will move
-    :param directions: their natural gradients, in the order of each block's parameters
+    :param directions: their natural gradients, in the order of each block's parameters; with
+        ``exact_scaling`` momentum is in them
     :param group: the parameter group
     :param state: the optimiser's, which holds momentum buffers
     """
-    momentum, weight_decay = group["momentum"], group["weight_decay"]
+    momentum = 0.0 if group["exact_scaling"] else group["momentum"]
+    weight_decay = group["weight_decay"]
     plans = []
     for block, natural in zip(blocks, directions, strict=True):
         params = list(block.params.values())
@@ -60,7 +136,9 @@ def within_trust_region(
     :return: the scale, and whether the step can be taken (0-dim bool tensor); the scale of one that
         cannot is 0
     """
-    total = quadratic(plans, natural, moved=bool(group["momentum"] or group["weight_decay"]))
+    momentum = group["momentum"] and not group["exact_scaling"]
+    held = any(p.grad is None for plan in plans for p in plan.params)
+    total = quadratic(plans, natural, moved=bool(momentum or group["weight_decay"] or held))
     info = trust_region(total, group["lr"], group["target_kl"])
     finite = steps_are_finite(plans) & total.isfinite()
     scale, predicted_kl = (torch.where(finite, value, 0.0) for value in info[:2])
@@ -94,11 +172,11 @@ def apply_steps(
 
 
 def quadratic(plans: Sequence[Plan], natural: NaturalGradient, moved: bool) -> Tensor:
-    """``D' F D`` of the steps: with the exact Fisher after conjugate gradients, else K-FAC's.
+    """``D' F D`` of the steps: with the exact Fisher where it had a part in them, else K-FAC's.
 
     :param plans: the steps
     :param natural: where they come from
-    :param moved: whether momentum or weight decay make them other than the natural gradients
+    :param moved: whether momentum, weight decay or a parameter that stays make them other than those
     """
     if natural.fisher is None or natural.solution is None:
         parts = [plan.block.quadratic(plan.steps) for plan in plans]

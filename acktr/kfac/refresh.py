@@ -13,6 +13,14 @@ from torch import Tensor
 from acktr.kfac.comm import SHARED_FROM, Comm
 from acktr.kfac.inverses import INVERSES, Inverted, Pair, mean_eigenvalue
 
+# How often each guard of the optimiser acted.
+COUNTERS = (
+    "rejected_statistics",
+    "float64_retries",
+    "damping_escalations",
+    "kept_inverses",
+    "rejected_steps",
+)
 MAX_ESCALATIONS = 6  # tenfold each: beyond a million times the damping something else is wrong
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from acktr.kfac.blocks import WEIGHT_SHARING, Block, BlockOptions
+from acktr.kfac.damping import MAX_DAMPING, MIN_DAMPING
 from acktr.kfac.fisher import ESTIMATORS
 from acktr.kfac.inverses import INVERSES
 from acktr.kfac.schedule import REFRESHES
@@ -80,6 +81,14 @@ def check_group(group: Mapping[str, Any], known: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} must be a finite number, 0 or more, got {value!r}.")
     if not isinstance(group["cg_iterations"], int) or group["cg_iterations"] < 0:
         raise ValueError(f"cg_iterations must be 0 or more, got {group['cg_iterations']!r}.")
+    for name in ("exact_scaling", "adapt_damping"):
+        if not isinstance(group[name], bool):
+            raise ValueError(f"{name} must be True or False, got {group[name]!r}.")
+    if group["adapt_damping"] and not MIN_DAMPING <= group["damping"] <= MAX_DAMPING:
+        raise ValueError(
+            f"adapt_damping moves damping between {MIN_DAMPING:g} and {MAX_DAMPING:g}: let it begin "
+            f"there, got {group['damping']}."
+        )
     if not group["momentum"] < 1.0:
         raise ValueError(f"momentum must lie in [0, 1), got {group['momentum']}.")
     if group["target_kl"] is not None and not group["target_kl"] > 0:
@@ -89,13 +98,30 @@ def check_group(group: Mapping[str, Any], known: Mapping[str, Any]) -> None:
 
 
 def check_ready(blocks: Sequence[Block]) -> None:
-    """Check that the blocks that will move know their curvature.
+    """Check that blocks with a gradient have statistics.
 
-    :raises RuntimeError: one has none
+    :raises RuntimeError: names the first that has none
     """
     for block in blocks:
         if not block.ready:
             raise RuntimeError(
-                f"Layer {block.name!r} has a gradient but no curvature: run its forward pass "
-                "inside `with kfac.capture():` and call update_curvature before step."
+                f"Layer {block.name!r} has a gradient but no curvature: run its forward pass inside "
+                "`with kfac.capture():` and call update_curvature before step."
             )
+
+
+def check_blocks(blocks: Sequence[Block], state: Mapping[str, Any]) -> None:
+    """Check that saved curvature fits a model.
+
+    :param blocks: of the model
+    :param state: of each block, by name
+    :raises ValueError: other blocks, or one of another shape or form
+    """
+    names = {block.name for block in blocks}
+    if state.keys() != names:
+        odd = sorted(names ^ state.keys())
+        raise ValueError(
+            f"This state belongs to another model: the curvature blocks {odd} are not in both."
+        )
+    for block in blocks:
+        block.check_state(state[block.name])

@@ -22,8 +22,9 @@ N = 24  # samples, for one process, two and four
 class SharedTrunk(nn.Module):
     def __init__(self):
         super().__init__()
-        self.trunk = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 4), nn.Tanh())
-        self.policy, self.value = nn.Linear(4, 3), nn.Linear(4, 1)
+        # The second, with its bias, is a square.
+        self.trunk = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 6), nn.Tanh())
+        self.policy, self.value = nn.Linear(6, 3), nn.Linear(6, 1)
 
     def forward(self, x):
         h = self.trunk(x.flatten(1))
@@ -76,20 +77,25 @@ def train(rank, size, kind, options, shared_from=None):
         x, y = torch.randn(N, 1, 2, 3).double(), torch.randint(3, (N,))
         part = slice(rank * N // size, (rank + 1) * N // size)
         with kfac.capture():
-            out, value = model(x[part])
-        if value is None:
-            distribution = [Normal(out, model.log_std.exp().expand_as(out))]
-            loss = -distribution[0].log_prob(x[part].flatten(1)[:, :3]).sum(1).mean()
-        else:
-            distribution = [Categorical(logits=out), Normal(value, 1.0)]
-            loss = nn.functional.cross_entropy(out, y[part]) + value.square().mean()
-        kfac.update_curvature(*distribution)
+            distributions, loss = evaluate(model, x[part], y[part])
+        kfac.update_curvature(*distributions)
         kfac.zero_grad()
         loss.backward(retain_graph=True)
         kfac.step()
-    scale, kl = kfac.last_step[0].step_scale, kfac.last_step[0].predicted_kl
+        if kfac.wants_reduction:
+            kfac.report_reduction(loss - evaluate(model, x[part], y[part])[1])
+    info, damping = kfac.last_step[0], torch.tensor(kfac.param_groups[0]["damping"])
     state = kfac.state_dict()["curvature"]
-    return [p.detach() for p in model.parameters()], [scale, kl], state
+    return [p.detach() for p in model.parameters()], [info.step_scale, info.predicted_kl, damping], state
+
+
+def evaluate(model, x, y):
+    out, value = model(x)
+    if value is None:
+        likelihood = Normal(out, model.log_std.exp().expand_as(out))
+        return [likelihood], -likelihood.log_prob(x.flatten(1)[:, :3]).sum(1).mean()
+    loss = nn.functional.cross_entropy(out, y) + value.square().mean()
+    return [Categorical(logits=out), Normal(value, 1.0)], loss
 
 
 def one_process(kind, options):
@@ -120,21 +126,28 @@ def test_a_split_batch_gives_the_same_parameters(kind, size):
         torch.testing.assert_close(of_rank, info, atol=1e-10, rtol=0)
 
 
+MODELS_OF_OPTIONS = ["convolution", "shared trunk"]
 OPTIONS = [
     {"cg_iterations": 2},
+    {"exact_scaling": True, "momentum": 0.5},
+    {"adapt_damping": True, "inverse_period": 2},
     {"inverse": "eigen", "momentum": 0.5, "weight_decay": 0.01},
     {"inverse_refresh": "background", "inverse_period": 2},
     {"inverse_refresh": "staggered", "inverse_period": 2, "inverse": "eigen"},
     {"max_factor_size": 3, "factor_period": 2},
+    {"inverse": "ekfac", "momentum": 0.5, "inverse_period": 2},
+    {"inverse": "ekfac", "inverse_refresh": "background", "max_factor_size": 3, "cg_iterations": 1},
 ]
 
 
 @pytest.mark.parametrize("shared_from", [1, 10**6])
 def test_with_every_option_and_with_inverses_dealt_out(shared_from):
-    ranks = run_in_processes(2, train_each, ["convolution"], OPTIONS, shared_from)
-    for of_ranks, options in zip(zip(*ranks, strict=True), OPTIONS, strict=True):
-        expected, _, state = one_process("convolution", options)
-        for parameters, _, of_rank in of_ranks:
+    kinds = [(kind, o) for kind in MODELS_OF_OPTIONS for o in OPTIONS]
+    ranks = run_in_processes(2, train_each, MODELS_OF_OPTIONS, OPTIONS, shared_from)
+    for of_ranks, (kind, options) in zip(zip(*ranks, strict=True), kinds, strict=True):
+        expected, info, state = one_process(kind, options)
+        for parameters, info_of_rank, of_rank in of_ranks:
+            torch.testing.assert_close(info_of_rank, info, atol=1e-10, rtol=0, msg=str(options))
             torch.testing.assert_close(parameters, expected, atol=1e-10, rtol=0, msg=str(options))
             for name, block in state.items():
                 torch.testing.assert_close(of_rank[name], block, atol=1e-10, rtol=0)
@@ -174,6 +187,28 @@ def test_a_nan_on_one_process_is_refused_by_both():
     assert counters["rejected_steps"] == 1
     assert all(p.isfinite().all() for p in first)
     assert all(map(math.isfinite, seen.values()))
+
+
+def reports(rank, size):
+    """The loss fell on one process, and rose by more on the other."""
+    torch.manual_seed(0)
+    layer = nn.Linear(3, 2).double()
+    kfac = KFAC(layer, adapt_damping=True, process_group=dist.group.WORLD)
+    for _ in range(5):
+        with kfac.capture():
+            out = layer(torch.randn(8, 3).double())
+        kfac.update_curvature(Normal(out, 1.0))
+        kfac.zero_grad()
+        out.square().mean().backward()
+        kfac.step()
+    return kfac.report_reduction([10.0, -30.0][rank]), kfac.param_groups[0]["damping"]
+
+
+def test_the_damping_adapts_to_the_mean_reduction():
+    first, second = run_in_processes(2, reports)
+    assert first == second
+    assert first[0] < 0
+    assert first[1] > 0.01
 
 
 def sums(rank, size):

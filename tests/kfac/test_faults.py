@@ -52,7 +52,7 @@ INPUTS = {
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
-@pytest.mark.parametrize("inverse", ["cholesky", "eigen"])
+@pytest.mark.parametrize("inverse", ["cholesky", "eigen", "ekfac"])
 @pytest.mark.parametrize("damping", [0.0, 1e-12, 0.01])
 @pytest.mark.parametrize("make", INPUTS.values(), ids=INPUTS)
 def test_degenerate_inputs(make, damping, inverse, dtype, net_and_kfac):
@@ -66,7 +66,7 @@ def test_degenerate_inputs(make, damping, inverse, dtype, net_and_kfac):
     assert all(isinstance(v, int) and v >= 0 for v in kfac.counters.values())
 
 
-@pytest.mark.parametrize("inverse", ["cholesky", "eigen"])
+@pytest.mark.parametrize("inverse", ["cholesky", "eigen", "ekfac"])
 def test_dead_relus(inverse, net_and_kfac):
     net, kfac = net_and_kfac(inverse=inverse)
     nn.init.constant_(net[0].bias, -100.0)

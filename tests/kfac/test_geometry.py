@@ -23,7 +23,7 @@ def sum_kl(old, new) -> Tensor:
     return kl_divergence(old, new).sum()
 
 
-@pytest.mark.parametrize("inverse", ["cholesky", "eigen"])
+@pytest.mark.parametrize("inverse", ["cholesky", "eigen", "ekfac"])
 @pytest.mark.parametrize("layer", [0, 2])
 @pytest.mark.parametrize(
     "head",

@@ -52,6 +52,7 @@ def train(kfac: KFAC, net: Net, steps: range) -> None:
 SETTINGS = {
     "defaults": {},
     "eigen": {"inverse": "eigen"},
+    "ekfac": {"inverse": "ekfac", "inverse_period": 2},
     "momentum": {"momentum": 0.9, "weight_decay": 0.01},
     "monte-carlo": {"fisher": "monte-carlo"},
     "periods": {"factor_period": 2, "inverse_period": 3},

@@ -133,13 +133,14 @@ def test_how_long_the_thread_takes_changes_nothing(monkeypatch):
 @pytest.mark.parametrize("kind", schedule.REFRESHES)
 @pytest.mark.parametrize("steps", [1, 4, 5])
 @pytest.mark.parametrize("how", ["state_dict", "deepcopy"])
-def test_a_resumed_optimiser_goes_on_exactly(kind, steps, how):
-    kfac = build(inverse_period=3, inverse_refresh=kind)
+@pytest.mark.parametrize("inverse", ["cholesky", "ekfac"])
+def test_a_resumed_optimiser_goes_on_exactly(inverse, kind, steps, how):
+    kfac = build(inverse_period=3, inverse_refresh=kind, inverse=inverse)
     train(kfac, steps)
     if how == "deepcopy":
         other = copy.deepcopy(kfac)
     else:
-        other = build(inverse_period=3, inverse_refresh=kind)
+        other = build(inverse_period=3, inverse_refresh=kind, inverse=inverse)
         file = io.BytesIO()
         torch.save((kfac.module.state_dict(), kfac.state_dict()), file)
         file.seek(0)

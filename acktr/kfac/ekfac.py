@@ -1,0 +1,280 @@
+"""EKFAC: measured eigenvalues in K-FAC's eigenbasis (George et al. 2018, arXiv 1806.03884).
+
+With ``A = Q_A diag(a) Q_A'`` and ``S = Q_S diag(s) Q_S'`` K-FAC's block is diagonal in the basis
+``Q_S (x) Q_A``, with the products ``s_i a_j`` as its diagonal. EKFAC keeps the basis and measures the
+diagonal: the second moments of the gradients G of single samples ::
+
+    M = E[(Q_S' G Q_A)^2],    G = sum_t g_t a_t',    F ~ (Q_S (x) Q_A) diag(M) (Q_S (x) Q_A)'
+
+M is the diagonal of the exact block in this basis, so no other diagonal is nearer to the block in the
+Frobenius norm, K-FAC's own included (their eq. 6). The basis is made anew at ``inverse_period``; M is
+averaged at each ``update_curvature``, in the basis of that time, and follows it into the next one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from acktr.kfac.blocks import BlockOptions, KroneckerBlock
+from acktr.kfac.capture import Record
+from acktr.kfac.factors import Gram, RunningAverage, multiply_left, multiply_right
+from acktr.kfac.inverses import EigenInverse, rotate, spectrum_shape
+from acktr.kfac.layers import KroneckerLayer
+
+MAX_ENTRIES = 2**22  # of the gradients of single samples that are held at once
+
+
+class CorrectedAverage(RunningAverage):
+    """Averages of A and S, and one of M, which begins later: with the first eigenbasis."""
+
+    def __init__(self, decay: float) -> None:
+        super().__init__(decay)
+        self.moments = RunningAverage(decay)
+
+    def update(self, new: tuple[Tensor | Gram, ...], finite: bool | Tensor, like: Tensor) -> None:
+        """Average A, S and M in; M counts once there is a basis that it is taken in."""
+        super().update(new[:2], finite, like)
+        if self.moments.values:
+            self.moments.update(new[2:], finite, like)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all averages and their counts."""
+        return {**super().state_dict(), "moments": self.moments.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any], like: Tensor) -> None:
+        """Restore :meth:`state_dict`."""
+        super().load_state_dict(state, like)
+        self.moments.load_state_dict(state["moments"], like)
+
+
+class EigenvalueCorrectedBlock(KroneckerBlock):
+    """``F = (Q_S (x) Q_A) diag(M) (Q_S (x) Q_A)'``, see the module.
+
+    Before the first refresh it is K-FAC's block, and until the first statistics after it M is K-FAC's
+    spectrum.
+    """
+
+    average: CorrectedAverage
+
+    def __init__(
+        self,
+        name: str,
+        module: nn.Module,
+        params: dict[str, nn.Parameter],
+        layer: KroneckerLayer,
+        options: BlockOptions,
+    ) -> None:
+        super().__init__(name, module, params, layer, options)
+        self.average = CorrectedAverage(options.decay)
+        self._basis: list[Tensor] = []  # that M is taken in
+
+    def reset(self) -> None:
+        """Forget statistics, basis and moments."""
+        super().reset()
+        self._basis = []
+
+    def statistics(
+        self, records: list[Record], grads: list[Tensor], batch: int
+    ) -> tuple[Tensor | Gram, ...]:
+        """Return A, S and the moments of this batch in the basis of now, as :meth:`shapes` has them."""
+        A, S = super().statistics(records, grads, batch)
+        if not self.has_inverse:
+            return A, S, self.like.new_zeros(self.shapes(self.params)[2])
+        self._follow_basis()
+        rows = [self._projected(r.inputs, grad) for r, grad in zip(records, grads, strict=True)]
+        moments = second_moments(rows, batch, self.moments.shape[-1], self.like.dtype)
+        # What overflows is as large as can be, and never NaN: the average would keep that for ever.
+        largest = torch.finfo(moments.dtype).max
+        return A, S, moments.nan_to_num(nan=largest, posinf=largest).flatten()
+
+    def _projected(self, inputs: Tensor, grads: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the rows of a and g in the eigenbasis; those of words stay indices."""
+        a, g = self.layer.sample_rows(self.module, inputs, grads)
+        dtype = self.options.statistics_dtype or self.like.dtype
+        A_vectors, S_vectors = (x.to(dtype) for x in self._basis)
+        g = multiply_right(g.to(dtype), S_vectors)
+        if "weight" not in self.params:  # only the bias learns: its input is the constant 1
+            a = torch.ones_like(g[..., :1])
+        elif not (a.is_floating_point() or A_vectors.numel()):
+            return a, g
+        elif "bias" in self.params:
+            a = torch.cat([a, a.new_ones((*a.shape[:-1], 1))], -1)
+        columns = self._sizes(self.params)[1]
+        if a.shape[-1] != columns:
+            raise ValueError(
+                f"inverse='ekfac' cannot take the moments of layer {self.name!r}: its input factor is "
+                f"{columns} wide and the rows of its adapter are {a.shape[-1]} wide; let sample_rows "
+                "return such rows, or choose another inverse."
+            )
+        a = a.to(dtype)
+        return (multiply_right(a, A_vectors) if A_vectors.numel() else a), g
+
+    def _follow_basis(self) -> None:
+        """Bring the moments into the basis of now.
+
+        The diagonal of ``R diag(M) R'`` with ``R = R_S (x) R_A`` from the old basis to the new one is
+        the product of M with the squares of the entries of R.
+        """
+        *basis, spectrum = self.inverse.tensors
+        if self._basis and self._basis[1] is basis[1]:
+            return
+        average = self.average.moments
+        moments, count = spectrum, spectrum.new_zeros(())
+        if self._basis:
+            (A_new, S_new), (A_old, S_old) = basis, self._basis
+            moments = average.values[0].view_as(spectrum)
+            moments = multiply_left((S_new.mT @ S_old).square(), moments)
+            if A_new.numel():
+                moments = multiply_right(moments, (A_old.mT @ A_new).square())
+            # On an accelerator a basis may have been zeros, in the place of one that failed.
+            there = S_old.any()
+            moments = torch.where(there, moments, spectrum)
+            assert average.count is not None
+            count = torch.where(there, average.count, count)
+        # Memory of their own, which later averaging writes into.
+        average.values, average.count = (moments.flatten().clone(),), count
+        self._basis = basis
+
+    @property
+    def moments(self) -> Tensor:
+        """M, ``(out, in)`` or ``(G, out, in)``, with the padding of split factors."""
+        self._follow_basis()
+        return self.average.moments.values[0].view_as(self.inverse.tensors[2])
+
+    def _scaled(self, matrix: Tensor, scales: Tensor) -> Tensor:
+        """Multiply each coordinate in the eigenbasis by a number of its own."""
+        rows, columns = matrix.shape[-2:]
+        return EigenInverse.apply([*self._basis, scales], matrix)[..., :rows, :columns]
+
+    def precondition(self, grads: Sequence[Tensor], damping: float) -> list[Tensor]:
+        """``Q_S [(Q_S' G Q_A) / (M + lambda)] Q_A'``; without damping, what no sample moves stays."""
+        if not self.has_inverse:
+            return super().precondition(grads, damping)
+        self.inverse.age += 1
+        moments = self.moments
+        # The eigenvectors are right to rounding, and M, which is of second order, to its square.
+        rounding = (torch.finfo(moments.dtype).eps * max(moments.shape)) ** 2 * moments.max()
+        moves = (moments > rounding) | (torch.as_tensor(damping) > 0)
+        scales = torch.where(moves, (moments + damping).reciprocal(), 0.0)
+        return self._from_matrix(self._scaled(self._to_matrix(grads), scales))
+
+    def multiply(self, steps: Sequence[Tensor], damping: float) -> list[Tensor]:
+        """``Q_S [(Q_S' D Q_A) (M + lambda)] Q_A'``."""
+        if not self.has_inverse:
+            return super().multiply(steps, damping)
+        return self._from_matrix(self._scaled(self._to_matrix(steps), self.moments + damping))
+
+    def quadratic(self, steps: Sequence[Tensor]) -> Tensor:
+        """``sum M (Q_S' D Q_A)^2``."""
+        if not self.has_inverse:
+            return super().quadratic(steps)
+        moments = self.moments
+        return torch.sum(moments * rotate([*self._basis, moments], self._to_matrix(steps)).square())
+
+    def dense(self) -> Tensor:
+        """Return the block of the Fisher, ``(P, P)``: column by column what it makes of a step."""
+        if not self.has_inverse:
+            return super().dense()
+        groups, columns, rows = self._sizes(self.params)
+        steps = torch.eye(math.prod(groups) * rows * columns).to(self.like)
+        return torch.stack(
+            [self._scaled(x.view(*groups, rows, columns), self.moments).flatten() for x in steps], 1
+        )
+
+    def shapes(self, params: dict[str, nn.Parameter]) -> list[tuple[int, ...]]:
+        """Return the shapes of A and S, and of M as a vector.
+
+        A vector, because of square matrices only a triangle travels between processes.
+        """
+        A, S = super().shapes(params)
+        grouped = bool(self._sizes(params)[0])
+        return [A, S, (math.prod(spectrum_shape(A, S, grouped)),)]
+
+    def average_shapes(self, params: dict[str, nn.Parameter]) -> list[tuple[int, ...]]:
+        """Return the shapes of A and S alone."""
+        return super().shapes(params)
+
+    def check_state(self, state: dict[str, Any]) -> None:
+        """Refuse other shapes, and the state of a block that measures no moments."""
+        super().check_state(state)
+        shapes = [tuple(value.shape) for value in state["average"]["moments"]["values"]]
+        if shapes and shapes != self.shapes(self._params_of(state))[2:]:
+            raise ValueError(
+                f"The moments of block {self.name!r} have shapes {shapes} in this state, but the model "
+                f"needs {self.shapes(self._params_of(state))[2:]}."
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return factors, basis and the moments in it."""
+        if self.has_inverse:
+            self._follow_basis()
+        return super().state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore :meth:`state_dict`."""
+        super().load_state_dict(state)
+        self._basis = self.inverse.tensors[:2] if self.average.moments.values else []
+
+
+def second_moments(
+    uses: Sequence[tuple[Tensor, Tensor]], batch: int, columns: int, dtype: torch.dtype
+) -> Tensor:
+    """Return ``sum over samples (sum_t g_t a_t')^2 / N``, squared entry by entry.
+
+    Rows that do not belong to samples in equal parts count as samples of their own.
+
+    :param uses: rows of a, ``(M, in)``, ``(G, M, in)`` or indices ``(M,)``, and of g, ``(M, out)`` or
+        ``(G, M, out)``, for each use of the layer; the rows of one sample lie side by side
+    :param batch: N
+    :param columns: how many words indices choose from
+    :param dtype: of the sums
+    :return: ``(out, in)`` or ``(G, out, in)``
+    """
+    samples: list[list[tuple[Tensor, Tensor]]] = [[]]
+    for a, g in uses:
+        whole = g.shape[-2] % batch == 0
+        shape = (batch, -1) if whole else (-1, 1)  # samples, and what of them is summed
+        use = a.unflatten(_positions(a), shape), g.unflatten(-2, shape)
+        if whole:
+            samples[0].append(use)
+        else:
+            samples.append([use])
+    sums = []
+    for same in filter(None, samples):
+        a = torch.cat([a for a, _ in same], _positions(same[0][0]))
+        g = torch.cat([g for _, g in same], -2)
+        sums.append(_sum_of_squares(a, g, columns, dtype))
+    return torch.stack(sums).sum(0) / batch
+
+
+def _positions(a: Tensor) -> int:
+    return -2 if a.is_floating_point() else -1
+
+
+def _sum_of_squares(a: Tensor, g: Tensor, columns: int, dtype: torch.dtype) -> Tensor:
+    """Sum the squared gradients of samples, a part of them at a time.
+
+    :param a: ``(..., N, T, in)`` or indices ``(N, T)``
+    :param g: ``(..., N, T, out)``
+    """
+    *groups, _, positions, rows = g.shape
+    if not a.is_floating_point():
+        total = g.new_zeros(columns, rows, dtype=dtype)
+        size = max(1, MAX_ENTRIES // positions**2)
+        for words, part in zip(a.split(size), g.split(size), strict=True):
+            # A word's gradient is the sum over its places, of which each adds its share of the square.
+            same = (words.unsqueeze(-1) == words.unsqueeze(-2)).to(g)
+            squares = (same @ part).square() / same.sum(-1, keepdim=True)
+            total.index_add_(0, words.flatten(), squares.flatten(0, 1).to(dtype))
+        return total.mT
+    if positions == 1:
+        return (g.squeeze(-2).square().mT @ a.squeeze(-2).square()).to(dtype)
+    size = max(1, MAX_ENTRIES // (math.prod(groups) * rows * a.shape[-1]))
+    parts = zip(a.split(size, -3), g.split(size, -3), strict=True)
+    sums = [(part.mT @ of_a).square().sum(-3, dtype=dtype) for of_a, part in parts]
+    return torch.stack(sums).sum(0)
