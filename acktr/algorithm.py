@@ -36,6 +36,7 @@ from acktr.policies import (
 )
 from acktr.precision import available_precision, run_trunk_in_bfloat16
 from acktr.rollout import RolloutBatch, RolloutStorage, collect_rollout
+from acktr.value_scale import normalize_value, sigma, update_scale
 
 _COMPARE_PERIOD = 100  # updates between two comparisons of the parameters of all ranks
 
@@ -74,6 +75,8 @@ class ACKTR(SafeAlgorithm):
     :param critic_norm: ``"gauss-newton"`` (K-FAC) or ``"euclidean"`` (first order: Adam)
     :param critic_std: sigma of the critic's Gaussian output, or ``"adaptive"`` for the running standard
         deviation of the Bellman error (the paper's "adaptive Gauss-Newton", sec. 5.3)
+    :param normalize_value_targets: the critic predicts returns in units of their running standard
+        deviation, about their mean (PopArt, see :mod:`acktr.value_scale`); ``critic_std`` is then too
     :param critic_learning_rate: eta_max of a separate critic; ``None`` for 0.3 with K-FAC and 1e-3 with
         Adam
     :param critic_damping: lambda of a separate critic's Gauss-Newton matrix
@@ -126,6 +129,7 @@ class ACKTR(SafeAlgorithm):
         weight_decay: float = 0.0,
         critic_norm: str = "gauss-newton",
         critic_std: float | str = 1.0,
+        normalize_value_targets: bool = False,
         critic_learning_rate: float | None = None,
         critic_damping: float = 0.1,
         critic_trust_region: float | None = 0.05,
@@ -182,6 +186,7 @@ class ACKTR(SafeAlgorithm):
         self.weight_decay = weight_decay
         self.critic_norm = critic_norm
         self.critic_std = critic_std
+        self.normalize_value_targets = normalize_value_targets
         self.critic_learning_rate = critic_learning_rate
         self.critic_damping = critic_damping
         self.critic_trust_region = critic_trust_region
@@ -205,6 +210,8 @@ class ACKTR(SafeAlgorithm):
 
     def _setup_model(self) -> None:
         super()._setup_model()
+        if self.normalize_value_targets:
+            normalize_value(self.policy)
         self.used_precision = available_precision(self.precision, self.device)
         if self.used_precision == "bf16":
             run_trunk_in_bfloat16(self.policy)
@@ -303,7 +310,7 @@ class ACKTR(SafeAlgorithm):
         """Update the critic, then the actor, on the last rollout."""
         self.policy.set_training_mode(True)
         batch = self.rollout_buffer.batch()  # type: ignore[attr-defined]  # a RolloutStorage
-        self._update_bellman_std(batch)
+        update_scale(self, batch)
         losses = {}
         if self.critic_optimizer is not None:
             losses["value_loss"] = update_critic(self, batch)
@@ -355,14 +362,11 @@ class ACKTR(SafeAlgorithm):
 
     def _value_loss(self, values: Tensor, batch: RolloutBatch) -> Tensor:
         """Negative log-likelihood of the returns under N(V, sigma^2), without its constant."""
-        return 0.5 * ((batch.returns - values) / self._sigma()).square().mean()
+        return 0.5 * ((batch.returns - values) / sigma(self)).square().mean()
 
     def _value_distribution(self, values: Tensor) -> Normal:
         # A check would look at all values from the host; the loss is looked at anyway.
-        return Normal(values, values.new_full((), self._sigma()), validate_args=False)
-
-    def _sigma(self) -> float:
-        return self.bellman_std if self.critic_std == "adaptive" else float(self.critic_std)
+        return Normal(values, values.new_full((), sigma(self)), validate_args=False)
 
     def _step(self, loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
         optimizer.zero_grad()
@@ -374,13 +378,6 @@ class ACKTR(SafeAlgorithm):
             loss.backward()
             distributed.mean_gradients(optimizer)
         optimizer.step()
-
-    def _update_bellman_std(self, batch: RolloutBatch) -> None:
-        """Running standard deviation of the Bellman error (paper, sec. 5.3)."""
-        if self.critic_std == "adaptive":
-            variance = distributed.mean((batch.returns - batch.values).square().mean()).item()
-            decay = 0.95 if self._n_updates else 0.0
-            self.bellman_std = max((decay * self.bellman_std**2 + (1.0 - decay) * variance) ** 0.5, 1e-3)
 
     def learn(
         self,

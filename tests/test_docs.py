@@ -63,8 +63,11 @@ def test_the_python_of_a_page_runs(page, tmp_path, monkeypatch):
 
 def test_the_metrics_page_lists_what_is_logged():
     listed = set(re.findall(r"^\| `(\w+/\w+)`", read("docs/metrics.md"), re.MULTILINE))
-    # A Gaussian policy with a critic of its own and conjugate gradients logs all there is.
-    model = ACKTR("MlpPolicy", "Pendulum-v1", n_steps=64, cg_iterations=1, seed=0)
+    # A Gaussian policy with a critic of its own, conjugate gradients and normalised targets logs all
+    # there is.
+    model = ACKTR(
+        "MlpPolicy", "Pendulum-v1", n_steps=64, cg_iterations=1, normalize_value_targets=True, seed=0
+    )
     _, callback = model._setup_learn(64)
     model.collect_rollouts(model.env, callback, model.rollout_buffer, 64)
     model.train()
