@@ -102,6 +102,13 @@ MORE_CASES = {
         "normalize_value_targets=true",
     ),
     "cheetah, evaluated": ("HalfCheetah-v5", GYM),
+    "drawn": (
+        "tests.toy_envs:Drawn-v0",
+        "pixels=true",
+        "n_envs=2",
+        "policy_kwargs.features_extractor_class=NatureCNN",
+        "policy_kwargs.features_extractor_kwargs.features_dim=8",
+    ),
     "pixels": ("tests.toy_envs:ToyImage-v0", "policy_kwargs.features_extractor_kwargs.features_dim=8"),
 }
 
