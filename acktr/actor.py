@@ -16,6 +16,7 @@ from acktr.kfac.exact import mean_kl
 from acktr.kl import adapt_scale, check_own_loss, measure_or_restore, rescale_step
 from acktr.policies import Model
 from acktr.rollout import RolloutBatch
+from acktr.update import take_step
 
 if TYPE_CHECKING:
     from acktr.algorithm import ACKTR
@@ -95,7 +96,7 @@ def natural_step(model: ACKTR, batch: RolloutBatch, first: ActorStep | None = No
     if model._samples_fisher(model.kfac):
         sample = batch.sample(model.sub_sampling_factor)
         model.kfac.use_exact_fisher(*model._model(sample).distributions)
-    model._step(loss, model.kfac)
+    take_step(model, loss, model.kfac)
     log_prob = evaluated.log_prob.detach()
     if model.kfac.wants_reduction:
         report_reduction(model, evaluated, batch, log_prob if first is None else first.log_prob)

@@ -22,9 +22,9 @@ from torch.distributions import Normal
 from acktr import distributed
 from acktr.actor import update_actor
 from acktr.checkpoint.algorithm_file import SafeAlgorithm
-from acktr.critic import update_bellman_std, update_critic
+from acktr.critic import update_critic
 from acktr.kfac import KFAC
-from acktr.kl import as_list, check_loss
+from acktr.kl import as_list
 from acktr.metrics import record_update
 from acktr.options import as_schedule, check_arguments, check_joint_critic
 from acktr.policies import (
@@ -36,6 +36,7 @@ from acktr.policies import (
 )
 from acktr.precision import available_precision, run_trunk_in_bfloat16
 from acktr.rollout import RolloutBatch, RolloutStorage, collect_rollout
+from acktr.value_scale import normalize_value, sigma, update_scale
 
 _COMPARE_PERIOD = 100  # updates between two comparisons of the parameters of all ranks
 
@@ -74,6 +75,8 @@ class ACKTR(SafeAlgorithm):
     :param critic_norm: ``"gauss-newton"`` (K-FAC) or ``"euclidean"`` (first order: Adam)
     :param critic_std: sigma of the critic's Gaussian output, or ``"adaptive"`` for the running standard
         deviation of the Bellman error (the paper's "adaptive Gauss-Newton", sec. 5.3)
+    :param normalize_value_targets: the critic predicts returns in units of their running standard
+        deviation, about their mean (PopArt, see :mod:`acktr.value_scale`); ``critic_std`` is then too
     :param critic_learning_rate: eta_max of a separate critic; ``None`` for 0.3 with K-FAC and 1e-3 with
         Adam
     :param critic_damping: lambda of a separate critic's Gauss-Newton matrix
@@ -126,6 +129,7 @@ class ACKTR(SafeAlgorithm):
         weight_decay: float = 0.0,
         critic_norm: str = "gauss-newton",
         critic_std: float | str = 1.0,
+        normalize_value_targets: bool = False,
         critic_learning_rate: float | None = None,
         critic_damping: float = 0.1,
         critic_trust_region: float | None = 0.05,
@@ -182,6 +186,7 @@ class ACKTR(SafeAlgorithm):
         self.weight_decay = weight_decay
         self.critic_norm = critic_norm
         self.critic_std = critic_std
+        self.normalize_value_targets = normalize_value_targets
         self.critic_learning_rate = critic_learning_rate
         self.critic_damping = critic_damping
         self.critic_trust_region = critic_trust_region
@@ -205,6 +210,8 @@ class ACKTR(SafeAlgorithm):
 
     def _setup_model(self) -> None:
         super()._setup_model()
+        if self.normalize_value_targets:
+            normalize_value(self.policy)
         self.used_precision = available_precision(self.precision, self.device)
         if self.used_precision == "bf16":
             run_trunk_in_bfloat16(self.policy)
@@ -301,7 +308,7 @@ class ACKTR(SafeAlgorithm):
         """Update the critic, then the actor, on the last rollout."""
         self.policy.set_training_mode(True)
         batch = self.rollout_buffer.batch()  # type: ignore[attr-defined]  # a RolloutStorage
-        update_bellman_std(self, batch)
+        update_scale(self, batch)
         normalize = self.normalize_advantage and distributed.normalize(batch.advantages)
         learns_alone = self.critic_optimizer is not None
         losses = {"value_loss": update_critic(self, batch)} if learns_alone else {}
@@ -355,33 +362,11 @@ class ACKTR(SafeAlgorithm):
 
     def _value_loss(self, values: Tensor, batch: RolloutBatch) -> Tensor:
         """Negative log-likelihood of the returns under N(V, sigma^2), without its constant."""
-        return 0.5 * ((batch.returns - values) / self._sigma()).square().mean()
+        return 0.5 * ((batch.returns - values) / sigma(self)).square().mean()
 
     def _value_distribution(self, values: Tensor) -> Normal:
         # A check would look at all values from the host; the loss is looked at anyway.
-        return Normal(values, values.new_full((), self._sigma()), validate_args=False)
-
-    def _sigma(self) -> float:
-        return self.bellman_std if self.critic_std == "adaptive" else float(self.critic_std)
-
-    def _step(
-        self, loss: Tensor, optimizer: torch.optim.Optimizer, relative_bound: float | None = None
-    ) -> None:
-        """Step on a loss that is finite on all ranks.
-
-        :param relative_bound: KL bound of the step as a fraction of the loss
-        """
-        optimizer.zero_grad()
-        again = False
-        if isinstance(optimizer, KFAC) and optimizer.needs_exact_fisher:
-            # The exact Fisher of the whole batch goes through this graph once more.
-            again = not self._samples_fisher(optimizer)
-        loss.backward(retain_graph=again)
-        of_all = distributed.mean_gradients(optimizer, loss)
-        check_loss(of_all, self.num_timesteps)
-        if relative_bound is not None:
-            optimizer.param_groups[0]["target_kl"] = max(relative_bound * of_all.item(), 1e-12)
-        optimizer.step()
+        return Normal(values, values.new_full((), sigma(self)), validate_args=False)
 
     def learn(
         self,

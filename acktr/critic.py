@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from acktr import distributed
 from acktr.kfac import KFAC
 from acktr.kfac.exact import detached, mean_kl
 from acktr.kl import check_own_loss
 from acktr.rollout import RolloutBatch
+from acktr.update import take_step
 
 if TYPE_CHECKING:
     from acktr.algorithm import ACKTR
@@ -38,14 +38,6 @@ def update_critic(model: ACKTR, batch: RolloutBatch) -> Tensor:
     return loss
 
 
-def update_bellman_std(model: ACKTR, batch: RolloutBatch) -> None:
-    """Follow the standard deviation of the Bellman error, if the critic's does (paper, sec. 5.3)."""
-    if model.critic_std == "adaptive":
-        variance = distributed.mean((batch.returns - batch.values).square().mean()).item()
-        decay = 0.95 if model._n_updates else 0.0
-        model.bellman_std = max((decay * model.bellman_std**2 + (1.0 - decay) * variance) ** 0.5, 1e-3)
-
-
 def _step_natural(model: ACKTR, optimizer: KFAC, batch: RolloutBatch) -> Tensor:
     with model._capture(optimizer):
         values = model._values(batch)
@@ -59,7 +51,7 @@ def _step_natural(model: ACKTR, optimizer: KFAC, batch: RolloutBatch) -> Tensor:
     if model._samples_fisher(optimizer):
         part = model._values(batch.sample(model.sub_sampling_factor))
         optimizer.use_exact_fisher(model._value_distribution(part))
-    model._step(loss, optimizer, model.critic_trust_region)
+    take_step(model, loss, optimizer, model.critic_trust_region)
     if optimizer.wants_reduction:
         with torch.no_grad():
             optimizer.report_reduction(loss - model._value_loss(model._values(batch), batch))
@@ -77,5 +69,5 @@ def _step_euclidean(model: ACKTR, batch: RolloutBatch, policy: list[Any]) -> Ten
     else:
         values = model._values(batch)
     loss = model._value_loss(values, batch)
-    model._step(loss + held, optimizer)
+    take_step(model, loss + held, optimizer)
     return loss

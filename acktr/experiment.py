@@ -16,8 +16,9 @@ from acktr import distributed
 from acktr.algorithm import ACKTR
 from acktr.callbacks import Evaluation, play
 from acktr.envs import make_vec_env
+from acktr.envs.pixels import film_frames
 from acktr.envs.running import VecRunningNormalize
-from acktr.envs.video import Film, prepare_rendering
+from acktr.envs.video import Film, check_film_packages, prepare_rendering
 from acktr.errors import CheckpointError, ConfigurationError
 from acktr.presets import Configuration, validate
 from acktr.presets.classes import resolve_classes
@@ -54,6 +55,7 @@ def build_environment(
         backend=configuration.backend if training else _evaluation_backend(configuration),
         env_kwargs={**configuration.env_kwargs, **env_kwargs},
         wrapper=wrapper,
+        pixels=configuration.pixels,
         frame_stack=configuration.frame_stack,
         overlap=configuration.overlap and training,
         worker_timeout=configuration.worker_timeout,
@@ -242,13 +244,14 @@ def record(run: Run, out: Path | None = None, *, best: bool = False) -> tuple[Pa
     out = run.path / "episode.mp4" if out is None else out
     if out.suffix != ".mp4":
         raise ConfigurationError(f"{out} is not an .mp4 file: give --out a name ending with .mp4.")
+    check_film_packages()
     prepare_rendering()
     with tempfile.TemporaryDirectory() as folder:
         model, env = _load(
             run,
             best,
             n_envs=1,
-            wrapper=lambda env: Film(env, f"{folder}/film"),
+            wrapper=lambda env: Film(film_frames(env), f"{folder}/film"),
             render_mode="rgb_array",
         )
         with contextlib.closing(env):

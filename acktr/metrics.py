@@ -9,6 +9,7 @@ from torch import Tensor
 
 from acktr.kfac import KFAC
 from acktr.rollout import RolloutBatch
+from acktr.value_scale import normalized_value
 
 if TYPE_CHECKING:
     from acktr.algorithm import ACKTR
@@ -48,6 +49,10 @@ def record_update(
         record("train/critic_predicted_kl", critic.last_step[0].predicted_kl.item())
     fit = explained_variance(batch.values.cpu().numpy(), batch.returns.cpu().numpy())
     record("train/explained_variance", float(fit))
+    head = normalized_value(model.policy)
+    if head is not None:
+        record("train/return_mean", head.mean.item())
+        record("train/return_std", head.std.item())
     if hasattr(model.policy, "log_std"):
         record("train/std", model.policy.log_std.exp().mean().item())
     record("train/n_updates", model._n_updates, exclude="tensorboard")

@@ -32,7 +32,35 @@ class Model(NamedTuple):
     values: Tensor | None
 
 
-class PaperCNN(BaseFeaturesExtractor):
+class _ImageNetwork(BaseFeaturesExtractor):
+    """Convolutions and a fully connected layer.
+
+    :param observation_space: images, channels first
+    :param features_dim: width of the fully connected layer
+    :param convolutions: with their activations
+    :param activation_fn: after the fully connected layer
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Box,
+        features_dim: int,
+        convolutions: list[nn.Module],
+        activation_fn: type[nn.Module],
+    ) -> None:
+        super().__init__(observation_space, features_dim)
+        self.cnn = nn.Sequential(*convolutions, nn.Flatten())
+        with torch.no_grad():
+            width = self.cnn(torch.zeros(1, *observation_space.shape)).shape[1]
+        self.linear = nn.Sequential(nn.Linear(width, features_dim), activation_fn())
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """Map ``(B, C, H, W)`` to ``(B, features_dim)``."""
+        # Channels last in memory: on a CPU the backward pass of a convolution takes half the time.
+        return self.linear(self.cnn(observations.contiguous(memory_format=torch.channels_last)))
+
+
+class PaperCNN(_ImageNetwork):
     """The paper's network for 84 x 84 pixels: 32 8x8/4, 64 4x4/2, **32** 3x3/1, 512 units.
 
     The third layer has half the filters of the DQN network, which keeps the input factor of the fully
@@ -46,25 +74,44 @@ class PaperCNN(BaseFeaturesExtractor):
     def __init__(
         self, observation_space: spaces.Box, features_dim: int = 512, normalized_image: bool = False
     ) -> None:
-        super().__init__(observation_space, features_dim)
         channels = observation_space.shape[0]
-        self.cnn = nn.Sequential(
+        convolutions = [
             nn.Conv2d(channels, 32, 8, stride=4),
             nn.ReLU(),
             nn.Conv2d(32, 64, 4, stride=2),
             nn.ReLU(),
             nn.Conv2d(64, 32, 3, stride=1),
             nn.ReLU(),
-            nn.Flatten(),
-        )
-        with torch.no_grad():
-            width = self.cnn(torch.zeros(1, *observation_space.shape)).shape[1]
-        self.linear = nn.Sequential(nn.Linear(width, features_dim), nn.ReLU())
+        ]
+        super().__init__(observation_space, features_dim, convolutions, nn.ReLU)
 
-    def forward(self, observations: Tensor) -> Tensor:
-        """Map ``(B, C, H, W)`` to ``(B, features_dim)``."""
-        # Channels last in memory: on a CPU the backward pass of a convolution takes half the time.
-        return self.linear(self.cnn(observations.contiguous(memory_format=torch.channels_last)))
+
+class PixelCNN(_ImageNetwork):
+    """The paper's network for continuous control from 42 x 42 pixels: twice 32 3x3/2, 256 units.
+
+    Wu et al. 2017 (sec. 5) give actor and critic one each: ``share_features_extractor=False``. Padded by
+    1, as in the released code: 42 x 42 becomes 21 x 21 and 11 x 11.
+
+    :param observation_space: images, channels first
+    :param features_dim: width of the fully connected layer
+    :param activation_fn: after each layer; the released code has ReLU in the actor and ELU in the critic
+    :param normalized_image: the images lie in [0, 1] already
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Box,
+        features_dim: int = 256,
+        activation_fn: type[nn.Module] = nn.ELU,
+        normalized_image: bool = False,
+    ) -> None:
+        convolutions = [
+            nn.Conv2d(observation_space.shape[0], 32, 3, stride=2, padding=1),
+            activation_fn(),
+            nn.Conv2d(32, 32, 3, stride=2, padding=1),
+            activation_fn(),
+        ]
+        super().__init__(observation_space, features_dim, convolutions, activation_fn)
 
 
 class CnnPolicy(ActorCriticPolicy):

@@ -30,6 +30,7 @@ from acktr.experiment import build_environment, build_model, choose_policy
 from acktr.memory import keep_freed_memory
 from acktr.presets import Configuration, resolve
 from acktr.presets.classes import resolve_classes
+from acktr.value_scale import update_scale
 from benchmarks.speed_flops import update_flops
 from benchmarks.speed_process import Pace
 from benchmarks.speed_profile import watch
@@ -71,7 +72,7 @@ class FirstOrder(ACKTR):
         """As many critic updates as ACKTR makes, then one step of the actor on the whole batch."""
         self.policy.set_training_mode(True)
         batch = self.rollout_buffer.batch()
-        self._update_bellman_std(batch)
+        update_scale(self, batch)
         if self.critic_optimizer is not None:
             self.logger.record("train/value_loss", update_critic(self, batch).item())
         loss, losses = actor_loss(self, self._model(batch), batch)

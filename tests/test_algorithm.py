@@ -319,6 +319,7 @@ def continue_learning(model, env):
         ("MlpPolicy", "Discrete", {"critic_norm": "euclidean", "learning_rate": "lin_0.5"}),
         ("CnnPolicy", "MultiDiscrete", {"target_kl": LinearSchedule(0.02, 0.0, 1.0)}),
         ("CnnPolicy", "Discrete", {"cg_iterations": 2, "sub_sampling_factor": 2}),
+        ("MlpPolicy", "Box", {"normalize_value_targets": True, "momentum": 0.5}),
     ],
 )
 def test_a_saved_model_comes_back_and_learns_on_bit_for_bit(policy, action, kwargs, tmp_path):

@@ -22,6 +22,8 @@ CASES = {
     "conjugate gradients": ("MlpPolicy", "Discrete", {"cg_iterations": 2}),
     "first-order critic": ("MlpPolicy", "Discrete", {"critic_norm": "euclidean", "n_critic_updates": 2}),
     "shared trunk": ("CnnPolicy", "Discrete", {}),
+    "normalised values": ("MlpPolicy", "Box", {"normalize_value_targets": True}),
+    "normalised values, shared trunk": ("CnnPolicy", "Discrete", {"normalize_value_targets": True}),
     "shared trunk, first-order critic": ("CnnPolicy", "Discrete", {"critic_norm": "euclidean"}),
 }
 
@@ -63,7 +65,7 @@ def update(rank, size, names):
         for _ in range(3):
             model.train()
         found[name] = (
-            [p.detach() for p in model.policy.parameters()],
+            [p.detach() for p in (*model.policy.parameters(), *model.policy.buffers())],
             model.kl_scale,
             model.bellman_std,
         )

@@ -63,9 +63,13 @@ def test_the_python_of_a_page_runs(page, tmp_path, monkeypatch):
 
 def test_the_metrics_page_lists_what_is_logged():
     listed = set(re.findall(r"^\| `(\w+/\w+)`", read("docs/metrics.md"), re.MULTILINE))
-    # A Gaussian policy with a critic of its own logs all there is, with these two options.
-    own = {"adapt_damping": True}
-    model = ACKTR("MlpPolicy", "Pendulum-v1", n_steps=64, cg_iterations=1, seed=0, kfac_kwargs=own)
+    # A Gaussian policy with a critic of its own logs all there is, with these options.
+    options = {
+        "cg_iterations": 1,
+        "normalize_value_targets": True,
+        "kfac_kwargs": {"adapt_damping": True},
+    }
+    model = ACKTR("MlpPolicy", "Pendulum-v1", n_steps=64, seed=0, **options)
     _, callback = model._setup_learn(64)
     model.collect_rollouts(model.env, callback, model.rollout_buffer, 64)
     model.train()

@@ -9,7 +9,7 @@ from stable_baselines3.common.torch_layers import NatureCNN
 from torch import nn
 
 from acktr import ACKTR
-from acktr.policies import CnnPolicy, MlpPolicy, PaperCNN, actor_and_critic_parameters
+from acktr.policies import CnnPolicy, MlpPolicy, PaperCNN, PixelCNN, actor_and_critic_parameters
 from tests.small_envs import ACTIONS, IMAGE, MIXED, VECTOR, small_env
 
 ATARI = spaces.Box(0, 255, (4, 84, 84), "uint8")
@@ -33,6 +33,17 @@ def test_the_papers_network():
     linear = next(m for m in network.modules() if isinstance(m, nn.Linear))
     assert (linear.in_features, linear.out_features) == (1568, 512)
     assert network(torch.zeros(2, 4, 84, 84)).shape == (2, network.features_dim)
+
+
+def test_the_papers_network_for_continuous_control():
+    network = PixelCNN(spaces.Box(0, 255, (6, 42, 42), "uint8"))
+    convolutions = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
+    assert [(c.in_channels, c.out_channels) for c in convolutions] == [(6, 32), (32, 32)]
+    assert all((c.kernel_size, c.stride) == ((3, 3), (2, 2)) for c in convolutions)
+    linear = next(m for m in network.modules() if isinstance(m, nn.Linear))
+    assert (linear.in_features, linear.out_features) == (11 * 11 * 32, 256)
+    assert sum(isinstance(m, nn.ELU) for m in network.modules()) == 3
+    assert network(torch.zeros(2, 6, 42, 42)).shape == (2, network.features_dim)
 
 
 def test_pixels_get_the_papers_network_with_linear_heads():

@@ -83,6 +83,7 @@ CASES = {
     "cartpole": ("CartPole-v1", GYM, "momentum=0.9", "target_kl=lin_0.02"),
     "background": ("CartPole-v1", BACKGROUND, "n_critic_updates=3", "normalize=true"),
     "shared": ("CartPole-v1", "policy_kwargs.share_features_extractor=true", "critic_std=adaptive"),
+    "normalised values": ("CartPole-v1", "normalize_value_targets=true", "critic_std=adaptive"),
     "overlap": ("CartPole-v1", "overlap=true", "sub_sampling_factor=2"),
     "cheetah": (*CHEETAH, GYM, BACKGROUND, "momentum=0.9", "target_kl=lin_0.02"),
     "cheetah, envpool": (*CHEETAH, "backend=envpool", "overlap=true"),
@@ -97,8 +98,20 @@ MORE_CASES = {
     "workers": ("CartPole-v1", "backend=subproc"),
     "cheetah, plain": (*CHEETAH, GYM, "momentum=0.5"),
     "cheetah, staggered": (*CHEETAH, GYM, STAGGERED, "overlap=true"),
-    "cheetah, bf16": (*CHEETAH, GYM, "precision=bf16"),
+    "cheetah, bf16": (*CHEETAH, GYM, "precision=bf16", "normalize_value_targets=true"),
+    "adam, normalised values": (
+        "Pendulum-v1",
+        "critic_norm=euclidean",
+        "normalize_value_targets=true",
+    ),
     "cheetah, evaluated": ("HalfCheetah-v5", GYM),
+    "drawn": (
+        "tests.toy_envs:Drawn-v0",
+        "pixels=true",
+        "n_envs=2",
+        "policy_kwargs.features_extractor_class=NatureCNN",
+        "policy_kwargs.features_extractor_kwargs.features_dim=8",
+    ),
     "pixels": ("tests.toy_envs:ToyImage-v0", "policy_kwargs.features_extractor_kwargs.features_dim=8"),
 }
 

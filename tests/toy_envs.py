@@ -52,6 +52,27 @@ class ToyImage(Toy):
         return self.np_random.integers(0, 256, (36, 36, 1), dtype=np.uint8)
 
 
+class Drawn(Toy):
+    """Pays for the way to the right; its picture is dark but for a bright column where it stands."""
+
+    action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        observation, info = super().reset(seed=seed)
+        self.column = int(self.np_random.integers(20, 60))
+        return observation, info
+
+    def step(self, action):
+        self.column = int(np.clip(self.column + round(3 * float(action[0])), 0, 79))
+        observation, _, *rest = super().step(1)
+        return observation, self.column / 80, *rest
+
+    def render(self):
+        picture = np.full((60, 80, 3), 10, np.uint8)
+        picture[:, self.column] = 200
+        return picture
+
+
 class Opaque(Toy):
     """Keeps something whose state nobody knows."""
 
@@ -105,6 +126,7 @@ for name, cls, kwargs in (
     ("Toy-v0", Toy, {}),
     ("ToyDict-v0", ToyDict, {}),
     ("ToyImage-v0", ToyImage, {}),
+    ("Drawn-v0", Drawn, {}),
     ("Opaque-v0", Opaque, {}),
     # The checker would warn of the NaN that it is there to return.
     ("Broken-v0", Broken, {"disable_env_checker": True}),

@@ -20,13 +20,16 @@ from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
 from torch import nn
 
 from acktr.envs.lookup import family, find_spec, is_atari, is_installed
+from acktr.envs.pixels import FRAME_STACK, make_pixel_env, pixel_arguments
 from acktr.errors import ConfigurationError
+from acktr.policies import PixelCNN
 
 PEERS = ("a2c", "ppo", "trpo")
 # What the values of the YAML may name.
-_CLASSES = {"ReLU": nn.ReLU, "Tanh": nn.Tanh, "ELU": nn.ELU, "RMSpropTFLike": RMSpropTFLike}
+_CLASSES: dict[str, Any] = {"ReLU": nn.ReLU, "Tanh": nn.Tanh, "ELU": nn.ELU}
+_CLASSES |= {"RMSpropTFLike": RMSpropTFLike, "PixelCNN": PixelCNN}
 _SCHEDULES = ("learning_rate", "clip_range")
-_NOT_ARGUMENTS = ("n_timesteps", "n_envs", "normalize", "frame_stack", "policy", "zoo_entry")
+_NOT_ARGUMENTS = ("n_timesteps", "n_envs", "normalize", "frame_stack", "pixels", "policy", "zoo_entry")
 
 
 def check_installed(algo: str) -> None:
@@ -49,11 +52,12 @@ def peer_settings(
     :param algo: one of :data:`PEERS`
     :param env_id: an id that :func:`acktr.envs.make_vec_env` accepts
     :param n_timesteps: environment steps, in place of the Zoo's
-    :param overrides: settings that replace the Zoo's
+    :param overrides: settings that replace the Zoo's; ``pixels`` for pictures in the place of states
     :raises ConfigurationError: if there is no such environment
     """
     entries = _data()[algo]
-    entry = _find_entry(entries, env_id)
+    # The Zoo's settings for a task are tuned to its states.
+    entry = "default" if (overrides or {}).get("pixels") else _find_entry(entries, env_id)
     zoo = {"zoo_entry": entry, **entries[entry]}
     return {**zoo, **(overrides or {}), "n_timesteps": n_timesteps}
 
@@ -97,13 +101,15 @@ def build_env(
     """
     spec = find_spec(env_id)
     atari = is_atari(spec)
+    pixels = settings.get("pixels", False)
+    # AtariWrapper skips frames itself.
+    env_kwargs = {"frameskip": 1} if atari else pixel_arguments({}) if pixels else None
     env: VecEnv = make_vec_env(
-        lambda **kwargs: gym.make(spec, **kwargs),
+        lambda **kwargs: make_pixel_env(spec, kwargs) if pixels else gym.make(spec, **kwargs),
         n_envs,
         seed,
         wrapper_class=AtariWrapper if atari else None,
-        # AtariWrapper skips frames itself.
-        env_kwargs={"frameskip": 1} if atari else None,
+        env_kwargs=env_kwargs,
     )
     normalize = settings.get("normalize", False)
     if normalize:
@@ -111,7 +117,7 @@ def build_env(
         arguments["gamma"] = settings.get("gamma", 0.99)
         arguments["norm_reward"] = arguments.get("norm_reward", True) and training
         env = VecNormalize(env, training=training, **arguments)
-    depth = settings.get("frame_stack", 4 if atari else 1)
+    depth = settings.get("frame_stack", 4 if atari else FRAME_STACK if pixels else 1)
     if depth > 1:
         env = VecFrameStack(env, depth)
     # SB3 puts image channels first; training and evaluation must be wrapped in the same way.

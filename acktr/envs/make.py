@@ -15,6 +15,7 @@ from acktr.envs.envpool import EnvPoolVecEnv
 from acktr.envs.finite import VecCheckFinite
 from acktr.envs.halves import build_halves
 from acktr.envs.lookup import find_spec, is_atari
+from acktr.envs.pixels import FRAME_STACK, make_pixel_env, pixel_arguments
 from acktr.envs.serial import SerialVecEnv
 from acktr.envs.spaces import check_spaces
 from acktr.envs.state import attach
@@ -37,6 +38,7 @@ def make_vec_env(
     backend: str = "auto",
     env_kwargs: dict[str, Any] | None = None,
     wrapper: Callable[[gym.Env], gym.Env] | None = None,
+    pixels: bool = False,
     frame_stack: int | None = None,
     monitor_dir: str | None = None,
     overlap: bool = False,
@@ -58,7 +60,9 @@ def make_vec_env(
     :param env_kwargs: arguments for ``gymnasium.make``; "ale" takes some of them, "envpool" none
     :param wrapper: wraps each environment below its ``Monitor``, thus changes what counts as score;
         native engines take none
-    :param frame_stack: how many observations to stack; by default 4 for Atari, else none
+    :param pixels: observe pictures of 42×42 RGB in the place of states (see :mod:`acktr.envs.pixels`);
+        native engines draw none
+    :param frame_stack: how many observations to stack; by default 4 for Atari, 2 with pixels, else none
     :param monitor_dir: a directory for SB3's monitor files; by default none are written
     :param overlap: in two halves, of which ACKTR steps one while it decides for the other (see
         :mod:`acktr.stepping`); gains nothing with "gymnasium", where nothing steps by itself
@@ -79,6 +83,14 @@ def make_vec_env(
     spec = find_spec(env_id)
     atari = is_atari(spec)
     env_kwargs = _atari_kwargs(spec, env_kwargs or {}) if atari else (env_kwargs or {})
+    if pixels and atari:
+        raise ConfigurationError(f"{spec.id} observes its screen already: leave out pixels.")
+    if pixels and backend in NATIVE:
+        raise ConfigurationError(
+            f'The backend {backend!r} draws no pixels: use backend="gymnasium" or "subproc".'
+        )
+    if pixels:
+        env_kwargs = pixel_arguments(env_kwargs)
     chosen = choose_backend(backend, env_id, n_envs, env_kwargs=env_kwargs, wrapper=wrapper)
 
     if worker_restarts and chosen != "subproc":
@@ -91,7 +103,9 @@ def make_vec_env(
     def build(first: int, count: int) -> VecEnv:
         if chosen in NATIVE:
             return _make_native(chosen, spec, count, seed, env_kwargs, monitor_dir)
-        return _make_single(chosen, spec, count, seed, env_kwargs, monitor_dir, wrapper, workers, first)
+        return _make_single(
+            chosen, spec, count, seed, env_kwargs, monitor_dir, wrapper, workers, pixels, first
+        )
 
     if overlap:
         if chosen in NATIVE and monitor_dir is not None:
@@ -106,7 +120,7 @@ def make_vec_env(
     env.backend = chosen  # type: ignore[attr-defined]  # what "auto" stood for
     check_spaces(env_id, env.observation_space, env.action_space)
     env = VecCheckFinite(env)
-    depth = frame_stack or (ATARI_FRAME_STACK if atari else 1)
+    depth = frame_stack or (ATARI_FRAME_STACK if atari else FRAME_STACK if pixels else 1)
     return VecFrameStack(env, depth) if depth > 1 else env
 
 
@@ -140,19 +154,20 @@ def _make_single(
     monitor_dir: str | None,
     wrapper: Callable[[gym.Env], gym.Env] | None,
     workers: dict[str, Any],
-    first: int = 0,
+    pixels: bool,
+    first: int,
 ) -> VecEnv:
     def build(**kwargs: Any) -> gym.Env:
         if chosen == "subproc":
             ignore_stops()
-        return _build(spec, wrapper, kwargs)
+        return _build(spec, wrapper, kwargs, pixels)
 
     def finish(env: gym.Env) -> gym.Env:
         return attach(AtariWrapper(env) if is_atari(spec) else env)
 
     if chosen == "subproc":
         # What a child process raises reaches the parent as a bare EOFError: try it here first.
-        probe = _build(spec, wrapper, env_kwargs)
+        probe = _build(spec, wrapper, env_kwargs, pixels)
         probe.close()
         check_spaces(spec.id, probe.observation_space, probe.action_space)
     env = make_sb3_vec_env(
@@ -172,11 +187,14 @@ def _make_single(
 
 
 def _build(
-    spec: EnvSpec, wrapper: Callable[[gym.Env], gym.Env] | None, env_kwargs: dict[str, Any]
+    spec: EnvSpec,
+    wrapper: Callable[[gym.Env], gym.Env] | None,
+    env_kwargs: dict[str, Any],
+    pixels: bool = False,
 ) -> gym.Env:
     try:
         # The specification, not the id: a child process may not have registered the id.
-        env = gym.make(spec, **env_kwargs)
+        env = make_pixel_env(spec, env_kwargs) if pixels else gym.make(spec, **env_kwargs)
     except (gym.error.Error, ImportError, TypeError) as error:
         raise ConfigurationError(f"{spec.id} cannot be built: {_first_line(error)}") from error
     return env if wrapper is None else wrapper(env)

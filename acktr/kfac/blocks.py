@@ -110,6 +110,11 @@ class Block:
         """Return the block of the Fisher as a matrix ``(P, P)``."""
         raise NotImplementedError
 
+    def scale(self, factor: float) -> None:
+        """Multiply the averaged Fisher by a number."""
+        for value in self.average.values:
+            value.mul_(factor)
+
     def state_dict(self) -> dict[str, Any]:
         """Return everything the block has learned."""
         trainable = [name in self.params for name in self.all_params]
@@ -286,6 +291,10 @@ class KroneckerBlock(Block):
             blocks: Tensor = torch.block_diag(*map(torch.kron, S, A))
             return blocks
         return torch.kron(join(S, rows), join(A, columns))
+
+    def scale(self, factor: float) -> None:
+        """Multiply S, and so the product."""
+        self.average.values[1].mul_(factor)
 
     def state_dict(self) -> dict[str, Any]:
         """Return factors, inverse and its age."""

@@ -17,7 +17,7 @@ from acktr.envs import lookup
 from acktr.errors import ConfigurationError
 from acktr.presets.schema import Configuration, setting_names, unknown_setting, validate
 
-FAMILIES = ("classic", "mujoco", "atari")
+FAMILIES = ("classic", "mujoco", "atari", "pixels")
 FALLBACK = "classic"
 
 
@@ -50,13 +50,15 @@ def resolve(
 
     :param env_id: an id that :func:`acktr.envs.make_vec_env` accepts
     :param preset: a family, a section of one, or the path of a YAML file; by default the family
-        that the id belongs to
+        that the id belongs to, or ``pixels`` with the override ``pixels=true``
     :param overrides: ``key=value`` strings, each for one setting
     :param options: settings that win over all others; those that are ``None`` are left out
     :return: the configuration and notes for the user
     :raises ConfigurationError: for an unknown environment, preset or setting, or a wrong value
     """
     family = lookup.family(env_id)
+    if _given("pixels", overrides) is True:
+        family = "pixels"
     notes = []
     if preset is None and family is None:
         notes.append(
@@ -193,6 +195,15 @@ def _apply(settings: dict[str, Any], override: str) -> None:
         target = target[key]
     target[keys[-1]] = _parse(text, f"--set {override!r}")
     _expand_normalize(settings)
+
+
+def _given(key: str, overrides: Sequence[str]) -> Any:
+    """Return what overrides give for a setting, the last one counting."""
+    settings: dict[str, Any] = {}
+    for override in overrides:
+        if override.partition("=")[0].strip() == key:
+            _apply(settings, override)
+    return settings.get(key)
 
 
 def _expand_normalize(settings: dict[str, Any]) -> None:

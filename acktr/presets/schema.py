@@ -61,6 +61,8 @@ class Configuration(_Strict):
     policy: str = "auto"
     """A name ACKTR knows, or "auto": chosen by the observation space."""
     normalize: Normalize = Normalize(norm_obs=False, norm_reward=False)
+    pixels: bool = False
+    """Observe pictures, 42 x 42 RGB, in the place of states."""
     frame_stack: PositiveInt | None = None
     overlap: bool = False
     """Training environments in two halves, one of which steps while the policy decides for the other."""
