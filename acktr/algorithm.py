@@ -21,6 +21,7 @@ from torch.distributions import Normal
 
 from acktr import distributed
 from acktr.actor import update_actor
+from acktr.advantages import normalize_advantages
 from acktr.checkpoint.algorithm_file import SafeAlgorithm
 from acktr.critic import update_critic
 from acktr.kfac import KFAC
@@ -87,7 +88,8 @@ class ACKTR(SafeAlgorithm):
     :param n_critic_updates: updates of a separate critic per rollout
     :param critic_batch_size: samples of each of them: they go through the shuffled rollout in parts, as
         often as they need; ``None`` for the whole rollout each time
-    :param normalize_advantage: to mean 0 and standard deviation 1
+    :param normalize_advantage: to mean 0 and standard deviation 1: ``True`` by that of each rollout,
+        ``"running"`` by the root mean square of those of all rollouts, so that noise makes small steps
     :param kfac_kwargs: further arguments of :class:`acktr.kfac.KFAC` (``stat_decay``, ``inverse``, ...)
     :param critic_kfac_kwargs: those in which a separate critic differs (``factor_period``, ...), and its
         ``cg_iterations``
@@ -135,7 +137,7 @@ class ACKTR(SafeAlgorithm):
         critic_trust_region: float | None = 0.05,
         n_critic_updates: int = 1,
         critic_batch_size: int | None = None,
-        normalize_advantage: bool = True,
+        normalize_advantage: bool | str = True,
         kfac_kwargs: dict[str, Any] | None = None,
         critic_kfac_kwargs: dict[str, Any] | None = None,
         use_sde: bool = False,
@@ -195,6 +197,8 @@ class ACKTR(SafeAlgorithm):
         self.normalize_advantage = normalize_advantage
         self.kfac_kwargs = kfac_kwargs or {}
         self.critic_kfac_kwargs = critic_kfac_kwargs or {}
+        self.advantage_variance = 0.0  # mean over all rollouts, with normalize_advantage="running"
+        self.advantage_count = 0
         self.kl_scale = 1.0  # what the feedback multiplies target_kl with
         self.kl_rescales = 0  # steps rescaled since the start
         self._shared_moments: distributed.SharedMoments | None = None
@@ -309,11 +313,11 @@ class ACKTR(SafeAlgorithm):
         self.policy.set_training_mode(True)
         batch = self.rollout_buffer.batch()  # type: ignore[attr-defined]  # a RolloutStorage
         update_scale(self, batch)
-        normalize = self.normalize_advantage and distributed.normalize(batch.advantages)
-        learns_alone = self.critic_optimizer is not None
-        losses = {"value_loss": update_critic(self, batch)} if learns_alone else {}
-        if normalize:  # what it sends has travelled with the critic's first message
-            batch = batch._replace(advantages=normalize())
+        normalize = normalize_advantages(self, batch)
+        losses = {}
+        if self.critic_optimizer is not None:
+            losses["value_loss"] = update_critic(self, batch)
+        batch = normalize()  # what this sent has travelled with the critic's first message
         self._update_learning_rate(self.kfac)
         target_kl = self.target_kl_schedule(self._current_progress_remaining)
         actor_losses, kl = update_actor(self, batch, target_kl)

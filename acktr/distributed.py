@@ -132,30 +132,26 @@ def mean_gradients(optimizer: torch.optim.Optimizer, loss: Tensor) -> Tensor:
     return Reducer(comm_of(group())).mean(params, [loss.detach()])[0]
 
 
-def normalize(values: Tensor) -> Callable[[], Tensor]:
-    """Begin to shift and scale values to mean 0 and standard deviation 1 over the samples of all ranks.
+def moments(values: Tensor) -> Callable[[], tuple[Tensor, Tensor]]:
+    """Begin to compute the mean and the standard deviation of values over all ranks.
 
     :param values: ``(B,)``; the same B on all ranks
-    :return: waits, and returns them
+    :return: waits, and returns both, 0-dim tensors
     """
-    count = len(values) * size()
-    if count == 1:
-        return lambda: values
     if size() == 1:
-        return lambda: (values - values.mean()) / (values.std() + 1e-8)
-    moments = torch.zeros(size(), 2, dtype=values.dtype, device=values.device)
-    moments[rank(), 0] = values.mean()
-    moments[rank(), 1] = (values - values.mean()).square().sum()
-    finish = comm_of(group()).sum_together([moments])
+        return lambda: (values.mean(), values.std())
+    own = torch.zeros(size(), 2, dtype=values.dtype, device=values.device)
+    own[rank(), 0] = values.mean()
+    own[rank(), 1] = (values - values.mean()).square().sum()
+    finish = comm_of(group()).sum_together([own])
 
-    def finish_and_normalize() -> Tensor:
-        means, squares = finish()[0].unbind(1)
-        mean_of_all = means.mean()
+    def combine() -> tuple[Tensor, Tensor]:
         # Chan, Golub & LeVeque 1979, for parts of one size.
-        total = squares.sum() + len(values) * (means - mean_of_all).square().sum()
-        return (values - mean_of_all) / ((total / (count - 1)).sqrt() + 1e-8)
+        means, squares = finish()[0].unbind(1)
+        between = len(values) * (means - means.mean()).square().sum()
+        return means.mean(), ((squares.sum() + between) / (len(values) * size() - 1)).sqrt()
 
-    return finish_and_normalize
+    return combine
 
 
 def share_parameters(module: torch.nn.Module) -> None:

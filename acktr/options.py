@@ -54,6 +54,10 @@ _AT_LEAST: dict[str, tuple[Callable[[Any], bool], str]] = {
     "critic_trust_region": (lambda x: x is None or x > 0, "must be positive, or None"),
     "precision": (lambda x: x in PRECISIONS, f"must be one of {', '.join(PRECISIONS)}"),
     "ent_coef": (lambda x: x >= 0, "must be 0 or more"),
+    "normalize_advantage": (
+        lambda x: isinstance(x, bool) or x == "running",
+        "must be True, False or 'running'",
+    ),
     "critic_norm": (lambda x: x in CRITIC_NORMS, f"must be one of {', '.join(CRITIC_NORMS)}"),
     "critic_std": (
         lambda x: x == "adaptive" or (not isinstance(x, str) and x > 0),

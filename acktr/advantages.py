@@ -1,0 +1,43 @@
+"""Advantages on the scale on which the actor learns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from acktr import distributed
+from acktr.rollout import RolloutBatch
+
+if TYPE_CHECKING:
+    from acktr.algorithm import ACKTR
+
+
+def normalize_advantages(model: ACKTR, batch: RolloutBatch) -> Callable[[], RolloutBatch]:
+    """Begin to shift advantages to mean 0 over the samples of all ranks, and to scale them.
+
+    With ``normalize_advantage=True`` by their standard deviation in this rollout, as in SB3. The trust
+    region makes each step as long as the last, so a policy that does everything right, whose advantages
+    are the critic's noise alone, then walks about at random with full steps until it has unlearned its
+    task. With ``"running"`` they are divided by the root mean square of the standard deviations of all
+    rollouts so far: noise stays small, its natural gradient too, and the step ends at eta_max
+    (``learning_rate``) before it reaches the bound.
+
+    :param model: its ``advantage_variance`` and ``advantage_count`` go on
+    :param batch: the rollout; as many samples on all ranks
+    :return: waits, and returns the batch with its advantages normalised
+    """
+    advantages, how = batch.advantages, model.normalize_advantage
+    if not how or len(advantages) * distributed.size() == 1:
+        return lambda: batch
+    finish = distributed.moments(advantages)
+
+    def finish_and_normalize() -> RolloutBatch:
+        mean, std = finish()
+        if how == "running":
+            model.advantage_count += 1
+            change = std.item() ** 2 - model.advantage_variance
+            model.advantage_variance += change / model.advantage_count
+            std = std.new_tensor(model.advantage_variance**0.5)
+        return batch._replace(advantages=(advantages - mean) / (std + 1e-8))
+
+    return finish_and_normalize
