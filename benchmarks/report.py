@@ -27,6 +27,8 @@ FAULTS_PAGE = ROOT.parent / "docs" / "reliability.md"
 ABLATIONS_PAGE = ROOT.parent / "docs" / "ablations.md"
 SCALING_PAGE = ROOT.parent / "docs" / "distributed.md"
 BEGIN, END = "<!-- table: python -m benchmarks.report -->", "<!-- end of table -->"
+LEVERS_BEGIN, LEVERS_END = "<!-- levers: python -m benchmarks.report -->", "<!-- end of levers -->"
+QUIET_BEGIN, QUIET_END = "<!-- quiet: python -m benchmarks.report -->", "<!-- end of quiet -->"
 SUITES_BEGIN, SUITES_END = "<!-- suites: python -m benchmarks.report -->", "<!-- end of suites -->"
 
 
@@ -89,8 +91,10 @@ def faults_page(text: str) -> str:
 
 
 def ablations_page(text: str) -> str:
-    """Return the page of ablations with the table of settings made anew."""
-    return _between_markers(text, tuning_report.table())
+    """Return the page of ablations with its tables made anew."""
+    text = _between_markers(text, tuning_report.table())
+    text = _between_markers(text, tuning_report.levers(), LEVERS_BEGIN, LEVERS_END)
+    return _between_markers(text, tuning_report.quiet(), QUIET_BEGIN, QUIET_END)
 
 
 def scaling_page(text: str) -> str:

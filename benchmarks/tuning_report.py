@@ -1,21 +1,47 @@
-"""The table of settings that were tried for the MuJoCo preset, made of ``results/tuning/short.csv``."""
+"""The tables of settings that were tried for the MuJoCo preset, made of ``results/tuning/*.csv``."""
 
 from pathlib import Path
 from statistics import mean
 
 from benchmarks.faults import existing
 
-RESULTS = Path(__file__).resolve().parent / "results" / "tuning" / "short.csv"
+TUNING = Path(__file__).resolve().parent / "results" / "tuning"
+RESULTS, LEVERS, QUIET = (TUNING / f"{name}.csv" for name in ("short", "levers", "quiet"))
 ENVIRONMENTS = ("HalfCheetah-v5", "Walker2d-v5", "Hopper-v5")
 
 
 def table(results: Path = RESULTS, column: str = "return_300k") -> str:
-    """Return one row for each setting: the mean over seeds, and each seed.
+    """Return one row for each setting, and what conjugate gradients did.
 
     :param results: csv with one row for each run
     :param column: of the csv
     """
     rows = [row for row in existing(results) if row[column]]
+    return "\n".join([*_lines(rows, column), "", _conjugate_gradients(rows, column)])
+
+
+def levers(results: Path = LEVERS, column: str = "return_300k") -> str:
+    """Return one row for each lever that was tried on the preset with four critic updates."""
+    return "\n".join(_lines([row for row in existing(results) if row[column]], column))
+
+
+def quiet(results: Path = QUIET) -> str:
+    """Return what each run of InvertedDoublePendulum-v5 came to, by how advantages are normalised."""
+    rows = list(existing(results))
+    lines = [
+        "| `normalize_advantage` | seed | best | last 100 episodes | standard deviation at the end |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for how, seed in dict.fromkeys((row["normalize_advantage"], row["seed"]) for row in rows):
+        own = [row for row in rows if (row["normalize_advantage"], row["seed"]) == (how, seed)]
+        best = max(float(row["return"]) for row in own)
+        last = own[-1]
+        lines.append(f"| `{how}` | {seed} | {best:.0f} | {float(last['return']):.0f} | {last['std']} |")
+    return "\n".join(lines)
+
+
+def _lines(rows: list[dict[str, str]], column: str) -> list[str]:
+    """Return a table of settings: the mean over seeds, and each seed."""
     lines = [
         f"| settings | {' | '.join(ENVIRONMENTS)} |",
         f"| --- |{' --- |' * len(ENVIRONMENTS)}",
@@ -29,7 +55,7 @@ def table(results: Path = RESULTS, column: str = "return_300k") -> str:
             cells.append(f"**{mean(scores):.0f}** ({of_seeds})" if scores else "–")
         shown = settings if settings.startswith("(") else f"`{settings}`"
         lines.append(f"| {shown} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", _conjugate_gradients(rows, column)])
+    return lines
 
 
 def _conjugate_gradients(rows: list[dict[str, str]], column: str) -> str:
