@@ -71,14 +71,14 @@ class _Watch(BaseCallback):
 
 
 def _count_messages() -> None:
-    """Let every reduction and broadcast count itself and its bytes."""
-    for name in ("all_reduce", "broadcast"):
+    """Let every message count itself and its bytes."""
+    for name, sent in {"all_reduce": 0, "broadcast": 0, "all_gather": 1}.items():
         original = getattr(comm.dist, name)
 
-        def counted(tensor: torch.Tensor, *args: Any, _original: Any = original, **kwargs: Any) -> Any:
+        def counted(*args: Any, _original: Any = original, _sent: int = sent, **kwargs: Any) -> Any:
             _SENT[0] += 1
-            _SENT[1] += tensor.numel() * tensor.element_size()
-            return _original(tensor, *args, **kwargs)
+            _SENT[1] += args[_sent].numel() * args[_sent].element_size()
+            return _original(*args, **kwargs)
 
         setattr(comm.dist, name, counted)
 

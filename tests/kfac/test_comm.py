@@ -69,6 +69,7 @@ def train(rank, size, kind, options, shared_from=None):
         refresh.SHARED_FROM = shared_from
         comm.PACKED_FROM = 2
         comm.ALONE_FROM = 64  # bytes: some leave at once and some wait
+        comm.GATHERED_UP_TO = 4096  # and some are gathered
     torch.manual_seed(0)
     model = MODELS[kind]().double()
     group = dist.group.WORLD if size > 1 else None
@@ -211,8 +212,9 @@ def test_the_damping_adapts_to_the_mean_reduction():
     assert first[1] > 0.01
 
 
-def sums(rank, size):
+def sums(rank, size, gathered_up_to):
     comm.BUCKET_BYTES = 64  # several buckets
+    comm.GATHERED_UP_TO = gathered_up_to
     comm.PACKED_FROM = 2
     talk = Comm(dist.group.WORLD)
     tensors = [torch.full((3,), 1.0 + rank), torch.eye(4).double(), torch.ones(2, 5, 5), torch.ones(())]
@@ -223,8 +225,9 @@ def sums(rank, size):
     return finish(), out, tensors
 
 
-def test_sums_and_broadcasts_keep_shapes_and_dtypes():
-    for total, received, own in run_in_processes(2, sums):
+@pytest.mark.parametrize("gathered_up_to", [0, 10**6])
+def test_sums_and_broadcasts_keep_shapes_and_dtypes(gathered_up_to):
+    for total, received, own in run_in_processes(2, sums, gathered_up_to):
         assert [x.dtype for x in total] == [x.dtype for x in own]
         assert total[0].tolist() == [3.0, 3.0, 3.0]
         assert torch.equal(total[1], 2 * torch.eye(4).double())
