@@ -142,11 +142,16 @@ def share(
     @torch.no_grad()
     def finish_and_average() -> Tensor:
         counts, *sums = finish()
-        # Without deferred checks a look is free, and a number divides faster than a tensor does.
-        parts: Any = counts.clamp_min(1.0) if defer else counts.clamp_min(1.0).tolist()
+        if defer or not all(counts == comm.size):
+            # Where a block took no part on some process, the mean is over the others.
+            each = [n.clamp_min(1.0) for n, new in zip(counts, own, strict=True) for _ in new]
+            for total, n in zip(sums, each, strict=True):
+                total.div_(n)
+        else:
+            torch._foreach_div_(sums, comm.size)
         used: Any = counts > 0 if defer else (counts > 0).tolist()
         left = iter(sums)
-        means = [tuple(next(left).div_(n) for _ in new) for n, new in zip(parts, own, strict=True)]
+        means = [tuple(next(left) for _ in new) for new in own]
         if not defer and _all_finite(sums):
             finite = torch.ones(len(trained), dtype=torch.bool)
         else:

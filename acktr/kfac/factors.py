@@ -63,7 +63,7 @@ class Gram(NamedTuple):
         """Multiply out: ``(d, d)`` or ``(G, d, d)``, one wider with a bias."""
         *groups, _, d = self.rows.shape
         size = d + self.bias
-        return self.average_into(self.rows.new_zeros(*groups, size, size), 1.0)
+        return self.average_into(self.rows.new_empty(*groups, size, size), 1.0)
 
     def average_into(self, average: Tensor, weight: float) -> Tensor:
         """``average <- (1 - weight) average + weight rows' rows / divisor``, in place."""
@@ -79,9 +79,13 @@ class Gram(NamedTuple):
             corner.baddbmm_(rows.mT, rows, beta=keep, alpha=scale)
         if self.bias:
             column = average[..., :d, d]
-            column.mul_(keep).add_(rows.sum(-2), alpha=scale)
+            if keep:
+                column.mul_(keep).add_(rows.sum(-2), alpha=scale)
+                average[..., d, d].mul_(keep).add_(m * scale)
+            else:  # there may be anything in it
+                torch.mul(rows.sum(-2), scale, out=column)
+                average[..., d, d] = m * scale
             average[..., d, :d] = column
-            average[..., d, d].mul_(keep).add_(m * scale)
         return average
 
 

@@ -72,9 +72,9 @@ class Reducer:
         here = [float(p.grad is not None) for p in self._params]
         changed = [float(_changed(b, sent)) for b, sent in zip(self._buckets, self._sent, strict=True)]
         flags = torch.tensor([*here, *changed], device=self._params[0].device)
-        own = self._comm.sum_together(tensors)
-        finish = self._comm.sum_together([flags, *map(_gradient, self._rest)])
-        flags, *others = finish()
+        finish = self._comm.sum_together([flags, *tensors, *map(_gradient, self._rest)])
+        flags, *arrived = finish()
+        own, others = arrived[: len(tensors)], arrived[len(tensors) :]
         # Whoever has all gradients knows that each is somewhere, and need not wait for the device.
         anywhere = here if all(here) else flags[: len(here)].tolist()
         sums = []
@@ -84,10 +84,12 @@ class Reducer:
             sums += self._pack(self._buckets[i]).finish() if again else before
         known = {id(p): n for p, n in zip(self._params, anywhere, strict=True)}
         order = [p for bucket in [*self._buckets, self._rest] for p in bucket]
-        for p, total in zip(order, [*sums, *others], strict=True):
-            p.grad = total.div_(self._comm.size) if known[id(p)] else None
+        means = [*own, *sums, *others]
+        torch._foreach_div_(means, self._comm.size)
+        for p, mean in zip(order, means[len(own) :], strict=True):
+            p.grad = mean if known[id(p)] else None
         self._sent, self._ready = [], set()
-        return [total / self._comm.size for total in own()]
+        return own
 
     def _fill(self, params: Sequence[Tensor]) -> None:
         """Deal the parameters out to buckets, if they are not those of the last time."""
