@@ -8,8 +8,9 @@ measured, each several times in turn. From the first and the last a model predic
 
 with m messages and b bytes an iteration (counted), a the time of a reduction of 8 bytes between two and
 w the bandwidth of one of a mebibyte (measured), and h(R) the hops one after the other: 2 (R - 1) for a
-ring (gloo), 2 log2 R for a tree (NCCL, small messages). The model goes on to 1024 processes over the
-same link.
+ring (gloo), 2 log2 R for a tree (NCCL, small messages). Small messages are gathered (see
+:mod:`acktr.kfac.comm`), in half the hops of both; of them (R - 1) b bytes travel in the place of the
+last term's. The model goes on to 1024 processes over the same link.
 """
 
 from __future__ import annotations
@@ -151,7 +152,9 @@ def predict(
     small, large = (link[str(b)] for b in _BYTES)
     per_byte = max(large - small, 0.0) / _BYTES[1]  # between two, 2 (R - 1) / R is 1
     own = seconds * max(1.0, processes / cores)
-    traffic = size * per_byte * 2 * (processes - 1) / processes
+    # What is gathered goes whole to every process, what is reduced in parts and back.
+    gathered = size / messages * processes <= comm.GATHERED_UP_TO
+    traffic = size * per_byte * (processes - 1) * (1 if gathered else 2 / processes)
     hops = {"ring": processes - 1.0, "tree": math.log2(processes)}  # relative to those of two
     return {name: own / (own + messages * small * h + traffic) for name, h in hops.items()}
 
