@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -34,9 +35,12 @@ def normalize_advantages(model: ACKTR, batch: RolloutBatch) -> Callable[[], Roll
     def finish_and_normalize() -> RolloutBatch:
         mean, std = finish()
         if how == "running":
-            model.advantage_count += 1
-            change = std.item() ** 2 - model.advantage_variance
-            model.advantage_variance += change / model.advantage_count
+            variance = std.item() ** 2
+            # The loss of what is not finite is refused, and the model before it may be saved.
+            if math.isfinite(variance):
+                model.advantage_count += 1
+                change = variance - model.advantage_variance
+                model.advantage_variance += change / model.advantage_count
             std = std.new_tensor(model.advantage_variance**0.5)
         return batch._replace(advantages=(advantages - mean) / (std + 1e-8))
 

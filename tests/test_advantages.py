@@ -44,6 +44,14 @@ def test_a_quiet_rollout_stays_quiet():
         assert found.std().item() == pytest.approx(expected, rel=1e-5)
 
 
+def test_what_is_not_finite_leaves_the_scale_alone():
+    model = build("running")
+    normalized(model, torch.arange(8.0))
+    before = model.advantage_variance, model.advantage_count
+    assert normalized(model, torch.tensor([1.0, math.nan])).isnan().all()  # which the loss's check sees
+    assert (model.advantage_variance, model.advantage_count) == before
+
+
 def test_none_and_a_single_sample_are_left_alone():
     advantages = torch.arange(8.0)
     assert normalized(build(False), advantages) is advantages

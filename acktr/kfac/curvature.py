@@ -142,7 +142,7 @@ def share(
     @torch.no_grad()
     def finish_and_average() -> Tensor:
         counts, *sums = finish()
-        if defer or not all(counts == comm.size):
+        if defer or not (counts == comm.size).all():
             # Where a block took no part on some process, the mean is over the others.
             each = [n.clamp_min(1.0) for n, new in zip(counts, own, strict=True) for _ in new]
             for total, n in zip(sums, each, strict=True):

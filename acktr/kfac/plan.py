@@ -69,11 +69,15 @@ def natural_gradient(
     else:
         pairs = zip(blocks, gradients, strict=True)
         natural = NaturalGradient([b.precondition(g, damping) for b, g in pairs])
-    return _rescaled(natural, blocks, group, state, exact, mean) if group["exact_scaling"] else natural
+    if not group["exact_scaling"]:
+        return natural
+    gradient = flatten([x for of_block in gradients for x in of_block])
+    return _rescaled(natural, gradient, blocks, group, state, exact, mean)
 
 
 def _rescaled(
     natural: NaturalGradient,
+    gradient: Tensor,
     blocks: Sequence[Block],
     group: Mapping[str, Any],
     state: Mapping[Tensor, Any],
@@ -89,7 +93,6 @@ def _rescaled(
         buffers = [state[p].get("momentum_buffer", torch.zeros_like(p)) for p in params]
         directions.append(flatten(buffers))
     candidates = [Candidate(x, fisher(x)) for x in (moves * x for x in directions)]
-    gradient = flatten([torch.zeros_like(p) if p.grad is None else p.grad for p in params])
     mix = best_mix(candidates, gradient, group["damping"])
     residual = natural.solution.residual if natural.solution else None
     solution = Solution(mix.direction, mix.fisher, residual)

@@ -47,6 +47,7 @@ class Reducer:
 
         :param params: in the same order on all processes
         """
+        self.done = False  # a step may have been given up after the last means
         if not self._comm.alone:
             self._fill(params)
             self._sent, self._ready, self._watches = [], set(), True

@@ -128,3 +128,26 @@ def test_a_step_of_a_small_model_is_one_message():
     for messages, calls in run_in_processes(2, step_once):
         assert len(messages) == 2
         assert calls == 2
+
+
+def give_up_a_step(rank, size):
+    """The loss was bad: no step after the means. The next step must not take its gradients for means."""
+    model = network()
+    kfac = KFAC(model, process_group=dist.group.WORLD)
+    for gives_up in (True, False):
+        torch.manual_seed(rank)
+        with kfac.capture():
+            out = model(torch.randn(8, WIDTHS[0]).double())
+        kfac.update_curvature(Normal(out, 1.0))
+        kfac.zero_grad()
+        out.square().mean().backward()
+        if gives_up:
+            kfac.synchronize()
+        else:
+            kfac.step()
+    return [p.grad for p in model.parameters()]
+
+
+def test_after_a_step_that_was_given_up_gradients_are_averaged_again():
+    first, second = run_in_processes(2, give_up_a_step)
+    torch.testing.assert_close(first, second, atol=0, rtol=0)
