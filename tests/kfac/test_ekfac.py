@@ -116,17 +116,18 @@ def test_the_moments_are_the_diagonal_of_the_exact_fisher(build, shape, options,
         assert distance.norm() <= kronecker.norm() + 1e-12 * exact.norm()
 
 
-def learn(kfac: KFAC, x: Tensor) -> tuple[Tensor, Tensor]:
+def learn(kfac: KFAC, x: Tensor, sigma: float = SIGMA) -> tuple[Tensor, Tensor]:
     """One update; the gradient, and theta before minus theta after."""
     params = list(kfac.module.parameters())
     with kfac.capture():
         out = kfac.module(x)
-    kfac.update_curvature(Normal(out, SIGMA))
+    kfac.update_curvature(Normal(out, sigma))
     kfac.zero_grad()
     (out - 3).square().mean().backward(retain_graph=True)
     before = flatten([p.detach().clone() for p in params])
     kfac.step()
-    return flatten([p.grad for p in params]), before - flatten([p.detach() for p in params])
+    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
+    return flatten(grads), before - flatten([p.detach() for p in params])
 
 
 def dense(kfac: KFAC) -> Tensor:

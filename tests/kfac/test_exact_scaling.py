@@ -1,6 +1,7 @@
 """Length and momentum of a step by the exact Fisher, against the dense matrix in float64."""
 
 import copy
+import functools
 import io
 
 import pytest
@@ -14,28 +15,16 @@ from acktr.kfac.scaling import Candidate, best_mix
 
 from . import oracle
 from .test_ekfac import dense
+from .test_ekfac import learn as learn_with
 from .test_exact import spd
 from .test_inverse import FORMULAS
 
 SIGMA = 0.5
+learn = functools.partial(learn_with, sigma=SIGMA)
 
 
 def mlp() -> nn.Sequential:
     return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2))
-
-
-def learn(kfac: KFAC, x: Tensor) -> tuple[Tensor, Tensor]:
-    """One update; the gradient, and theta before minus theta after."""
-    params = list(kfac.module.parameters())
-    with kfac.capture():
-        out = kfac.module(x)
-    kfac.update_curvature(Normal(out, SIGMA))
-    kfac.zero_grad()
-    (out - 3).square().mean().backward(retain_graph=True)
-    before = flatten([p.detach().clone() for p in params])
-    kfac.step()
-    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
-    return flatten(grads), before - flatten([p.detach() for p in params])
 
 
 def damped(kfac: KFAC, damping: float) -> Tensor:
