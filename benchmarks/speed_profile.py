@@ -82,7 +82,8 @@ def watch(model: ACKTR) -> Profiler:
     for optimizer in filter(None, (model.kfac, model.critic_optimizer)):
         if isinstance(optimizer, KFAC):
             profiler.wrap(optimizer, "update_curvature", FACTORS)
-            profiler.wrap(optimizer, "_refresh", INVERSES)
+            for schedule in optimizer._schedules:
+                profiler.wrap(schedule, "refresh", INVERSES)
         profiler.wrap(optimizer, "step", STEP)
     return profiler
 

@@ -138,7 +138,7 @@ def test_wrong_input_gives_one_sentence(arguments, said, capsys):
 
 def test_a_whole_measurement_in_miniature(tmp_path):
     pytest.importorskip("mujoco")
-    command = [sys.executable, "-m", "benchmarks.speed", "--quick", "--only", "a2c", "--json"]
+    command = [sys.executable, "-m", "benchmarks.speed", "--quick", "--only", "a2c", "profile", "--json"]
     done = subprocess.run(
         [*command, "--out", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=300
     )
@@ -146,6 +146,9 @@ def test_a_whole_measurement_in_miniature(tmp_path):
     results = json.loads(done.stdout)
     assert results == json.loads((tmp_path / "ratios.json").read_text(encoding="utf-8"))
     assert set(results) == {"ratios", "widths", "profile"}
+    assert all(set(phases) == set(PHASES) for phases in results["profile"].values())
+    assert results["profile"]["CartPole"]["inverses"] > 0
+    assert (tmp_path / "profile.png").is_file()
     auto, same = results["ratios"]
     assert auto["ratio"] == same["ratio"] == "a2c"
     assert auto["target"] == 1.7
@@ -153,9 +156,9 @@ def test_a_whole_measurement_in_miniature(tmp_path):
     with (tmp_path / "speed.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == list(speed.COLUMNS)
-    assert [row["repetition"] for row in rows] == ["0", "1"] * 4
+    assert [row["repetition"] for row in rows if row["ratio"] == "a2c"] == ["0", "1"] * 4
     manifest = json.loads((tmp_path / "manifest.json").read_text(encoding="utf-8"))
-    assert manifest["speed.csv"]["command"] == "python -m benchmarks.speed --quick --only a2c"
+    assert manifest["speed.csv"]["command"] == "python -m benchmarks.speed --quick --only a2c profile"
     assert {"torch", "stable-baselines3"} <= set(manifest["versions"])
 
 

@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from acktr.compare.trial import Trial
 from acktr.errors import ConfigurationError
@@ -37,7 +45,7 @@ class Suite(_Strict):
 
     title: str
     about: str
-    steps: PositiveInt
+    steps: PositiveInt | dict[str, PositiveInt]  # of all tasks, or of each
     seeds: list[NonNegativeInt]
     envs: list[str]
     eval_episodes: NonNegativeInt = 20
@@ -50,7 +58,7 @@ class Suite(_Strict):
         for label, algorithm in self.algorithms.items():
             for env in self.envs if algorithm.envs is None else algorithm.envs:
                 for i, seed in enumerate(self.seeds if algorithm.seeds is None else algorithm.seeds):
-                    steps = algorithm.steps or self.steps
+                    steps = algorithm.steps or self._steps(env)
                     algo = algorithm.algo or label
                     trial = Trial(
                         env,
@@ -65,6 +73,17 @@ class Suite(_Strict):
                     rows.append((i, trial))
         # Stable: within a seed the order stays.
         return [trial for _, trial in sorted(rows, key=lambda row: row[0])]
+
+    @model_validator(mode="after")
+    def _every_task_has_steps(self) -> "Suite":
+        for label, algorithm in self.algorithms.items():
+            for env in self.envs if algorithm.envs is None else algorithm.envs:
+                if not algorithm.steps and isinstance(self.steps, dict) and env not in self.steps:
+                    raise ValueError(f"steps does not name {env}, which {label} learns")
+        return self
+
+    def _steps(self, env: str) -> int:
+        return self.steps[env] if isinstance(self.steps, dict) else self.steps
 
 
 def names() -> list[str]:

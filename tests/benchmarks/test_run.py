@@ -32,6 +32,18 @@ def test_tuning_has_seeds_of_its_own():
     assert min(trial.seed for trial in suites.load("ablations").trials()) >= 100
 
 
+def test_steps_of_each_task(tmp_path, monkeypatch):
+    steps = {(trial.env_id, trial.n_timesteps) for trial in suites.load("speed_options").trials()}
+    assert steps == {("HalfCheetah-v5", 1_000_000), ("CartPole-v1", 100_000)}
+    text = (suites.ROOT / "speed_options.yaml").read_text()
+    (tmp_path / "odd.yaml").write_text(text.replace(", CartPole-v1: 100000", ""))
+    monkeypatch.setattr(suites, "ROOT", tmp_path)
+    with pytest.raises(
+        ConfigurationError, match=r"steps does not name CartPole-v1, which all off learns"
+    ):
+        suites.load("odd")
+
+
 def test_only():
     trials = suites.load("mujoco").trials()
     chosen = run.choose(trials, ["algo=trpo,ppo", "seed=1", "env=Hopper-v5"])
