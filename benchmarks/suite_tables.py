@@ -137,7 +137,29 @@ def aggregate_table(data: SuiteData) -> str:
             cells.append(f"{_estimate(estimate(improvement, tasks), 2)} on {len(both)}")
         rows.append(cells)
     header = ("algorithm", "tasks", "normalised IQM [95 %]", "probability that ACKTR is better [95 %]")
-    return _table(header, rows)
+    return f"{_table(header, rows)}\n\n{wins(data)}".rstrip()
+
+
+def wins(data: SuiteData) -> str:
+    """Say on how many tasks ACKTR's IQM is at least that of each other algorithm, and of all of them."""
+    others = [label for label in data.labels if label != ACKTR]
+    won: dict[str, dict[str, bool]] = {label: {} for label in others}
+    for env in data.envs:
+        ours = data.score(env, ACKTR)
+        for label in others:
+            theirs = data.score(env, label)
+            if ours is not None and theirs is not None:
+                won[label][env] = ours >= theirs
+    parts = [
+        f"that of {label} on {sum(won[label].values())} of {len(won[label])} tasks"
+        for label in others
+        if won[label]
+    ]
+    common = [env for env in data.envs if all(env in won[label] for label in others)]
+    if len(others) > 1 and common:
+        n_won = sum(all(won[label][env] for label in others) for env in common)
+        parts.append(f"of all of them on {n_won} of the {len(common)} tasks that all have learned")
+    return f"ACKTR's IQM is at least {', '.join(parts)}." if parts else ""
 
 
 def efficiency_table(data: SuiteData) -> str:

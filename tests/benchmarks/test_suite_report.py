@@ -44,6 +44,11 @@ def test_aggregates(data):
     assert line(table, "ppo")[3].startswith(f"{(8.5 / 12 + 10 / 12) / 2:.2f} [")
     assert line(table, "ppo")[2].startswith("1.00 [")
     assert line(table, "acktr")[3] == "–"
+    # IQMs of 5250 against 4500 and 2000 on HalfCheetah, of -4.75 against -6 and -10 on Reacher.
+    assert table.endswith(
+        "ACKTR's IQM is at least that of ppo on 2 of 2 tasks, that of trpo on 2 of 2 tasks, "
+        "of all of them on 2 of the 2 tasks that all have learned."
+    )
 
 
 def test_efficiency_and_time(data):
@@ -68,6 +73,7 @@ def test_what_is_not_there_is_left_out(tmp_path):
     finals["HalfCheetah-v5", "ppo"] = finals["HalfCheetah-v5", "trpo"] = (9000.0,)
     text = suite_tables.text(small_suite(tmp_path / "lost", finals))
     assert line(text, "HalfCheetah-v5", "9000 (ppo)")[-1] == "not reached"
+    assert "at least that of ppo on 0 of 1 tasks, that of trpo on 0 of 1 tasks" in text
 
 
 def test_a_second_report_changes_nothing(data):
