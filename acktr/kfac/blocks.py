@@ -98,10 +98,6 @@ class Block:
         """Return the damped natural gradient for gradients in the order of ``params``."""
         raise NotImplementedError
 
-    def multiply(self, steps: Sequence[Tensor], damping: float) -> list[Tensor]:
-        """Return the product of the *damped* block with a step: what ``precondition`` undoes."""
-        raise NotImplementedError
-
     def quadratic(self, steps: Sequence[Tensor]) -> Tensor:
         """Return ``D' F D`` with the undamped statistics, a 0-dim tensor in nats."""
         raise NotImplementedError
@@ -273,10 +269,6 @@ class KroneckerBlock(Block):
         """``S^-1 G A^-1``."""
         return self._from_matrix(self.inverse.apply(self._to_matrix(grads)))
 
-    def multiply(self, steps: Sequence[Tensor], damping: float) -> list[Tensor]:
-        """``S D A`` with the factors of now, damped."""
-        return self._from_matrix(self.inverse.form.multiply(self.pair, damping, self._to_matrix(steps)))
-
     def quadratic(self, steps: Sequence[Tensor]) -> Tensor:
         """``tr(D' S D A)``."""
         A, S = self.average.values
@@ -364,10 +356,6 @@ class DiagonalBlock(Block):
     def precondition(self, grads: Sequence[Tensor], damping: float) -> list[Tensor]:
         """``g / (F + lambda)``."""
         return [g / (f.view_as(g) + damping) for g, f in zip(grads, self.average.values, strict=True)]
-
-    def multiply(self, steps: Sequence[Tensor], damping: float) -> list[Tensor]:
-        """``(F + lambda) D``."""
-        return [d * (f.view_as(d) + damping) for d, f in zip(steps, self.average.values, strict=True)]
 
     def quadratic(self, steps: Sequence[Tensor]) -> Tensor:
         """``sum F D^2``."""

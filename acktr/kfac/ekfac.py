@@ -163,12 +163,6 @@ class EigenvalueCorrectedBlock(KroneckerBlock):
         scales = torch.where(moves, (moments + damping).reciprocal(), 0.0)
         return self._from_matrix(self._scaled(self._to_matrix(grads), scales))
 
-    def multiply(self, steps: Sequence[Tensor], damping: float) -> list[Tensor]:
-        """``Q_S [(Q_S' D Q_A) (M + lambda)] Q_A'``."""
-        if not self.has_inverse:
-            return super().multiply(steps, damping)
-        return self._from_matrix(self._scaled(self._to_matrix(steps), self.moments + damping))
-
     def quadratic(self, steps: Sequence[Tensor]) -> Tensor:
         """``sum M (Q_S' D Q_A)^2``."""
         if not self.has_inverse:

@@ -8,13 +8,14 @@ convolution's Fisher, and K-FAC, whose blocks have full rank, overshoots there b
 
 :func:`solve` finds the natural gradient ``x`` of ``(F + K) x = g``, where K is K-FAC's damped matrix.
 K does two things at once. It stands for the batches before, where TRPO adds a multiple of the identity;
-and its inverse is the preconditioner: ``K^-1 (F + K)`` is near a multiple of the identity but for the
-few directions in which K-FAC is wrong, and each iteration mends about one of them.
+and its inverse, as K-FAC has it at hand, is the preconditioner: ``K^-1 (F + K)`` is near a multiple of
+the identity but for the few directions in which K-FAC is wrong, and each iteration mends about one of
+them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import singledispatch
 from typing import Any, NamedTuple
 
@@ -170,29 +171,28 @@ class Solution(NamedTuple):
     residual: Tensor | None
 
 
-def solve(
-    fisher: Product, damped: Product, precondition: Product, gradient: Tensor, iterations: int
-) -> Solution:
+def solve(fisher: Product, precondition: Product, gradient: Tensor, iterations: int) -> Solution:
     """Solve ``(F + K) x = g`` by preconditioned conjugate gradients (Hestenes & Stiefel 1952).
+
+    Because the preconditioner is ``K^-1``, nothing need multiply by K: each direction is a sum of
+    ``z = K^-1 r``, and the same sum of the residuals r is its product with K.
 
     The number of iterations is fixed, so nothing waits for the device; what is solved exactly before
     that stays as it is.
 
     :param fisher: ``v -> F v``
-    :param damped: ``v -> K v``
-    :param precondition: ``v -> M^-1 v``, symmetric positive definite and near ``(F + K)^-1``
+    :param precondition: ``v -> K^-1 v``, symmetric and positive definite
     :param gradient: g, ``(P,)``
     :param iterations: at least 1
     """
     x = torch.zeros_like(gradient)
     fisher_x = torch.zeros_like(gradient)
-    residual = gradient
-    z = precondition(residual)
-    direction = z
+    residual = damped_direction = gradient
+    z = direction = precondition(residual)
     start = size = residual @ z
     for _ in range(iterations):
         fisher_direction = fisher(direction)
-        image = fisher_direction + damped(direction)
+        image = fisher_direction + damped_direction
         # 0 / 0 once the residual has vanished: a step of length 0.
         length = torch.where(size > 0, size / (direction @ image), 0.0)
         x = x + length * direction
@@ -200,7 +200,9 @@ def solve(
         residual = residual - length * image
         z = precondition(residual)
         new_size = residual @ z
-        direction = z + torch.where(size > 0, new_size / size, 0.0) * direction
+        share = torch.where(size > 0, new_size / size, 0.0)
+        direction = z + share * direction
+        damped_direction = residual + share * damped_direction
         size = new_size
     return Solution(x, fisher_x, (size.clamp_min(0.0) / start).sqrt())
 
@@ -238,14 +240,10 @@ def exact_natural_gradient(
     """
     fisher = FisherProduct(distributions, [p for b in blocks for p in b.params.values()], mean)
 
-    def by_block(vector: Tensor) -> Iterator[tuple[Block, list[Tensor]]]:
-        return zip(blocks, split_by_block(vector, blocks), strict=True)
+    def precondition(vector: Tensor) -> Tensor:
+        parts = zip(blocks, split_by_block(vector, blocks), strict=True)
+        return flatten([x for block, part in parts for x in block.precondition(part, damping)])
 
-    solution = solve(
-        fisher,
-        lambda v: flatten([x for b, part in by_block(v) for x in b.multiply(part, damping)]),
-        lambda v: flatten([x for b, part in by_block(v) for x in b.precondition(part, damping)]),
-        flatten([g for part in gradients for g in part]),
-        iterations,
-    )
+    gradient = flatten([g for part in gradients for g in part])
+    solution = solve(fisher, precondition, gradient, iterations)
     return NaturalGradient(split_by_block(solution.x, blocks), fisher, solution)

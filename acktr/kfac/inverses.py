@@ -139,16 +139,6 @@ class CholeskyInverse:
         return [tuple(pair.A.shape), tuple(pair.S.shape)]
 
     @staticmethod
-    def multiply(pair: Pair, damping: float | Tensor, matrix: Tensor) -> Tensor:
-        """Multiply a matrix ``(out, in)`` or ``(G, out, in)`` by the damped block."""
-        rows, columns = matrix.shape[-2:]
-        a, s = damping_shifts([pair], [damping])
-        if pair.grouped:
-            a, s = a[:, None, None], s[:, None, None]
-        matrix = multiply_left(pair.S, matrix)[..., :rows, :] + s * matrix
-        return multiply_right(matrix, pair.A)[..., :columns] + a * matrix
-
-    @staticmethod
     def apply(tensors: list[Tensor], gradient: Tensor) -> Tensor:
         """Precondition a gradient matrix of shape ``(out, in)`` or ``(G, out, in)``."""
         A_inverse, S_inverse = tensors
@@ -191,13 +181,6 @@ class EigenInverse:
         """Return the shapes of the inverse's tensors."""
         A, S = tuple(pair.A.shape), tuple(pair.S.shape)
         return [(0,) if len(A) == 1 else A, S, spectrum_shape(A, S, pair.grouped)]
-
-    @staticmethod
-    def multiply(pair: Pair, damping: float | Tensor, matrix: Tensor) -> Tensor:
-        """Multiply a matrix ``(out, in)`` or ``(G, out, in)`` by the damped block."""
-        rows, columns = matrix.shape[-2:]
-        product = multiply_right(multiply_left(pair.S, matrix), pair.A)[..., :rows, :columns]
-        return product + damping * matrix
 
     @staticmethod
     def apply(tensors: list[Tensor], gradient: Tensor) -> Tensor:
