@@ -36,7 +36,7 @@ def check_loss(loss: Tensor, num_timesteps: int) -> None:
     :param num_timesteps: environment steps so far, for the message
     :raises DivergenceError: the loss is not finite
     """
-    if not torch.isfinite(loss):
+    if not math.isfinite(loss.item()):
         raise DivergenceError(
             f"The loss is not finite at step {num_timesteps} and its step was not taken: lower "
             "target_kl or raise damping, and look at the returns."

@@ -52,6 +52,8 @@ def mean_eigenvalue(factor: Tensor, size: int, grouped: bool) -> Tensor:
     """``tr X / dim X``: a 0-dim tensor, or one value for each group."""
     if factor.ndim == 1:
         return factor.mean()
+    if factor.ndim == 2:
+        return factor.trace() / size
     traces = factor.diagonal(dim1=-2, dim2=-1).sum(-1)
     return (traces if grouped else traces.sum()) / size
 
@@ -68,8 +70,12 @@ def damping_shifts(pairs: Sequence[Pair], dampings: Sequence[float | Tensor]) ->
     tiny = torch.finfo(A.dtype).tiny
     # A factor that is all zero gives pi = 0 or inf: such a block has no balance to keep.
     pi = (A.clamp_min(tiny) / S.clamp_min(tiny)).sqrt().clamp(1e-6, 1e6)
-    spread = [torch.as_tensor(x).to(A).expand(n) for x, n in zip(dampings, counts, strict=True)]
-    root = torch.cat(spread).sqrt()
+    if any(isinstance(x, Tensor) for x in dampings):
+        spread = [torch.as_tensor(x).to(A).expand(n) for x, n in zip(dampings, counts, strict=True)]
+        root = torch.cat(spread).sqrt()
+    else:
+        each = [x for x, n in zip(dampings, counts, strict=True) for _ in range(n)]
+        root = A.new_tensor(each).sqrt()
     parts = zip((pi * root).split(counts), (root / pi).split(counts), strict=True)
     return [shift for both in parts for shift in both]
 
@@ -85,6 +91,7 @@ def invert_shifted(
     :return: each inverse, and a 0-dim bool tensor that says whether it can be used
     """
     found: list[tuple[Tensor, Tensor]] = [(x, x) for x in factors]
+    fine = torch.ones((), dtype=torch.bool)
     by_size: dict[int, list[int]] = {}
     for i, factor in enumerate(factors):
         if factor.ndim == 1:
@@ -99,17 +106,21 @@ def invert_shifted(
         shift = torch.cat([shifts[i].expand(c) for i, c in zip(members, counts, strict=True)])
         matrices.diagonal(dim1=-2, dim2=-1).add_(shift.unsqueeze(-1))
         inverses, ok = _invert(matrices, defer)
-        for i, inverse, good in zip(members, inverses.split(counts), ok.split(counts), strict=True):
+        good = [fine] * len(members) if ok is None else [x.all() for x in ok.split(counts)]
+        for i, inverse, usable in zip(members, inverses.split(counts), good, strict=True):
             # Memory of its own: a product's rounding may depend on where a matrix begins in memory, and
             # an inverse that is loaded from a checkpoint begins elsewhere than a part of a batch.
-            found[i] = inverse.view_as(factors[i]).clone(), good.all()
+            found[i] = inverse.view_as(factors[i]).clone(), usable
     return found
 
 
-def _invert(matrices: Tensor, defer: bool) -> tuple[Tensor, Tensor]:
+def _invert(matrices: Tensor, defer: bool) -> tuple[Tensor, Tensor | None]:
+    """Return the inverses, and which of them can be used; ``None`` for all of them."""
     roots, info = torch.linalg.cholesky_ex(matrices)
     if not defer and not info.any():
         inverses = torch.cholesky_inverse(roots)
+        if math.isfinite(inverses.diagonal(dim1=-2, dim2=-1).sum().item()):
+            return inverses, None
     else:
         # Three times slower; but cholesky_inverse looks at the root from the host, and raises.
         eye = torch.eye(roots.shape[-1], dtype=roots.dtype, device=roots.device)
