@@ -28,6 +28,8 @@ ABLATIONS_PAGE = ROOT.parent / "docs" / "ablations.md"
 SCALING_PAGE = ROOT.parent / "docs" / "distributed.md"
 BEGIN, END = "<!-- table: python -m benchmarks.report -->", "<!-- end of table -->"
 LEVERS_BEGIN, LEVERS_END = "<!-- levers: python -m benchmarks.report -->", "<!-- end of levers -->"
+MILLION_BEGIN = "<!-- million: python -m benchmarks.report -->"
+MILLION_END = "<!-- end of million -->"
 QUIET_BEGIN, QUIET_END = "<!-- quiet: python -m benchmarks.report -->", "<!-- end of quiet -->"
 SUITES_BEGIN, SUITES_END = "<!-- suites: python -m benchmarks.report -->", "<!-- end of suites -->"
 
@@ -94,6 +96,7 @@ def ablations_page(text: str) -> str:
     """Return the page of ablations with its tables made anew."""
     text = _between_markers(text, tuning_report.table())
     text = _between_markers(text, tuning_report.levers(), LEVERS_BEGIN, LEVERS_END)
+    text = _between_markers(text, tuning_report.million(), MILLION_BEGIN, MILLION_END)
     return _between_markers(text, tuning_report.quiet(), QUIET_BEGIN, QUIET_END)
 
 

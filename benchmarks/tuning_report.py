@@ -6,7 +6,9 @@ from statistics import mean
 from benchmarks.faults import existing
 
 TUNING = Path(__file__).resolve().parent / "results" / "tuning"
-RESULTS, LEVERS, QUIET = (TUNING / f"{name}.csv" for name in ("short", "levers", "quiet"))
+RESULTS, LEVERS, MILLION, QUIET = (
+    TUNING / f"{name}.csv" for name in ("short", "levers", "million", "quiet")
+)
 ENVIRONMENTS = ("HalfCheetah-v5", "Walker2d-v5", "Hopper-v5")
 
 
@@ -23,6 +25,18 @@ def table(results: Path = RESULTS, column: str = "return_300k") -> str:
 def levers(results: Path = LEVERS, column: str = "return_300k") -> str:
     """Return one row for each lever that was tried on the preset with four critic updates."""
     return "\n".join(_lines([row for row in existing(results) if row[column]], column))
+
+
+def million(results: Path = MILLION) -> str:
+    """Return one row for each task, at the end of whole runs: with conjugate gradients and without."""
+    rows = list(existing(results))
+    choices = list(dict.fromkeys(row["settings"] for row in rows))
+    lines = [f"| task | {' | '.join(map(_shown, choices))} |", f"| --- |{' --- |' * len(choices)}"]
+    for env in dict.fromkeys(row["env"] for row in rows):
+        of_task = [row for row in rows if row["env"] == env]
+        cells = [_cell([r for r in of_task if r["settings"] == x], "return_1m") for x in choices]
+        lines.append(f"| {env} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def quiet(results: Path = QUIET) -> str:
@@ -50,12 +64,21 @@ def _lines(rows: list[dict[str, str]], column: str) -> list[str]:
         cells = []
         for env in ENVIRONMENTS:
             own = [row for row in rows if (row["settings"], row["env"]) == (settings, env)]
-            scores = [float(row[column]) for row in sorted(own, key=lambda row: int(row["seed"]))]
-            of_seeds = ", ".join(f"{score:.0f}" for score in scores)
-            cells.append(f"**{mean(scores):.0f}** ({of_seeds})" if scores else "–")
-        shown = settings if settings.startswith("(") else f"`{settings}`"
-        lines.append(f"| {shown} | {' | '.join(cells)} |")
+            cells.append(_cell(own, column))
+        lines.append(f"| {_shown(settings)} | {' | '.join(cells)} |")
     return lines
+
+
+def _shown(settings: str) -> str:
+    return settings if settings.startswith("(") else f"`{settings}`"
+
+
+def _cell(rows: list[dict[str, str]], column: str) -> str:
+    """Return the mean over seeds, and each seed."""
+    scores = [float(row[column]) for row in sorted(rows, key=lambda row: int(row["seed"]))]
+    digits = 1 if any(abs(score) < 10 for score in scores) else 0
+    of_seeds = ", ".join(f"{score:.{digits}f}" for score in scores)
+    return f"**{mean(scores):.{digits}f}** ({of_seeds})" if scores else "–"
 
 
 def _conjugate_gradients(rows: list[dict[str, str]], column: str) -> str:
