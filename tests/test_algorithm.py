@@ -118,7 +118,7 @@ def test_the_measured_kl_lies_near_its_target_on_cartpole(kwargs):
     model = make(env, cls=Recorded, n_steps=32, target_kl=0.01, **kwargs)
     model.learn(50 * 256)
     kl, scale = model.logged("kl")[20:], model.logged("step_scale")[20:]
-    # A policy that is nearly certain has little Fisher: learning_rate, 1, then ends a step before the KL.
+    # A policy that is nearly certain has little Fisher: learning_rate, 1, ends a step before the KL.
     at_largest = np.isclose(scale, 1.0) & (kl < 0.01)
     assert np.mean((kl > 0.005) & (kl < 0.02) | at_largest) >= 0.95
     assert model.logged("target_kl").tolist() == [0.01] * 50
