@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import importlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
@@ -59,6 +60,9 @@ def start(device: str = "auto") -> bool:
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
     server = own == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    # Its functions hold the default group for good (as a default argument) if they come after it, which
+    # they do when the first optimiser is built; see `joined`.
+    importlib.import_module("torch.distributed.nn")
     store = dist.TCPStore(host, port, world, is_master=server, timeout=timeout)
     # Each restart speaks under a name of its own: what a killed rank has left in the store would
     # otherwise be taken for an answer.
@@ -76,15 +80,18 @@ def start(device: str = "auto") -> bool:
 
 @contextlib.contextmanager
 def joined(device: str = "auto") -> Iterator[None]:
-    """:func:`start`, and leave the group at the end; after an error the others notice by themselves.
+    """:func:`start`, and leave the group at the end, after an error too; one that was there stays.
 
-    A group that was there before stays.
+    The threads of a group that is still there when the interpreter shuts down can abort the process,
+    which then has another exit code (PyTorch's issue 190489).
     """
     was_started = _is_started()
     start(device)
-    yield
-    if _is_started() and not was_started:
-        dist.destroy_process_group()
+    try:
+        yield
+    finally:
+        if _is_started() and not was_started:
+            dist.destroy_process_group()
 
 
 def restarted() -> bool:

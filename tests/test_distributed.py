@@ -1,5 +1,8 @@
 """Several ranks: the same update as one with all samples, the same moments, one decision for all."""
 
+import contextlib
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -197,6 +200,23 @@ def test_alone_nothing_is_started(monkeypatch):
     assert distributed.own_seed(3, 8) == 3
     with distributed.joined():
         assert distributed.size() == 1
+
+
+@pytest.mark.parametrize("error", [None, DivergenceError("stop")], ids=["done", "failed"])
+def test_nothing_of_a_group_outlives_it(monkeypatch, error):
+    """Its threads would abort a process whose interpreter shuts down under them."""
+    launcher = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_PORT": "0", "GLOO_SOCKET_IFNAME": "lo"}
+    for name, value in launcher.items():
+        monkeypatch.setenv(name, value)
+    with contextlib.suppress(DivergenceError), distributed.joined("cpu"):
+        group = weakref.ref(distributed.group())
+        model = make()
+        model.learn(16)
+        if error is not None:
+            raise error
+    assert model.num_timesteps == 16
+    assert group() is None
+    assert distributed.group() is None
 
 
 def test_a_restart_does_not_hear_what_was_said_before(monkeypatch):

@@ -13,6 +13,7 @@ import functools
 import itertools
 import os
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -36,14 +37,20 @@ SHARED_FROM = 1024
 class Comm:
     """The group of processes that train one model.
 
-    :param group: a process group of :mod:`torch.distributed`; ``None`` for this process alone
+    :param group: a process group of :mod:`torch.distributed`, held weakly: whoever made it ends it, and
+        one that outlives the interpreter's shutdown aborts the process; ``None`` for this process alone
     """
 
     def __init__(self, group: Any = None) -> None:
-        self.group = group
+        self._group = None if group is None else weakref.ref(group)
         self.size = 1 if group is None else dist.get_world_size(group)
         self.rank = 0 if group is None else dist.get_rank(group)
         self._waiting: list[_Parcel] = []
+
+    @property
+    def group(self) -> Any:
+        """The process group, while there is one."""
+        return None if self._group is None else self._group()
 
     @property
     def alone(self) -> bool:
@@ -165,20 +172,23 @@ class Comm:
 
     def __getstate__(self) -> dict[str, Any]:
         """Copy and pickle without the group, which belongs to this process."""
-        return {"group": None, "size": 1, "rank": 0, "_waiting": []}
+        return {"_group": None, "size": 1, "rank": 0, "_waiting": []}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Comm:
         """Return the same: a copy of an optimiser talks to the same processes."""
         return self
 
 
-@functools.lru_cache(maxsize=8)
+_ALONE = Comm()
+_comms: weakref.WeakKeyDictionary[Any, Comm] = weakref.WeakKeyDictionary()
+
+
 def comm_of(group: Any = None) -> Comm:
     """Return the one :class:`Comm` of a group, so that what anybody sends can travel together.
 
     :param group: as of :class:`Comm`
     """
-    return Comm(group)
+    return _ALONE if group is None else _comms.setdefault(group, Comm(group))
 
 
 class _Parcel:
