@@ -27,10 +27,6 @@ FAULTS_PAGE = ROOT.parent / "docs" / "reliability.md"
 ABLATIONS_PAGE = ROOT.parent / "docs" / "ablations.md"
 SCALING_PAGE = ROOT.parent / "docs" / "distributed.md"
 BEGIN, END = "<!-- table: python -m benchmarks.report -->", "<!-- end of table -->"
-LEVERS_BEGIN, LEVERS_END = "<!-- levers: python -m benchmarks.report -->", "<!-- end of levers -->"
-MILLION_BEGIN = "<!-- million: python -m benchmarks.report -->"
-MILLION_END = "<!-- end of million -->"
-QUIET_BEGIN, QUIET_END = "<!-- quiet: python -m benchmarks.report -->", "<!-- end of quiet -->"
 SUITES_BEGIN, SUITES_END = "<!-- suites: python -m benchmarks.report -->", "<!-- end of suites -->"
 
 
@@ -95,9 +91,10 @@ def faults_page(text: str) -> str:
 def ablations_page(text: str) -> str:
     """Return the page of ablations with its tables made anew."""
     text = _between_markers(text, tuning_report.table())
-    text = _between_markers(text, tuning_report.levers(), LEVERS_BEGIN, LEVERS_END)
-    text = _between_markers(text, tuning_report.million(), MILLION_BEGIN, MILLION_END)
-    return _between_markers(text, tuning_report.quiet(), QUIET_BEGIN, QUIET_END)
+    for name, make in tuning_report.TABLES.items():
+        begin, end = f"<!-- {name}: python -m benchmarks.report -->", f"<!-- end of {name} -->"
+        text = _between_markers(text, make(), begin, end)
+    return text
 
 
 def scaling_page(text: str) -> str:

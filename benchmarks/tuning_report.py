@@ -1,13 +1,14 @@
 """The tables of settings that were tried for the MuJoCo preset, made of ``results/tuning/*.csv``."""
 
+from collections.abc import Callable
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 
 from benchmarks.faults import existing
 
 TUNING = Path(__file__).resolve().parent / "results" / "tuning"
-RESULTS, LEVERS, MILLION, QUIET = (
-    TUNING / f"{name}.csv" for name in ("short", "levers", "million", "quiet")
+RESULTS, LEVERS, MILLION, QUIET, EARLY, KL_PARTS = (
+    TUNING / f"{name}.csv" for name in ("short", "levers", "million", "quiet", "early", "kl_parts")
 )
 ENVIRONMENTS = ("HalfCheetah-v5", "Walker2d-v5", "Hopper-v5")
 
@@ -51,6 +52,45 @@ def quiet(results: Path = QUIET) -> str:
         best = max(float(row["return"]) for row in own)
         last = own[-1]
         lines.append(f"| `{how}` | {seed} | {best:.0f} | {float(last['return']):.0f} | {last['std']} |")
+    return "\n".join(lines)
+
+
+def early(results: Path = EARLY) -> str:
+    """Return the first 100,000 steps of HalfCheetah-v5, the best settings first."""
+    rows = list(existing(results))
+    runs = {
+        settings: [row for row in rows if row["settings"] == settings]
+        for settings in dict.fromkeys(row["settings"] for row in rows)
+    }
+
+    def of(settings: str, column: str) -> float:
+        return mean(float(row[column]) for row in runs[settings])
+
+    lines = ["| settings | return at 100,000 steps | standard deviation there |", "| --- | --- | --- |"]
+    lines.extend(
+        f"| {_shown(x)} | {_cell(runs[x], 'return_100k')} | {of(x, 'std_100k'):.2f} |"
+        for x in sorted(runs, key=lambda x: -of(x, "return_100k"))
+    )
+    return "\n".join(lines)
+
+
+def kl_parts(results: Path = KL_PARTS) -> str:
+    """Return what the layers' parts of a step come to alone and together, medians over updates."""
+    layers = ("kl_first_layer", "kl_second_layer", "kl_last_layer", "kl_log_std")
+    lines = [
+        "| task | K-FAC's promise / KL | sum over parts / KL | `log_std` / KL | next rollout / KL |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    rows = list(existing(results))
+    for env in dict.fromkeys(row["env"] for row in rows):
+        own = [{k: float(v) for k, v in row.items() if k != "env"} for row in rows if row["env"] == env]
+        ratios = (
+            median(row["kl_scale"] for row in own),
+            median(sum(row[part] for part in layers) / row["kl"] for row in own),
+            median(row["kl_log_std"] / row["kl"] for row in own),
+            median(row["kl_next_rollout"] / row["kl"] for row in own),
+        )
+        lines.append(f"| {env} | {' | '.join(f'{x:.2g}' for x in ratios)} |")
     return "\n".join(lines)
 
 
@@ -103,3 +143,13 @@ def _middle(rows: list[dict[str, str]]) -> str:
     scales = sorted(float(row["kl_scale_300k"]) for row in of_one_step)
     outside = len(scales) // 20
     return f"{scales[outside]:.2f} – {scales[-1 - outside]:.2f}"
+
+
+# What stands between the markers of this name in the page of ablations.
+TABLES: dict[str, Callable[[], str]] = {
+    "levers": levers,
+    "million": million,
+    "quiet": quiet,
+    "early": early,
+    "kl parts": kl_parts,
+}
