@@ -217,6 +217,8 @@ def test_nothing_of_a_group_outlives_it(monkeypatch, error):
     assert model.num_timesteps == 16
     assert group() is None
     assert distributed.group() is None
+    with pytest.raises(RuntimeError, match="was destroyed"):
+        model.kfac._comm.group  # noqa: B018  # a property that raises
 
 
 def test_a_restart_does_not_hear_what_was_said_before(monkeypatch):

@@ -49,8 +49,17 @@ class Comm:
 
     @property
     def group(self) -> Any:
-        """The process group, while there is one."""
-        return None if self._group is None else self._group()
+        """The process group.
+
+        :raises RuntimeError: it was destroyed
+        """
+        group = self._group and self._group()
+        if self._group and group is None:
+            raise RuntimeError(
+                "The process group that this optimiser was built with was destroyed: build model and "
+                "optimiser after init_process_group, and use them before destroy_process_group."
+            )
+        return group
 
     @property
     def alone(self) -> bool:
@@ -188,7 +197,11 @@ def comm_of(group: Any = None) -> Comm:
 
     :param group: as of :class:`Comm`
     """
-    return _ALONE if group is None else _comms.setdefault(group, Comm(group))
+    if group is None:
+        return _ALONE
+    if group not in _comms:
+        _comms[group] = Comm(group)
+    return _comms[group]
 
 
 class _Parcel:
