@@ -291,7 +291,7 @@ class ACKTR(SafeAlgorithm):
         self,
         env: VecEnv,
         callback: BaseCallback,
-        rollout_buffer: RolloutStorage,  # type: ignore[override]
+        rollout_buffer: RolloutStorage,  # type: ignore[override]  # what __init__ gave SB3 to build
         n_rollout_steps: int,
     ) -> bool:
         """Collect one rollout, see :func:`acktr.rollout.collect_rollout`; all ranks go on, or none."""

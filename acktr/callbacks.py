@@ -146,8 +146,9 @@ class Evaluations(EvalCallback):
         self._should_stop = should_stop
         self._n_final_episodes = configuration.n_final_eval_episodes
         self._start = time.perf_counter() - seconds
-        for name in _EVALUATED if state else ():
-            setattr(self, name, state[name])  # type: ignore[index]
+        if state:
+            for name in _EVALUATED:
+                setattr(self, name, state[name])
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was evaluated, and when the next evaluation is due."""

@@ -7,8 +7,9 @@ from statistics import mean, median
 from benchmarks.faults import existing
 
 TUNING = Path(__file__).resolve().parent / "results" / "tuning"
-RESULTS, LEVERS, MILLION, QUIET, EARLY, KL_PARTS = (
-    TUNING / f"{name}.csv" for name in ("short", "levers", "million", "quiet", "early", "kl_parts")
+RESULTS, LEVERS, MILLION, QUIET, EARLY, KL_PARTS, GAIT = (
+    TUNING / f"{name}.csv"
+    for name in ("short", "levers", "million", "quiet", "early", "kl_parts", "gait")
 )
 ENVIRONMENTS = ("HalfCheetah-v5", "Walker2d-v5", "Hopper-v5")
 
@@ -76,7 +77,7 @@ def early(results: Path = EARLY) -> str:
 
 def kl_parts(results: Path = KL_PARTS) -> str:
     """Return what the layers' parts of a step come to alone and together, medians over updates."""
-    layers = ("kl_first_layer", "kl_second_layer", "kl_last_layer", "kl_log_std")
+    parts = ("kl_first_layer", "kl_second_layer", "kl_last_layer", "kl_log_std")
     lines = [
         "| task | K-FAC's promise / KL | sum over parts / KL | `log_std` / KL | next rollout / KL |",
         "| --- | --- | --- | --- | --- |",
@@ -86,11 +87,29 @@ def kl_parts(results: Path = KL_PARTS) -> str:
         own = [{k: float(v) for k, v in row.items() if k != "env"} for row in rows if row["env"] == env]
         ratios = (
             median(row["kl_scale"] for row in own),
-            median(sum(row[part] for part in layers) / row["kl"] for row in own),
+            median(sum(row[part] for part in parts) / row["kl"] for row in own),
             median(row["kl_log_std"] / row["kl"] for row in own),
             median(row["kl_next_rollout"] / row["kl"] for row in own),
         )
         lines.append(f"| {env} | {' | '.join(f'{x:.2g}' for x in ratios)} |")
+    return "\n".join(lines)
+
+
+def gait(results: Path = GAIT) -> str:
+    """Return how HalfCheetah-v5 runs while it learns, each column 50,000 steps of three seeds."""
+    rows = list(existing(results))
+    starts = list(dict.fromkeys(int(row["from_step"]) for row in rows))
+    columns = {
+        "reward for running": "reward_forward",
+        "share of steps on its back": "on_back",
+        "share of actions beyond their bounds": "clipped_actions",
+    }
+    lines = [f"| mean over 50,000 steps from | seed | {' | '.join(f'{start:,}' for start in starts)} |"]
+    lines.append(f"| --- | --- |{' --- |' * len(starts)}")
+    for title, column in columns.items():
+        for seed in dict.fromkeys(row["seed"] for row in rows):
+            values = [row[column] for row in rows if row["seed"] == seed]
+            lines.append(f"| {title} | {seed} | {' | '.join(values)} |")
     return "\n".join(lines)
 
 
@@ -152,4 +171,5 @@ TABLES: dict[str, Callable[[], str]] = {
     "quiet": quiet,
     "early": early,
     "kl parts": kl_parts,
+    "gait": gait,
 }

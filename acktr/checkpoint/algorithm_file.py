@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import os
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
@@ -99,7 +100,7 @@ class SafeAlgorithm(OnPolicyAlgorithm):
             if not trust:
                 raise foreign_refusal(str(path))
             return super().load(
-                path,  # type: ignore[arg-type]
+                os.fspath(path) if isinstance(path, os.PathLike) else path,
                 env,
                 device,
                 custom_objects,
@@ -154,7 +155,9 @@ class SafeAlgorithm(OnPolicyAlgorithm):
             names = {name.rsplit(".", 1)[0] for name in file.files} - {"data"}
             self._put_parameters(file.decode(names), exact_match, device, file.where)
         elif trust:
-            super().set_parameters(load_path_or_dict, exact_match, device)  # type: ignore[arg-type]
+            path = load_path_or_dict
+            path = os.fspath(path) if isinstance(path, os.PathLike) else path
+            super().set_parameters(path, exact_match, device)  # type: ignore[arg-type]  # open files too
         else:
             raise foreign_refusal(str(load_path_or_dict))
 
@@ -176,6 +179,7 @@ class SafeAlgorithm(OnPolicyAlgorithm):
             TypeError,
             ValueError,
         ) as error:
+            # SB3 names the type of one module's parameters.
             super().set_parameters(before, True, device)  # type: ignore[arg-type]
             problem = " ".join(str(error).split())
             raise CheckpointMismatchError(
@@ -235,6 +239,7 @@ def _build(
     cls: type[_Self], where: str, env: GymEnv | None, device: torch.device | str, data: dict[str, Any]
 ) -> _Self:
     try:
+        # As SB3's own load does: the constructors of algorithms have these, that of the base class not.
         model = cls(policy=data["policy_class"], env=env, device=device, _init_setup_model=False)  # type: ignore[arg-type,call-arg]
         vars(model).update(data)
         model._setup_model()
@@ -266,4 +271,5 @@ def _describe(space: Any) -> str:
 
 def constructor_arguments(cls: type) -> set[str]:
     """Name the arguments of a class and its bases, and so the attributes that are no state."""
-    return {name for base in cls.__mro__ for name in inspect.signature(base.__init__).parameters}  # type: ignore[misc]
+    signatures = [inspect.signature(base.__init__) for base in cls.__mro__]  # type: ignore[misc]  # read, not called
+    return {name for signature in signatures for name in signature.parameters}

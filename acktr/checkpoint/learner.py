@@ -197,7 +197,7 @@ def _begin_anew(model: SafeAlgorithm, own: Mapping[str, Any]) -> None:
     normalize = model.get_vec_normalize_env()
     if normalize is not None and own["normalization"] is not None:
         set_normalization_state(normalize, own["normalization"])
-    model._last_obs = model.env.reset()  # type: ignore[assignment]
+    model._last_obs = model.env.reset()  # type: ignore[assignment]  # SB3: no tuples
     model._last_episode_starts = np.ones(model.env.num_envs, dtype=bool)
     if normalize is not None:
         model._last_original_obs = normalize.get_original_obs()

@@ -38,7 +38,8 @@ class Comm:
     """The group of processes that train one model.
 
     :param group: a process group of :mod:`torch.distributed`, held weakly: whoever made it ends it, and
-        one that outlives the interpreter's shutdown aborts the process; ``None`` for this process alone
+        one that is still there when the interpreter shuts down can abort the process (PyTorch's issue
+        190489); ``None`` for this process alone
     """
 
     def __init__(self, group: Any = None) -> None:
@@ -53,8 +54,10 @@ class Comm:
 
         :raises RuntimeError: it was destroyed
         """
-        group = self._group and self._group()
-        if self._group and group is None:
+        if self._group is None:
+            return None
+        group = self._group()
+        if group is None:
             raise RuntimeError(
                 "The process group that this optimiser was built with was destroyed: build model and "
                 "optimiser after init_process_group, and use them before destroy_process_group."

@@ -209,6 +209,25 @@ def test_files_of_sb3_need_trust(tmp_path, trained):
         ACKTR.load(tmp_path / "a2c")
 
 
+class Somewhere:
+    """A path that is none of pathlib's."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __fspath__(self):
+        return str(self.path)
+
+
+def test_files_of_sb3_may_lie_at_any_kind_of_path(tmp_path, trained):
+    BaseAlgorithm.save(trained, tmp_path / "old.zip")
+    path = Somewhere(tmp_path / "old.zip")
+    assert_same_state(trained, ACKTR.load(path, env=trained.env, trust=True))
+    other = build(momentum=0.5)
+    other.set_parameters(path, trust=True)
+    assert_same_state(trained, other)
+
+
 def test_a_newer_version_is_refused(content):
     def change(members):
         body = json.loads(members["manifest.json"])
