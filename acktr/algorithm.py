@@ -27,7 +27,7 @@ from acktr.critic import update_critic
 from acktr.kfac import KFAC
 from acktr.kl import as_list
 from acktr.metrics import record_update
-from acktr.options import as_schedule, check_arguments, check_joint_critic
+from acktr.options import as_discount, as_schedule, check_arguments, check_joint_critic
 from acktr.policies import (
     CnnPolicy,
     MlpPolicy,
@@ -54,7 +54,8 @@ class ACKTR(SafeAlgorithm):
     :param learning_rate: eta_max, the largest step scale of the actor; number, schedule or
         ``"lin_0.25"`` (linear to 0)
     :param n_steps: steps of each environment per rollout; the batch is ``n_steps * n_envs``
-    :param gamma: discount factor
+    :param gamma: discount factor; number, schedule or ``"rise_0.99_0.998"``
+        (:func:`acktr.options.as_discount`)
     :param gae_lambda: lambda of GAE; 1 gives k-step returns
     :param ent_coef: weight of the entropy bonus
     :param vf_coef: weight of the value loss on a shared trunk
@@ -116,7 +117,7 @@ class ACKTR(SafeAlgorithm):
         env: GymEnv | str,
         learning_rate: float | str | Schedule = 1.0,
         n_steps: int = 64,
-        gamma: float = 0.99,
+        gamma: float | str | Schedule = 0.99,
         gae_lambda: float = 0.95,
         ent_coef: float = 0.0,
         vf_coef: float = 0.5,
@@ -155,7 +156,7 @@ class ACKTR(SafeAlgorithm):
             env,
             learning_rate=learning_rate,  # type: ignore[arg-type]  # strings: _setup_lr_schedule
             n_steps=n_steps,
-            gamma=gamma,
+            gamma=gamma,  # type: ignore[arg-type]  # schedules: collect_rollouts
             gae_lambda=gae_lambda,
             ent_coef=ent_coef,
             vf_coef=vf_coef,
@@ -211,6 +212,7 @@ class ACKTR(SafeAlgorithm):
     def _setup_lr_schedule(self) -> None:
         self.lr_schedule = as_schedule(self.learning_rate)
         self.target_kl_schedule = as_schedule(self.target_kl)
+        self.gamma_schedule = as_discount(self.gamma)
 
     def _setup_model(self) -> None:
         super()._setup_model()
@@ -297,6 +299,10 @@ class ACKTR(SafeAlgorithm):
         """Collect one rollout, see :func:`acktr.rollout.collect_rollout`; all ranks go on, or none."""
         if self._shared_moments is None or self._shared_moments.env is not self._vec_normalize_env:
             self._shared_moments = distributed.SharedMoments(self._vec_normalize_env)
+        # Not SB3's _current_progress_remaining: it is that of an earlier learn() in the first rollout.
+        rollout_buffer.gamma = self.gamma_schedule(
+            1.0 - self.num_timesteps / max(self._total_timesteps, 1)
+        )
         try:
             went_on = collect_rollout(self, env, callback, rollout_buffer, n_rollout_steps)
         except Exception as error:

@@ -20,6 +20,7 @@ from acktr.envs.pixels import film_frames
 from acktr.envs.running import VecRunningNormalize
 from acktr.envs.video import Film, check_film_packages, prepare_rendering
 from acktr.errors import CheckpointError, ConfigurationError
+from acktr.options import as_discount
 from acktr.presets import Configuration, validate
 from acktr.presets.classes import resolve_classes
 from acktr.runs import Run
@@ -67,7 +68,7 @@ def build_environment(
             env = VecRunningNormalize(
                 env,
                 training=training,
-                gamma=configuration.algorithm_arguments()["gamma"],
+                gamma=as_discount(configuration.algorithm_arguments()["gamma"])(1.0),
                 **{**settings.model_dump(), "norm_reward": settings.norm_reward and training},
             )
         except ValueError as error:

@@ -35,6 +35,7 @@ def record_update(
     record("train/predicted_kl", info.predicted_kl.item())
     record("train/target_kl", target_kl)
     record("train/kl_scale", model.kl_scale)
+    record("train/gamma", model.rollout_buffer.gamma)
     record("train/kl_rescales", model.kl_rescales)
     record("train/step_scale", info.step_scale.item())
     if info.cg_residual is not None:

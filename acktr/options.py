@@ -36,6 +36,30 @@ def as_schedule(value: float | str | Schedule) -> Schedule:
     return FloatSchedule(value)
 
 
+def as_discount(value: float | str | Schedule) -> Schedule:
+    """Turn a number, ``"rise_A_B"`` or a callable into a schedule of the discount factor.
+
+    With ``"rise_A_B"`` the horizon ``1 / (1 - gamma)`` grows by the same factor with each step, from
+    that of A to that of B (Francois-Lavet et al. 2015, arXiv 1512.02011, raise it too, by another rule).
+    A long one from the start rewards caution before anything else is learned; a short one to the end
+    does not see what a fall costs.
+
+    :raises ConfigurationError: a string of another form, or discount factors that do not rise below 1
+    """
+    if not isinstance(value, str):
+        return FloatSchedule(value)
+    kind, *ends = value.split("_")
+    try:
+        start, end = map(float, ends)
+    except ValueError:
+        start, end = math.nan, math.nan
+    if kind != "rise" or not 0 <= start <= end < 1:
+        raise ConfigurationError(
+            f"gamma must be a number, a callable or 'rise_A_B' with 0 <= A <= B < 1, not {value!r}."
+        )
+    return lambda progress: 1 - (1 - start) ** progress * (1 - end) ** (1 - progress)
+
+
 _AT_LEAST: dict[str, tuple[Callable[[Any], bool], str]] = {
     "n_steps": (lambda x: x >= 1, "must be at least 1"),
     "n_actor_updates": (lambda x: x >= 1, "must be at least 1"),
@@ -43,7 +67,7 @@ _AT_LEAST: dict[str, tuple[Callable[[Any], bool], str]] = {
     "critic_batch_size": (lambda x: x is None or x >= 1, "must be at least 1, or None"),
     "cg_iterations": (lambda x: isinstance(x, int) and x >= 0, "must be 0 or more"),
     "sub_sampling_factor": (lambda x: isinstance(x, int) and x >= 1, "must be at least 1"),
-    "gamma": (lambda x: 0 <= x <= 1, "must lie in [0, 1]"),
+    "gamma": (lambda x: isinstance(x, str) or callable(x) or 0 <= x <= 1, "must lie in [0, 1]"),
     "gae_lambda": (lambda x: 0 <= x <= 1, "must lie in [0, 1]"),
     "momentum": (lambda x: 0 <= x < 1, "must lie in [0, 1)"),
     "damping": (lambda x: x >= 0, "must be 0 or more"),
@@ -80,6 +104,7 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
         raise ConfigurationError(f"target_kl must be positive (nats), got {target_kl!r}.")
     for name in ("learning_rate", "target_kl"):
         as_schedule(arguments[name])
+    as_discount(arguments["gamma"])
     owned = {"lr", "damping", "momentum", "target_kl", "cg_iterations", "param_groups"}
     owned |= {"weight_decay", "process_group"}
     for kwargs, its_own in (("kfac_kwargs", owned), ("critic_kfac_kwargs", owned - {"cg_iterations"})):

@@ -196,6 +196,15 @@ def test_schedules_are_honoured():
     assert set(left) <= set(seen)
 
 
+def test_the_horizon_rises_from_rollout_to_rollout():
+    model = make(cls=Recorded, gamma="rise_0.9_0.99")
+    for _ in range(2):  # the second time as the first
+        model.learn(4 * 16)
+    left = np.array([1.0, 0.75, 0.5, 0.25])
+    np.testing.assert_allclose(model.logged("gamma"), np.tile(1 - 0.1**left * 0.01 ** (1 - left), 2))
+    assert model.gamma == "rise_0.9_0.99"
+
+
 def test_a_learning_rate_of_a_string_falls_linearly():
     model = make(cls=Recorded, learning_rate="lin_0.001")
     model.learn(2 * 16)

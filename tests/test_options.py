@@ -11,7 +11,7 @@ from gymnasium import spaces
 
 from acktr import ACKTR
 from acktr.errors import AcktrError, ConfigurationError
-from acktr.options import as_schedule, check_arguments
+from acktr.options import as_discount, as_schedule, check_arguments
 from tests.small_envs import IMAGE, VECTOR, Small, small_env
 
 DEFAULTS = {
@@ -28,6 +28,13 @@ REFUSED = [
     ("sub_sampling_factor", 0, "at least 1"),
     ("gamma", 1.5, r"\[0, 1\]"),
     ("gamma", -0.1, r"\[0, 1\]"),
+    ("gamma", "high", "rise_A_B"),
+    ("gamma", "rise_0.99", "rise_A_B"),
+    ("gamma", "lin_0.9_0.99", "rise_A_B"),
+    ("gamma", "rise_0.99_0.9", "A <= B < 1"),
+    ("gamma", "rise_0.9_1", "A <= B < 1"),
+    ("gamma", "rise_-1_0.9", "0 <= A"),
+    ("gamma", "rise_nan_0.9", "0 <= A"),
     ("gae_lambda", 2.0, r"\[0, 1\]"),
     ("momentum", 1.0, r"\[0, 1\)"),
     ("damping", -0.01, "0 or more"),
@@ -136,6 +143,15 @@ def test_schedules():
     assert as_schedule(lambda left: left**2)(0.5) == 0.25
     assert as_schedule(0)(1.0) == 0.0
     assert as_schedule("lin_2e-3")(1.0) == 2e-3
+
+
+def test_a_discount_is_a_number_a_callable_or_a_rising_horizon():
+    assert as_discount(1)(0.3) == 1.0
+    assert as_discount(lambda left: 0.9 + 0.05 * left)(0.5) == pytest.approx(0.925)
+    rising = as_discount("rise_0.99_0.998")
+    horizons = [1 / (1 - rising(left)) for left in (1.0, 0.75, 0.5, 0.25, 0.0)]
+    np.testing.assert_allclose(horizons, 100 * 5 ** np.array([0, 0.25, 0.5, 0.75, 1]))
+    assert as_discount("rise_0_0.5")(1.0) == 0.0
 
 
 def test_a_single_environment_and_a_single_step():

@@ -35,6 +35,7 @@ _NOT_STATE = {
     "start_time",
     "lr_schedule",
     "target_kl_schedule",
+    "gamma_schedule",
     "policy_class",
     "action_noise",
     "n_envs",

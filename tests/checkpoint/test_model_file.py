@@ -57,6 +57,7 @@ def test_any_architecture_comes_back(policy, action, sizes, activation, shared, 
         critic_norm=critic,
         kfac_kwargs={"inverse": inverse},
         target_kl="lin_0.01",
+        gamma="rise_0.9_0.99",
     ).learn(32)
     buffer = io.BytesIO()
     model.save(buffer)
@@ -64,6 +65,7 @@ def test_any_architecture_comes_back(policy, action, sizes, activation, shared, 
     loaded = ACKTR.load(buffer, env=model.env)
     assert_same_state(model, loaded)
     assert loaded.target_kl_schedule(0.5) == 0.005
+    assert loaded.gamma_schedule(0.0) == pytest.approx(0.99)
     loaded.learn(16, reset_num_timesteps=False)
 
 
