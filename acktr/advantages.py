@@ -1,16 +1,34 @@
-"""Advantages on the scale on which the actor learns."""
+"""What advantages discount with, and the scale on which the actor learns from them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from acktr import distributed
-from acktr.rollout import RolloutBatch
+from acktr.rollout import RolloutBatch, RolloutStorage
 
 if TYPE_CHECKING:
     from acktr.algorithm import ACKTR
+
+
+def set_discount(model: ACKTR, rollout_buffer: RolloutStorage) -> None:
+    """Give the next rollout the discount factor that the schedule ``gamma`` has for it.
+
+    A schedule sets that of ``VecNormalize`` too: rewards in units of what the same horizon sums up to
+    leave the critic values of one scale, however far the horizon rises.
+
+    :param model: before the rollout
+    :param rollout_buffer: which discounts
+    """
+    # Not SB3's _current_progress_remaining: in the first rollout it is that of an earlier learn().
+    progress_remaining = 1.0 - model.num_timesteps / max(model._total_timesteps, 1)
+    rollout_buffer.gamma = model.gamma_schedule(progress_remaining)
+    normalize = model.get_vec_normalize_env()
+    setting: Any = model.gamma
+    if normalize is not None and not isinstance(setting, int | float):
+        normalize.gamma = rollout_buffer.gamma
 
 
 def normalize_advantages(model: ACKTR, batch: RolloutBatch) -> Callable[[], RolloutBatch]:

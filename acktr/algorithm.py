@@ -21,7 +21,7 @@ from torch.distributions import Normal
 
 from acktr import distributed
 from acktr.actor import update_actor
-from acktr.advantages import normalize_advantages
+from acktr.advantages import normalize_advantages, set_discount
 from acktr.checkpoint.algorithm_file import SafeAlgorithm
 from acktr.critic import update_critic
 from acktr.kfac import KFAC
@@ -55,7 +55,7 @@ class ACKTR(SafeAlgorithm):
         ``"lin_0.25"`` (linear to 0)
     :param n_steps: steps of each environment per rollout; the batch is ``n_steps * n_envs``
     :param gamma: discount factor; number, schedule or ``"rise_0.99_0.998"``
-        (:func:`acktr.options.as_discount`)
+        (:func:`acktr.options.as_discount`), which ``VecNormalize`` then follows
     :param gae_lambda: lambda of GAE; 1 gives k-step returns
     :param ent_coef: weight of the entropy bonus
     :param vf_coef: weight of the value loss on a shared trunk
@@ -299,10 +299,7 @@ class ACKTR(SafeAlgorithm):
         """Collect one rollout, see :func:`acktr.rollout.collect_rollout`; all ranks go on, or none."""
         if self._shared_moments is None or self._shared_moments.env is not self._vec_normalize_env:
             self._shared_moments = distributed.SharedMoments(self._vec_normalize_env)
-        # Not SB3's _current_progress_remaining: it is that of an earlier learn() in the first rollout.
-        rollout_buffer.gamma = self.gamma_schedule(
-            1.0 - self.num_timesteps / max(self._total_timesteps, 1)
-        )
+        set_discount(self, rollout_buffer)
         try:
             went_on = collect_rollout(self, env, callback, rollout_buffer, n_rollout_steps)
         except Exception as error:

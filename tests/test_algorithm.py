@@ -205,6 +205,15 @@ def test_the_horizon_rises_from_rollout_to_rollout():
     assert model.gamma == "rise_0.9_0.99"
 
 
+@pytest.mark.parametrize(("gamma", "followed"), [("rise_0.9_0.99", True), (0.9, False)])
+def test_vecnormalize_follows_a_schedule_and_no_number(gamma, followed):
+    env = VecNormalize(small_env("Box"), gamma=0.5)
+    model = make(env, gamma=gamma)
+    model.learn(2 * 16)
+    assert model.rollout_buffer.gamma == pytest.approx(1 - 0.001**0.5 if followed else 0.9)
+    assert env.gamma == (model.rollout_buffer.gamma if followed else 0.5)
+
+
 def test_a_learning_rate_of_a_string_falls_linearly():
     model = make(cls=Recorded, learning_rate="lin_0.001")
     model.learn(2 * 16)
