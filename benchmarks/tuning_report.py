@@ -7,9 +7,9 @@ from statistics import mean, median
 from benchmarks.faults import existing
 
 TUNING = Path(__file__).resolve().parent / "results" / "tuning"
-RESULTS, LEVERS, MILLION, QUIET, EARLY, KL_PARTS, GAIT = (
+RESULTS, LEVERS, MILLION, HORIZON, QUIET, EARLY, KL_PARTS, GAIT = (
     TUNING / f"{name}.csv"
-    for name in ("short", "levers", "million", "quiet", "early", "kl_parts", "gait")
+    for name in ("short", "levers", "million", "horizon", "quiet", "early", "kl_parts", "gait")
 )
 ENVIRONMENTS = ("HalfCheetah-v5", "Walker2d-v5", "Hopper-v5")
 
@@ -39,6 +39,15 @@ def million(results: Path = MILLION) -> str:
         cells = [_cell([r for r in of_task if r["settings"] == x], "return_1m") for x in choices]
         lines.append(f"| {env} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def horizon(results: Path = HORIZON) -> str:
+    """Return one row for each discount factor: whole runs, at three points of them."""
+    rows = list(existing(results))
+    tables = []
+    for title, column in (("a million", "1m"), ("500,000", "500k"), ("300,000", "300k")):
+        tables += [f"After {title} steps:", "", *_lines(rows, f"return_{column}"), ""]
+    return "\n".join(tables[:-1])
 
 
 def quiet(results: Path = QUIET) -> str:
@@ -168,6 +177,7 @@ def _middle(rows: list[dict[str, str]]) -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "levers": levers,
     "million": million,
+    "horizon": horizon,
     "quiet": quiet,
     "early": early,
     "kl parts": kl_parts,
