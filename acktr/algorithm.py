@@ -15,6 +15,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.utils import update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 from torch.distributions import Normal
@@ -79,8 +80,8 @@ class ACKTR(SafeAlgorithm):
         deviation of the Bellman error (the paper's "adaptive Gauss-Newton", sec. 5.3)
     :param normalize_value_targets: the critic predicts returns in units of their running standard
         deviation, about their mean (PopArt, see :mod:`acktr.value_scale`); ``critic_std`` is then too
-    :param critic_learning_rate: eta_max of a separate critic; ``None`` for 0.3 with K-FAC and 1e-3 with
-        Adam
+    :param critic_learning_rate: of Adam, or eta_max of a separate critic with K-FAC; number, schedule or
+        ``"lin_0.00025"``; ``None`` for 1e-3 and 0.3
     :param critic_damping: lambda of a separate critic's Gauss-Newton matrix
     :param critic_trust_region: bound on the KL of one update of a separate critic,
         ``E[(change of V)^2] / (2 sigma^2)``, as a fraction of its loss
@@ -133,7 +134,7 @@ class ACKTR(SafeAlgorithm):
         critic_norm: str = "gauss-newton",
         critic_std: float | str = 1.0,
         normalize_value_targets: bool = False,
-        critic_learning_rate: float | None = None,
+        critic_learning_rate: float | str | Schedule | None = None,
         critic_damping: float = 0.1,
         critic_trust_region: float | None = 0.05,
         n_critic_updates: int = 1,
@@ -213,6 +214,10 @@ class ACKTR(SafeAlgorithm):
         self.lr_schedule = as_schedule(self.learning_rate)
         self.target_kl_schedule = as_schedule(self.target_kl)
         self.gamma_schedule = as_discount(self.gamma)
+        rate = self.critic_learning_rate
+        if rate is None:
+            rate = 0.3 if self.critic_norm == "gauss-newton" else 1e-3
+        self.critic_lr_schedule = as_schedule(rate)
 
     def _setup_model(self) -> None:
         super()._setup_model()
@@ -244,12 +249,11 @@ class ACKTR(SafeAlgorithm):
                     critic,
                     self.critic_kfac_kwargs,
                     damping=self.critic_damping,
-                    lr=self.critic_learning_rate or 0.3,
+                    lr=self.critic_lr_schedule(1.0),
                 )
             )
         else:
-            rate = self.critic_learning_rate or 1e-3
-            self._set_critic_optimizer(torch.optim.Adam(critic, lr=rate))
+            self._set_critic_optimizer(torch.optim.Adam(critic, lr=self.critic_lr_schedule(1.0)))
 
     @property
     def kfac(self) -> KFAC:
@@ -319,6 +323,8 @@ class ACKTR(SafeAlgorithm):
         normalize = normalize_advantages(self, batch)
         losses = {}
         if self.critic_optimizer is not None:
+            rate = self.critic_lr_schedule(self._current_progress_remaining)
+            update_learning_rate(self.critic_optimizer, rate)
             losses["value_loss"] = update_critic(self, batch)
         batch = normalize()  # what this sent has travelled with the critic's first message
         self._update_learning_rate(self.kfac)

@@ -60,6 +60,10 @@ def as_discount(value: float | str | Schedule) -> Schedule:
     return lambda progress: 1 - (1 - start) ** progress * (1 - end) ** (1 - progress)
 
 
+def _is_schedule(value: Any) -> bool:
+    return callable(value) or isinstance(value, str)
+
+
 _AT_LEAST: dict[str, tuple[Callable[[Any], bool], str]] = {
     "n_steps": (lambda x: x >= 1, "must be at least 1"),
     "n_actor_updates": (lambda x: x >= 1, "must be at least 1"),
@@ -67,14 +71,17 @@ _AT_LEAST: dict[str, tuple[Callable[[Any], bool], str]] = {
     "critic_batch_size": (lambda x: x is None or x >= 1, "must be at least 1, or None"),
     "cg_iterations": (lambda x: isinstance(x, int) and x >= 0, "must be 0 or more"),
     "sub_sampling_factor": (lambda x: isinstance(x, int) and x >= 1, "must be at least 1"),
-    "gamma": (lambda x: isinstance(x, str) or callable(x) or 0 <= x <= 1, "must lie in [0, 1]"),
+    "gamma": (lambda x: _is_schedule(x) or 0 <= x <= 1, "must lie in [0, 1]"),
     "gae_lambda": (lambda x: 0 <= x <= 1, "must lie in [0, 1]"),
     "momentum": (lambda x: 0 <= x < 1, "must lie in [0, 1)"),
     "damping": (lambda x: x >= 0, "must be 0 or more"),
     "critic_damping": (lambda x: x >= 0, "must be 0 or more"),
     "weight_decay": (lambda x: x >= 0, "must be 0 or more"),
     "vf_coef": (lambda x: x >= 0, "must be 0 or more"),
-    "critic_learning_rate": (lambda x: x is None or x > 0, "must be positive, or None"),
+    "critic_learning_rate": (
+        lambda x: x is None or _is_schedule(x) or x > 0,
+        "must be positive, or None",
+    ),
     "critic_trust_region": (lambda x: x is None or x > 0, "must be positive, or None"),
     "precision": (lambda x: x in PRECISIONS, f"must be one of {', '.join(PRECISIONS)}"),
     "ent_coef": (lambda x: x >= 0, "must be 0 or more"),
@@ -100,10 +107,11 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
         if not holds(arguments[name]):
             raise ConfigurationError(f"{name} {range_}, got {arguments[name]!r}.")
     target_kl = arguments["target_kl"]
-    if not callable(target_kl) and not isinstance(target_kl, str) and not target_kl > 0:
+    if not _is_schedule(target_kl) and not target_kl > 0:
         raise ConfigurationError(f"target_kl must be positive (nats), got {target_kl!r}.")
-    for name in ("learning_rate", "target_kl"):
-        as_schedule(arguments[name])
+    for name in ("learning_rate", "target_kl", "critic_learning_rate"):
+        if arguments[name] is not None:
+            as_schedule(arguments[name])
     as_discount(arguments["gamma"])
     owned = {"lr", "damping", "momentum", "target_kl", "cg_iterations", "param_groups"}
     owned |= {"weight_decay", "process_group"}

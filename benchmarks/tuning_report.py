@@ -7,10 +7,13 @@ from statistics import mean, median
 from benchmarks.faults import existing
 
 TUNING = Path(__file__).resolve().parent / "results" / "tuning"
-RESULTS, LEVERS, MILLION, HORIZON, QUIET, EARLY, KL_PARTS, GAIT = (
+RESULTS, LEVERS, MILLION, HORIZON, CONSTANT, QUIET, EARLY, KL_PARTS, GAIT = (
     TUNING / f"{name}.csv"
-    for name in ("short", "levers", "million", "horizon", "quiet", "early", "kl_parts", "gait")
-)
+    for name in (
+        "short", "levers", "million", "horizon", "constant_gamma", "quiet", "early", "kl_parts", "gait",
+    )
+)  # fmt: skip
+SUITE = TUNING.parent / "mujoco" / "runs.csv"
 ENVIRONMENTS = ("HalfCheetah-v5", "Walker2d-v5", "Hopper-v5")
 
 
@@ -48,6 +51,20 @@ def horizon(results: Path = HORIZON) -> str:
     for title, column in (("a million", "1m"), ("500,000", "500k"), ("300,000", "300k")):
         tables += [f"After {title} steps:", "", *_lines(rows, f"return_{column}"), ""]
     return "\n".join(tables[:-1])
+
+
+def all_tasks(constant: Path = CONSTANT, suite: Path = SUITE) -> str:
+    """Return what each task of the suite ended with before the horizon rose, and with the preset."""
+    before = list(existing(constant))
+    after = [row for row in existing(suite) if row["label"] == "acktr"]
+    lines = ["| task | `gamma=0.99` | the preset |", "| --- | --- | --- |"]
+    for env in dict.fromkeys(row["env"] for row in before):
+        cells = [
+            _cell([row for row in rows if row["env"] == env], "last_100_return")
+            for rows in (before, after)
+        ]
+        lines.append(f"| {env} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def quiet(results: Path = QUIET) -> str:
@@ -178,6 +195,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "levers": levers,
     "million": million,
     "horizon": horizon,
+    "all tasks": all_tasks,
     "quiet": quiet,
     "early": early,
     "kl parts": kl_parts,

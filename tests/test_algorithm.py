@@ -196,6 +196,25 @@ def test_schedules_are_honoured():
     assert set(left) <= set(seen)
 
 
+@pytest.mark.parametrize("norm", ["gauss-newton", "euclidean"])
+def test_the_critics_learning_rate_may_fall(norm):
+    rates = []
+
+    class Watched(ACKTR):
+        def train(self):
+            super().train()
+            rates.append(self.critic_optimizer.param_groups[0]["lr"])
+
+    model = make(cls=Watched, critic_norm=norm, critic_learning_rate="lin_0.1")
+    model.learn(4 * 16)
+    np.testing.assert_allclose(rates, [0.075, 0.05, 0.025, 0.0])
+    default = make(critic_norm=norm)
+    default.learn(16)
+    assert (
+        default.critic_optimizer.param_groups[0]["lr"] == {"gauss-newton": 0.3, "euclidean": 1e-3}[norm]
+    )
+
+
 def test_the_horizon_rises_from_rollout_to_rollout():
     model = make(cls=Recorded, gamma="rise_0.9_0.99")
     for _ in range(2):  # the second time as the first

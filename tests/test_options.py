@@ -52,6 +52,7 @@ REFUSED = [
     ("learning_rate", -0.25, "negative"),
     ("learning_rate", math.nan, "negative"),
     ("critic_learning_rate", 0.0, "positive"),
+    ("critic_learning_rate", "lin_", "lin_X"),
     ("critic_trust_region", 0.0, "positive"),
     ("critic_norm", "gauss_newton", "gauss-newton, euclidean"),
     ("critic_std", 0.0, "'adaptive'"),

@@ -90,7 +90,13 @@ CASES = {
 }
 MORE_CASES = {
     "staggered": ("CartPole-v1", STAGGERED, "kl_feedback=false", "weight_decay=0.01"),
-    "adam": ("Pendulum-v1", "critic_norm=euclidean", "n_critic_updates=3", "critic_batch_size=9"),
+    "adam": (
+        "Pendulum-v1",
+        "critic_norm=euclidean",
+        "critic_learning_rate=lin_0.01",
+        "n_critic_updates=3",
+        "critic_batch_size=9",
+    ),
     "measured eigenvalues": ("Acrobot-v1", "kfac_kwargs={inverse: ekfac, inverse_period: 2}"),
     "exact scaling": ("CartPole-v1", "kfac_kwargs.exact_scaling=true", "momentum=0.9"),
     "adaptive damping": ("CartPole-v1", "kfac_kwargs.adapt_damping=true"),

@@ -35,7 +35,7 @@ from acktr.errors import (
 _Self = TypeVar("_Self", bound="SafeAlgorithm")
 
 # Made anew from the arguments they belong to.
-_DERIVED = {"lr_schedule", "target_kl_schedule", "gamma_schedule"}
+_DERIVED = {"lr_schedule", "target_kl_schedule", "gamma_schedule", "critic_lr_schedule"}
 _NEEDED = ("policy_class", "policy_kwargs", "observation_space", "action_space")
 
 

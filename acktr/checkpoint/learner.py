@@ -36,6 +36,7 @@ _NOT_STATE = {
     "lr_schedule",
     "target_kl_schedule",
     "gamma_schedule",
+    "critic_lr_schedule",
     "policy_class",
     "action_noise",
     "n_envs",
