@@ -1,0 +1,71 @@
+"""Settings that change over training: what a schedule says is what each update learns with."""
+
+import numpy as np
+import pytest
+from stable_baselines3.common.vec_env import VecNormalize
+
+from acktr import ACKTR
+from tests.small_envs import small_env
+from tests.test_algorithm import Recorded, make
+
+
+def test_schedules_are_honoured():
+    seen = []
+
+    def halving(progress_remaining):
+        seen.append(progress_remaining)
+        return 0.5 * progress_remaining
+
+    model = make(cls=Recorded, learning_rate=halving, target_kl="lin_0.02", kl_feedback=False)
+    model.learn(4 * 16)
+    left = np.array([0.75, 0.5, 0.25, 0.0])
+    np.testing.assert_allclose(model.logged("learning_rate"), 0.5 * left)
+    np.testing.assert_allclose(model.logged("target_kl"), 0.02 * left)
+    assert np.all(model.logged("step_scale") <= 0.5 * left * (1 + 1e-6))
+    assert np.all(model.logged("predicted_kl") <= 0.02 * left * (1 + 1e-4) + 1e-9)
+    assert model.policy.optimizer.param_groups[0]["lr"] == 0.0
+    assert set(left) <= set(seen)
+
+
+@pytest.mark.parametrize("norm", ["gauss-newton", "euclidean"])
+def test_the_critics_learning_rate_may_fall(norm):
+    rates = []
+
+    class Watched(ACKTR):
+        def train(self):
+            super().train()
+            rates.append(self.critic_optimizer.param_groups[0]["lr"])
+
+    model = make(cls=Watched, critic_norm=norm, critic_learning_rate="lin_0.1")
+    model.learn(4 * 16)
+    np.testing.assert_allclose(rates, [0.075, 0.05, 0.025, 0.0])
+    default = make(critic_norm=norm)
+    default.learn(16)
+    assert (
+        default.critic_optimizer.param_groups[0]["lr"] == {"gauss-newton": 0.3, "euclidean": 1e-3}[norm]
+    )
+
+
+def test_the_horizon_rises_from_rollout_to_rollout():
+    model = make(cls=Recorded, gamma="rise_0.9_0.99")
+    for _ in range(2):  # the second time as the first
+        model.learn(4 * 16)
+    left = np.array([1.0, 0.75, 0.5, 0.25])
+    np.testing.assert_allclose(model.logged("gamma"), np.tile(1 - 0.1**left * 0.01 ** (1 - left), 2))
+    assert model.gamma == "rise_0.9_0.99"
+
+
+@pytest.mark.parametrize(("gamma", "followed"), [("rise_0.9_0.99", True), (0.9, False)])
+def test_vecnormalize_follows_a_schedule_and_no_number(gamma, followed):
+    env = VecNormalize(small_env("Box"), gamma=0.5)
+    model = make(env, gamma=gamma)
+    model.learn(2 * 16)
+    assert model.rollout_buffer.gamma == pytest.approx(1 - 0.001**0.5 if followed else 0.9)
+    assert env.gamma == (model.rollout_buffer.gamma if followed else 0.5)
+
+
+def test_a_learning_rate_of_a_string_falls_linearly():
+    model = make(cls=Recorded, learning_rate="lin_0.001")
+    model.learn(2 * 16)
+    np.testing.assert_allclose(model.logged("learning_rate"), [0.0005, 0.0])
+    assert model.logged("step_scale")[0] <= 0.0005 * (1 + 1e-6)
