@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from acktr import distributed
+from acktr.errors import ConfigurationError
+from acktr.options import is_schedule
 from acktr.rollout import RolloutBatch, RolloutStorage
 
 if TYPE_CHECKING:
@@ -21,14 +23,20 @@ def set_discount(model: ACKTR, rollout_buffer: RolloutStorage) -> None:
 
     :param model: before the rollout
     :param rollout_buffer: which discounts
+    :raises ConfigurationError: the schedule's value is no discount factor
     """
     # Not SB3's _current_progress_remaining: in the first rollout it is that of an earlier learn().
     progress_remaining = 1.0 - model.num_timesteps / max(model._total_timesteps, 1)
-    rollout_buffer.gamma = model.gamma_schedule(progress_remaining)
+    gamma = model.gamma_schedule(progress_remaining)
+    if not 0 <= gamma <= 1:
+        raise ConfigurationError(
+            f"gamma must lie in [0, 1], but its schedule gave {gamma!r} at {progress_remaining:.3f} of "
+            "the training left."
+        )
+    rollout_buffer.gamma = gamma
     normalize = model.get_vec_normalize_env()
-    setting: Any = model.gamma
-    if normalize is not None and not isinstance(setting, int | float):
-        normalize.gamma = rollout_buffer.gamma
+    if normalize is not None and is_schedule(model.gamma):
+        normalize.gamma = gamma
 
 
 def normalize_advantages(model: ACKTR, batch: RolloutBatch) -> Callable[[], RolloutBatch]:

@@ -303,8 +303,8 @@ class ACKTR(SafeAlgorithm):
         """Collect one rollout, see :func:`acktr.rollout.collect_rollout`; all ranks go on, or none."""
         if self._shared_moments is None or self._shared_moments.env is not self._vec_normalize_env:
             self._shared_moments = distributed.SharedMoments(self._vec_normalize_env)
-        set_discount(self, rollout_buffer)
         try:
+            set_discount(self, rollout_buffer)
             went_on = collect_rollout(self, env, callback, rollout_buffer, n_rollout_steps)
         except Exception as error:
             try:

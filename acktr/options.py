@@ -60,7 +60,8 @@ def as_discount(value: float | str | Schedule) -> Schedule:
     return lambda progress: 1 - (1 - start) ** progress * (1 - end) ** (1 - progress)
 
 
-def _is_schedule(value: Any) -> bool:
+def is_schedule(value: Any) -> bool:
+    """Say whether a setting is a schedule (a callable, or its name) and not a number."""
     return callable(value) or isinstance(value, str)
 
 
@@ -71,7 +72,7 @@ _AT_LEAST: dict[str, tuple[Callable[[Any], bool], str]] = {
     "critic_batch_size": (lambda x: x is None or x >= 1, "must be at least 1, or None"),
     "cg_iterations": (lambda x: isinstance(x, int) and x >= 0, "must be 0 or more"),
     "sub_sampling_factor": (lambda x: isinstance(x, int) and x >= 1, "must be at least 1"),
-    "gamma": (lambda x: _is_schedule(x) or 0 <= x <= 1, "must lie in [0, 1]"),
+    "gamma": (lambda x: is_schedule(x) or 0 <= x <= 1, "must lie in [0, 1]"),
     "gae_lambda": (lambda x: 0 <= x <= 1, "must lie in [0, 1]"),
     "momentum": (lambda x: 0 <= x < 1, "must lie in [0, 1)"),
     "damping": (lambda x: x >= 0, "must be 0 or more"),
@@ -79,7 +80,7 @@ _AT_LEAST: dict[str, tuple[Callable[[Any], bool], str]] = {
     "weight_decay": (lambda x: x >= 0, "must be 0 or more"),
     "vf_coef": (lambda x: x >= 0, "must be 0 or more"),
     "critic_learning_rate": (
-        lambda x: x is None or _is_schedule(x) or x > 0,
+        lambda x: x is None or is_schedule(x) or x > 0,
         "must be positive, or None",
     ),
     "critic_trust_region": (lambda x: x is None or x > 0, "must be positive, or None"),
@@ -107,7 +108,7 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
         if not holds(arguments[name]):
             raise ConfigurationError(f"{name} {range_}, got {arguments[name]!r}.")
     target_kl = arguments["target_kl"]
-    if not _is_schedule(target_kl) and not target_kl > 0:
+    if not is_schedule(target_kl) and not target_kl > 0:
         raise ConfigurationError(f"target_kl must be positive (nats), got {target_kl!r}.")
     for name in ("learning_rate", "target_kl", "critic_learning_rate"):
         if arguments[name] is not None:

@@ -5,6 +5,7 @@ import pytest
 from stable_baselines3.common.vec_env import VecNormalize
 
 from acktr import ACKTR
+from acktr.errors import ConfigurationError
 from tests.small_envs import small_env
 from tests.test_algorithm import Recorded, make
 
@@ -62,6 +63,13 @@ def test_vecnormalize_follows_a_schedule_and_no_number(gamma, followed):
     model.learn(2 * 16)
     assert model.rollout_buffer.gamma == pytest.approx(1 - 0.001**0.5 if followed else 0.9)
     assert env.gamma == (model.rollout_buffer.gamma if followed else 0.5)
+
+
+def test_a_schedule_that_leaves_the_range_of_gamma_is_refused_before_a_step():
+    model = make(gamma=lambda progress_remaining: 0.9 + 0.2 * (1 - progress_remaining))
+    with pytest.raises(ConfigurationError, match=r"gamma must lie in \[0, 1\].* gave 1.05 at 0.250"):
+        model.learn(4 * 16)
+    assert model.num_timesteps == 48
 
 
 def test_a_learning_rate_of_a_string_falls_linearly():

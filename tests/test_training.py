@@ -85,7 +85,7 @@ CASES = {
     "shared": ("CartPole-v1", "policy_kwargs.share_features_extractor=true", "critic_std=adaptive"),
     "normalised values": ("CartPole-v1", "normalize_value_targets=true", "critic_std=adaptive"),
     "overlap": ("CartPole-v1", "overlap=true", "sub_sampling_factor=2"),
-    "cheetah": (*CHEETAH, GYM, BACKGROUND, "momentum=0.9", "gamma=rise_0.9_0.99"),
+    "cheetah": (*CHEETAH, GYM, BACKGROUND, "momentum=0.9", "target_kl=lin_0.02", "gamma=rise_0.9_0.99"),
     "cheetah, envpool": (*CHEETAH, "backend=envpool", "overlap=true"),
 }
 MORE_CASES = {
