@@ -55,10 +55,10 @@ def update_actor(model: ACKTR, batch: RolloutBatch, target_kl: float) -> tuple[d
     group["target_kl"] = max(target_kl * model.kl_scale / model.n_actor_updates, 1e-12)
     before = [p.detach().clone() for p in group["params"]]
     first = last = natural_step(model, batch)
-    lengths = [model.kfac.last_step[0].step_scale]
+    steps = [model.kfac.last_step[0]]
     for _ in range(1, model.n_actor_updates):
         last = natural_step(model, batch, first)
-        lengths.append(model.kfac.last_step[0].step_scale)
+        steps.append(model.kfac.last_step[0])
 
     def measure() -> float:
         with torch.no_grad():
@@ -70,7 +70,8 @@ def update_actor(model: ACKTR, batch: RolloutBatch, target_kl: float) -> tuple[d
 
     kl = measure_or_restore(measure, group["params"], before)
     if model.kl_feedback and target_kl > 0:
-        room = group["lr"] / max(torch.stack(lengths).max().item(), 1e-12)
+        rooms = [step.max_scale / step.step_scale.clamp_min(1e-12) for step in steps]
+        room = torch.stack(rooms).min().item()
         model.kl_scale = adapt_scale(model.kl_scale, kl, target_kl, room)
         kl, rescales = rescale_step(group["params"], before, measure, kl, target_kl, room)
         model.kl_rescales += rescales

@@ -57,6 +57,17 @@ def test_a_later_step_follows_the_surrogate_of_the_first_policy():
     assert ((values[0] - values[1]) / 2e-2).item() == pytest.approx(length.item(), rel=0.02)
 
 
+def test_feedback_does_not_lengthen_what_the_floor_keeps_short():
+    """A rollout that says a hundredth of the one before moves the policy by its share, and no more."""
+    model, batch = rollout(target_kl=0.01, learning_rate=1e3, kfac_kwargs={"length_floor": 0.5})
+    _, first = update_actor(model, batch, 0.01)
+    assert 0.005 < first < 0.02
+    scale = model.kl_scale
+    _, second = update_actor(model, batch._replace(advantages=0.01 * batch.advantages), 0.01)
+    assert second < 0.005 * first
+    assert model.kl_scale <= scale
+
+
 def test_a_number_of_updates_that_cannot_be_is_refused():
     with pytest.raises(ConfigurationError, match=r"n_actor_updates must be at least 1, got 0"):
         ACKTR("MlpPolicy", small_env("Discrete", VECTOR), n_actor_updates=0)

@@ -86,7 +86,7 @@ CASES = {
     "normalised values": ("CartPole-v1", "normalize_value_targets=true", "critic_std=adaptive"),
     "overlap": ("CartPole-v1", "overlap=true", "sub_sampling_factor=2"),
     "cheetah": (*CHEETAH, GYM, BACKGROUND, "momentum=0.9", "target_kl=lin_0.02", "gamma=rise_0.9_0.99"),
-    "cheetah, envpool": (*CHEETAH, "backend=envpool", "overlap=true"),
+    "cheetah, envpool": (*CHEETAH, "backend=envpool", "overlap=true", "kfac_kwargs.length_floor=0.5"),
 }
 MORE_CASES = {
     "staggered": ("CartPole-v1", STAGGERED, "kl_feedback=false", "weight_decay=0.01"),

@@ -6,7 +6,7 @@ Martens & Grosse 2015 (arXiv 1503.05671), Grosse & Martens 2016 (1602.01407), Wu
     curvature     A <- rho A + (1 - rho) E[a a'],  S <- rho S + (1 - rho) E[g g']
     refresh       A^-1, S^-1 with damping
     precondition  v <- momentum v + S^-1 (dL/dW) A^-1,  D = v + weight_decay W
-    trust_region  eta = min(lr, sqrt(2 target_kl / (D' F D)))
+    trust_region  eta = min(eta_max, sqrt(2 target_kl / (D' F D)))
     apply         W <- W - eta D
 
 With ``cg_iterations`` conjugate gradients correct ``S^-1 (dL/dW) A^-1`` by the exact Fisher of the batch
@@ -35,7 +35,7 @@ from acktr.kfac.plan import apply_steps, natural_gradient, plan_steps, within_tr
 from acktr.kfac.reducer import Reducer
 from acktr.kfac.refresh import COUNTERS
 from acktr.kfac.schedule import InverseSchedule
-from acktr.kfac.trust_region import StepInfo
+from acktr.kfac.trust_region import NO_LENGTHS, StepInfo
 from acktr.kfac.validation import block_options, check_blocks, check_group, check_options, check_ready
 
 
@@ -50,14 +50,16 @@ class KFAC(Optimizer):
         loss.backward()
         kfac.step()
 
-    ``lr``, ``damping``, ``target_kl``, ``momentum``, ``weight_decay``, ``cold_start``,
-    ``cg_iterations``, ``exact_scaling`` and ``adapt_damping`` live in ``param_groups`` and may differ
-    between groups and change at any time; each group has its own trust region.
+    ``lr``, ``damping``, ``target_kl``, ``length_floor``, ``momentum``, ``weight_decay``,
+    ``cold_start``, ``cg_iterations``, ``exact_scaling`` and ``adapt_damping`` live in ``param_groups``
+    and may differ between groups and change at any time; each group has its own trust region.
 
     :param module: the model; its layers are found by type (see :mod:`acktr.kfac.layers`)
     :param lr: eta_max, the largest step scale
     :param damping: lambda, in units of the Fisher
     :param target_kl: delta, the bound on the predicted KL of one step in nats; ``None`` for none
+    :param length_floor: a natural gradient shorter than this share of the mean length so far steps no
+        further than in proportion (see :mod:`acktr.kfac.trust_region`), in [0, 1]; 0 turns that off
     :param momentum: decay of the running sum of natural gradients; the bound holds with it
     :param weight_decay: decoupled: added to the step after preconditioning
     :param stat_decay: rho of the running averages, in (0, 1]; 1 averages all batches alike
@@ -99,6 +101,7 @@ class KFAC(Optimizer):
         *,
         damping: float = 0.01,
         target_kl: float | None = 0.001,
+        length_floor: float = 0.0,
         momentum: float = 0.0,
         weight_decay: float = 0.0,
         stat_decay: float = 0.95,
@@ -143,6 +146,8 @@ class KFAC(Optimizer):
             "lr": lr,
             "damping": damping,
             "target_kl": target_kl,
+            "length_floor": length_floor,
+            "lengths": NO_LENGTHS,
             "momentum": momentum,
             "weight_decay": weight_decay,
             "cold_start": cold_start,
@@ -382,18 +387,7 @@ class KFAC(Optimizer):
 
 
 _OWN_STATE = {
-    "module",
-    "fisher",
-    "block_options",
-    "factor_period",
-    "inverse_period",
-    "inverse_refresh",
-    "_schedules",
-    "defer_checks",
-    "last_step",
-    "_blocks",
-    "_curvature_calls",
-    "_counters",
-    "_comm",
+    "module", "fisher", "block_options", "factor_period", "inverse_period", "inverse_refresh",
+    "_schedules", "defer_checks", "last_step", "_blocks", "_curvature_calls", "_counters", "_comm",
     "_reducer",
-}
+}  # fmt: skip

@@ -91,6 +91,8 @@ def check_group(group: Mapping[str, Any], known: Mapping[str, Any]) -> None:
         )
     if not group["momentum"] < 1.0:
         raise ValueError(f"momentum must lie in [0, 1), got {group['momentum']}.")
+    if not 0.0 <= group["length_floor"] <= 1.0:
+        raise ValueError(f"length_floor must lie in [0, 1], got {group['length_floor']}.")
     if group["target_kl"] is not None and not group["target_kl"] > 0:
         raise ValueError(
             f"target_kl must be positive (nats), or None for no bound, got {group['target_kl']}."
