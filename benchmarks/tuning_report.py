@@ -7,14 +7,19 @@ from statistics import mean, median
 from benchmarks.faults import existing
 
 TUNING = Path(__file__).resolve().parent / "results" / "tuning"
-RESULTS, LEVERS, MILLION, HORIZON, CONSTANT, QUIET, EARLY, KL_PARTS, GAIT = (
+(
+    RESULTS, LEVERS, MILLION, HORIZON, CONSTANT, QUIET, EARLY, EARLY_150K, KL_PARTS, GAIT, STEP_LENGTH,
+    FROZEN, PONG,
+) = (
     TUNING / f"{name}.csv"
     for name in (
-        "short", "levers", "million", "horizon", "constant_gamma", "quiet", "early", "kl_parts", "gait",
+        "short", "levers", "million", "horizon", "constant_gamma", "quiet", "early", "early_150k",
+        "kl_parts", "gait", "step_length", "frozen", "pong",
     )
 )  # fmt: skip
 SUITE = TUNING.parent / "mujoco" / "runs.csv"
 ENVIRONMENTS = ("HalfCheetah-v5", "Walker2d-v5", "Hopper-v5")
+STANDING = "InvertedDoublePendulum-v5"
 
 
 def table(results: Path = RESULTS, column: str = "return_300k") -> str:
@@ -82,8 +87,54 @@ def quiet(results: Path = QUIET) -> str:
     return "\n".join(lines)
 
 
-def early(results: Path = EARLY) -> str:
-    """Return the first 100,000 steps of HalfCheetah-v5, the best settings first."""
+def step_length(results: Path = STEP_LENGTH) -> str:
+    """Return whole runs of settings that limit the step of a rollout that says little."""
+    return "\n".join(_lines(list(existing(results)), "return_1m", (*ENVIRONMENTS, STANDING)))
+
+
+def frozen(results: Path = FROZEN) -> str:
+    """Return what a step of a policy that is not trained any more gains, by how it is made."""
+    rows = list(existing(results))
+    policies = list(dict.fromkeys((r["env"], r["trained_steps"], r["reference_lambda"]) for r in rows))
+    titles = [f"{env}, {int(steps):,} steps, λ {ref}" for env, steps, ref in policies]
+    lines = [f"| step | {' | '.join(titles)} |", f"| --- |{' --- |' * len(titles)}"]
+    for step in dict.fromkeys(row["direction"] for row in rows):
+        cells = []
+        for env, steps, ref in policies:
+            own = [
+                f"{float(r['gain_e3']):.1f}"
+                + (f" ± {float(r['standard_error_e3']):.1f}" if r["standard_error_e3"] else "")
+                for r in rows
+                if (r["env"], r["trained_steps"], r["reference_lambda"]) == (env, steps, ref)
+                and r["direction"] == step
+            ]
+            cells.append(own[0] if own else "–")
+        lines.append(f"| {step} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def pong(results: Path = PONG) -> str:
+    """Return how Pong went with each preset that it was run with, one column for each."""
+    rows = list(existing(results))
+    choices = list(dict.fromkeys(row["settings"] for row in rows))
+    lines = [f"| steps | {' | '.join(map(_shown, choices))} |", f"| --- |{' --- |' * len(choices)}"]
+    for steps in dict.fromkeys(row["steps"] for row in rows):
+        of_runs = {row["settings"]: row["return"] for row in rows if row["steps"] == steps}
+        cells = [f"{float(of_runs[x]):.1f}" for x in choices]
+        lines.append(f"| {int(steps):,} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def early_150k() -> str:
+    """Return the same for the first 150,000 steps, of more seeds."""
+    return early(EARLY_150K, "150k")
+
+
+def early(results: Path = EARLY, at: str = "100k") -> str:
+    """Return the first steps of HalfCheetah-v5, the best settings first.
+
+    :param at: until when, as the columns of the csv say it
+    """
     rows = list(existing(results))
     runs = {
         settings: [row for row in rows if row["settings"] == settings]
@@ -93,10 +144,11 @@ def early(results: Path = EARLY) -> str:
     def of(settings: str, column: str) -> float:
         return mean(float(row[column]) for row in runs[settings])
 
-    lines = ["| settings | return at 100,000 steps | standard deviation there |", "| --- | --- | --- |"]
+    steps = at.replace("k", ",000")
+    lines = [f"| settings | return at {steps} steps | standard deviation there |", "| --- | --- | --- |"]
     lines.extend(
-        f"| {_shown(x)} | {_cell(runs[x], 'return_100k')} | {of(x, 'std_100k'):.2f} |"
-        for x in sorted(runs, key=lambda x: -of(x, "return_100k"))
+        f"| {_shown(x)} | {_cell(runs[x], f'return_{at}')} | {of(x, f'std_{at}'):.2f} |"
+        for x in sorted(runs, key=lambda x: -of(x, f"return_{at}"))
     )
     return "\n".join(lines)
 
@@ -139,15 +191,12 @@ def gait(results: Path = GAIT) -> str:
     return "\n".join(lines)
 
 
-def _lines(rows: list[dict[str, str]], column: str) -> list[str]:
+def _lines(rows: list[dict[str, str]], column: str, envs: tuple[str, ...] = ENVIRONMENTS) -> list[str]:
     """Return a table of settings: the mean over seeds, and each seed."""
-    lines = [
-        f"| settings | {' | '.join(ENVIRONMENTS)} |",
-        f"| --- |{' --- |' * len(ENVIRONMENTS)}",
-    ]
+    lines = [f"| settings | {' | '.join(envs)} |", f"| --- |{' --- |' * len(envs)}"]
     for settings in dict.fromkeys(row["settings"] for row in rows):
         cells = []
-        for env in ENVIRONMENTS:
+        for env in envs:
             own = [row for row in rows if (row["settings"], row["env"]) == (settings, env)]
             cells.append(_cell(own, column))
         lines.append(f"| {_shown(settings)} | {' | '.join(cells)} |")
@@ -198,6 +247,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "all tasks": all_tasks,
     "quiet": quiet,
     "early": early,
+    "early 150k": early_150k,
+    "step length": step_length,
+    "frozen": frozen,
+    "pong": pong,
     "kl parts": kl_parts,
     "gait": gait,
 }
