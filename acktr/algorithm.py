@@ -157,7 +157,7 @@ class ACKTR(SafeAlgorithm):
             env,
             learning_rate=learning_rate,  # type: ignore[arg-type]  # strings: _setup_lr_schedule
             n_steps=n_steps,
-            gamma=gamma,  # type: ignore[arg-type]  # schedules: collect_rollouts
+            gamma=gamma,  # type: ignore[arg-type]  # schedules: set_discount
             gae_lambda=gae_lambda,
             ent_coef=ent_coef,
             vf_coef=vf_coef,

@@ -223,7 +223,7 @@ def set_random_state(state: Mapping[str, Any], action_space: spaces.Space) -> No
     """Undo :func:`random_state`."""
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
-    np.random.set_state(state["numpy"])  # noqa: NPY002
+    np.random.set_state(state["numpy"])  # noqa: NPY002  # whoever draws from it
     torch.set_rng_state(state["torch"])
     if state["cuda"] and torch.cuda.is_available() and len(state["cuda"]) <= torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])

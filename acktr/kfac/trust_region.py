@@ -60,16 +60,17 @@ def trust_region(quadratic: Tensor, max_scale: float | Tensor, target_kl: float 
 NO_LENGTHS = torch.zeros(2)
 
 
-def largest_scale(group: Mapping[str, Any], quadratic: Tensor) -> float | Tensor:
-    """Return eta_max of a parameter group's next step.
+def largest_scale(group: Mapping[str, Any], quadratic: Tensor) -> Tensor:
+    """Return eta_max of a parameter group's next step, 0-dim tensor.
 
     :param group: its ``lengths`` are mean and number of the lengths so far, ``(2,)``
-    :param quadratic: whose type and device the result has, if it is a tensor
+    :param quadratic: whose type and device the result has
     """
+    lr = torch.as_tensor(group["lr"], dtype=quadratic.dtype, device=quadratic.device)
     if not group["length_floor"] or group["target_kl"] is None:
-        return group["lr"]  # type: ignore[no-any-return]
+        return lr
     floor = group["length_floor"] * group["lengths"][0].to(quadratic)
-    return torch.clamp(math.sqrt(2.0 * group["target_kl"]) / floor, max=group["lr"])
+    return torch.minimum(lr, math.sqrt(2.0 * group["target_kl"]) / floor)
 
 
 def with_length(lengths: Tensor, quadratic: Tensor, finite: Tensor) -> Tensor:
