@@ -25,6 +25,7 @@ from acktr.actor import update_actor
 from acktr.advantages import normalize_advantages, set_discount
 from acktr.checkpoint.algorithm_file import SafeAlgorithm
 from acktr.critic import update_critic
+from acktr.images import standardize_images
 from acktr.kfac import KFAC
 from acktr.kl import as_list
 from acktr.metrics import record_update
@@ -319,6 +320,7 @@ class ACKTR(SafeAlgorithm):
         """Update the critic, then the actor, on the last rollout."""
         self.policy.set_training_mode(True)
         batch = self.rollout_buffer.batch()  # type: ignore[attr-defined]  # a RolloutStorage
+        standardize_images(self.policy, batch.observations)
         update_scale(self, batch)
         normalize = normalize_advantages(self, batch)
         losses = {}

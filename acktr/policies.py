@@ -16,6 +16,8 @@ from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
+from acktr.images import ImageStandardization
+
 
 class Model(NamedTuple):
     """What the optimised networks say of one batch of B samples.
@@ -39,6 +41,7 @@ class _ImageNetwork(BaseFeaturesExtractor):
     :param features_dim: width of the fully connected layer
     :param convolutions: with their activations
     :param activation_fn: after the fully connected layer
+    :param standardize_images: whether :class:`~acktr.images.ImageStandardization` comes first
     """
 
     def __init__(
@@ -47,8 +50,12 @@ class _ImageNetwork(BaseFeaturesExtractor):
         features_dim: int,
         convolutions: list[nn.Module],
         activation_fn: type[nn.Module],
+        standardize_images: bool,
     ) -> None:
         super().__init__(observation_space, features_dim)
+        self.standardize = (
+            ImageStandardization(observation_space.shape) if standardize_images else nn.Identity()
+        )
         self.cnn = nn.Sequential(*convolutions, nn.Flatten())
         with torch.no_grad():
             width = self.cnn(torch.zeros(1, *observation_space.shape)).shape[1]
@@ -57,7 +64,8 @@ class _ImageNetwork(BaseFeaturesExtractor):
     def forward(self, observations: Tensor) -> Tensor:
         """Map ``(B, C, H, W)`` to ``(B, features_dim)``."""
         # Channels last in memory: on a CPU the backward pass of a convolution takes half the time.
-        return self.linear(self.cnn(observations.contiguous(memory_format=torch.channels_last)))
+        images = self.standardize(observations)
+        return self.linear(self.cnn(images.contiguous(memory_format=torch.channels_last)))
 
 
 class PaperCNN(_ImageNetwork):
@@ -69,10 +77,16 @@ class PaperCNN(_ImageNetwork):
     :param observation_space: images, channels first
     :param features_dim: width of the fully connected layer
     :param normalized_image: the images lie in [0, 1] already
+    :param standardize_images: take the running mean image off, see
+        :class:`~acktr.images.ImageStandardization`
     """
 
     def __init__(
-        self, observation_space: spaces.Box, features_dim: int = 512, normalized_image: bool = False
+        self,
+        observation_space: spaces.Box,
+        features_dim: int = 512,
+        normalized_image: bool = False,
+        standardize_images: bool = False,
     ) -> None:
         channels = observation_space.shape[0]
         convolutions = [
@@ -83,7 +97,7 @@ class PaperCNN(_ImageNetwork):
             nn.Conv2d(64, 32, 3, stride=1),
             nn.ReLU(),
         ]
-        super().__init__(observation_space, features_dim, convolutions, nn.ReLU)
+        super().__init__(observation_space, features_dim, convolutions, nn.ReLU, standardize_images)
 
 
 class PixelCNN(_ImageNetwork):
@@ -96,6 +110,8 @@ class PixelCNN(_ImageNetwork):
     :param features_dim: width of the fully connected layer
     :param activation_fn: after each layer; the released code has ReLU in the actor and ELU in the critic
     :param normalized_image: the images lie in [0, 1] already
+    :param standardize_images: take the running mean image off, see
+        :class:`~acktr.images.ImageStandardization`
     """
 
     def __init__(
@@ -104,6 +120,7 @@ class PixelCNN(_ImageNetwork):
         features_dim: int = 256,
         activation_fn: type[nn.Module] = nn.ELU,
         normalized_image: bool = False,
+        standardize_images: bool = False,
     ) -> None:
         convolutions = [
             nn.Conv2d(observation_space.shape[0], 32, 3, stride=2, padding=1),
@@ -111,7 +128,9 @@ class PixelCNN(_ImageNetwork):
             nn.Conv2d(32, 32, 3, stride=2, padding=1),
             activation_fn(),
         ]
-        super().__init__(observation_space, features_dim, convolutions, activation_fn)
+        super().__init__(
+            observation_space, features_dim, convolutions, activation_fn, standardize_images
+        )
 
 
 class CnnPolicy(ActorCriticPolicy):

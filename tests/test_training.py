@@ -119,6 +119,11 @@ MORE_CASES = {
         "policy_kwargs.features_extractor_kwargs.features_dim=8",
     ),
     "pixels": ("tests.toy_envs:ToyImage-v0", "policy_kwargs.features_extractor_kwargs.features_dim=8"),
+    "standardised images": (
+        "tests.toy_envs:ToyImage-v0",
+        "policy_kwargs.features_extractor_kwargs={features_dim: 8, standardize_images: true}",
+        "overlap=true",
+    ),
 }
 
 

@@ -50,6 +50,26 @@ def check_policy(policy: str, policy_kwargs: Mapping[str, Any] | None) -> None:
             nearest = difflib.get_close_matches(key, sorted(allowed), n=1)
             advice = f"did you mean {nearest[0]!r}?" if nearest else f"{', '.join(sorted(allowed))}."
             raise ConfigurationError(f"Unknown key {key!r} in policy_kwargs: {advice}")
+    if policy != "auto":
+        _check_extractor(aliases[policy], policy_kwargs or {})
+
+
+def _check_extractor(policy_class: type, policy_kwargs: Mapping[str, Any]) -> None:
+    signature = inspect.signature(ActorCriticPolicy.__init__)
+    default: type = signature.parameters["features_extractor_class"].default
+    if issubclass(policy_class, policies.CnnPolicy):
+        default = policies.PaperCNN
+    elif issubclass(policy_class, policies.MultiInputPolicy):
+        default = torch_layers.CombinedExtractor
+    extractor: type = resolve_classes(policy_kwargs).get("features_extractor_class", default)
+    allowed = [name for name in inspect.signature(extractor).parameters if name != "observation_space"]
+    for key in policy_kwargs.get("features_extractor_kwargs") or {}:
+        if key not in allowed:
+            raise ConfigurationError(
+                f"{key!r} in policy_kwargs.features_extractor_kwargs is nothing that "
+                f"{extractor.__name__} has ({', '.join(allowed) or 'no argument'}): take it out, also "
+                "where a preset puts it, with --set policy_kwargs.features_extractor_kwargs={}."
+            )
 
 
 def _arguments(policy_class: type) -> Iterator[str]:
