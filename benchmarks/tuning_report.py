@@ -9,12 +9,12 @@ from benchmarks.faults import existing
 TUNING = Path(__file__).resolve().parent / "results" / "tuning"
 (
     RESULTS, LEVERS, MILLION, HORIZON, CONSTANT, QUIET, EARLY, EARLY_150K, KL_PARTS, GAIT, STEP_LENGTH,
-    FROZEN, PONG,
+    FROZEN, PONG, FRAMES,
 ) = (
     TUNING / f"{name}.csv"
     for name in (
         "short", "levers", "million", "horizon", "constant_gamma", "quiet", "early", "early_150k",
-        "kl_parts", "gait", "step_length", "frozen", "pong",
+        "kl_parts", "gait", "step_length", "frozen", "pong", "breakout_frames",
     )
 )  # fmt: skip
 SUITE = TUNING.parent / "mujoco" / "runs.csv"
@@ -123,6 +123,29 @@ def pong(results: Path = PONG) -> str:
         cells = [f"{float(of_runs[x]):.1f}" for x in choices]
         lines.append(f"| {int(steps):,} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def frames(results: Path = FRAMES) -> str:
+    """Return score and mutual information at a few points of Breakout, one row for each setting.
+
+    The points are steps that rows of all settings have, as far as they went.
+    """
+    rows = list(existing(results))
+    points = (16384, 32768, 65536, 98304, 180224, 327680, 655360)
+    heads = " | ".join(f"{x:,}" for x in points)
+    lines = [f"| settings | {heads} |", "| --- |" + " --- |" * len(points)]
+    for settings in dict.fromkeys(row["settings"] for row in rows):
+        of_steps = {int(row["steps"]): row for row in rows if row["settings"] == settings}
+        cells = [_score_and_information(of_steps.get(x)) for x in points]
+        lines.append(f"| {_shown(settings)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _score_and_information(row: dict[str, str] | None) -> str:
+    if row is None:
+        return "–"
+    information = row["mutual_information"]
+    return f"{float(row['score']):.1f}" + (f" ({float(information):.3f})" if information else "")
 
 
 def early_150k() -> str:
@@ -251,6 +274,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "step length": step_length,
     "frozen": frozen,
     "pong": pong,
+    "frames": frames,
     "kl parts": kl_parts,
     "gait": gait,
 }
