@@ -22,6 +22,7 @@ PLAIN = (
     "n_critic_updates=1",
     "critic_batch_size=null",
     "kfac_kwargs.weight_sharing=reduce",
+    "policy_kwargs.features_extractor_kwargs={}",
 )
 # The paper's batch, 20 steps of 16 environments, with nothing spared; the same with curvature of an
 # eighth of the batch and inverses made anew at every tenth update, as the released code does; and the
