@@ -5,18 +5,19 @@ On a shared trunk with a Gauss-Newton critic the same steps move the critic.
 
 from __future__ import annotations
 
-import math
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from acktr import distributed
+from acktr.kfac import KFAC
 from acktr.kfac.exact import mean_kl
 from acktr.kl import adapt_scale, check_own_loss, measure_or_restore, rescale_step
 from acktr.policies import Model
 from acktr.rollout import RolloutBatch
-from acktr.update import take_step
+from acktr.update import Undo, check_losses, take_step
 
 if TYPE_CHECKING:
     from acktr.algorithm import ACKTR
@@ -25,12 +26,14 @@ if TYPE_CHECKING:
 class ActorStep(NamedTuple):
     """What one natural-gradient step leaves behind.
 
-    :param losses: by the last part of their key in the log, 0-dim tensors
+    :param loss: before the step, 0-dim tensor
+    :param losses: its parts by the last part of their key in the log, 0-dim tensors
     :param part: the samples whose curvature was taken
     :param old: the model's distributions there before the step
     :param log_prob: of the whole batch's actions before the step, ``(B,)``
     """
 
+    loss: Tensor
     losses: dict[str, Tensor]
     part: RolloutBatch
     old: list[Any]
@@ -54,23 +57,23 @@ def update_actor(model: ACKTR, batch: RolloutBatch, target_kl: float) -> tuple[d
     # The tiny floor: a linear schedule ends at a radius of 0, which is no trust region.
     group["target_kl"] = max(target_kl * model.kl_scale / model.n_actor_updates, 1e-12)
     before = [p.detach().clone() for p in group["params"]]
-    first = last = natural_step(model, batch)
-    steps = [model.kfac.last_step[0]]
+    undo = Undo(model.kfac) if model.defer_checks else None
+    first = last = model.run("actor", partial(natural_step, model), batch, None)
+    rooms, losses = [_room(model.kfac)], [first.loss.clone()]
     for _ in range(1, model.n_actor_updates):
-        last = natural_step(model, batch, first)
-        steps.append(model.kfac.last_step[0])
+        last = model.run("actor", partial(natural_step, model), batch, first.log_prob)
+        rooms.append(_room(model.kfac))
+        losses.append(last.loss.clone())
+    if undo is not None:
+        check_losses(losses, undo, model.num_timesteps)
 
     def measure() -> float:
         with torch.no_grad():
-            try:
-                kl = mean_kl(first.old, model._distributions(first.part))
-            except ValueError:  # torch's distributions refuse NaN
-                kl = torch.full((), math.nan, device=model.device)
+            kl = mean_kl(first.old, model._distributions(first.part))
         return distributed.mean(kl).item()
 
     kl = measure_or_restore(measure, group["params"], before)
     if model.kl_feedback and target_kl > 0:
-        rooms = [step.max_scale / step.step_scale.clamp_min(1e-12) for step in steps]
         room = torch.stack(rooms).min().item()
         model.kl_scale = adapt_scale(model.kl_scale, kl, target_kl, room)
         kl, rescales = rescale_step(group["params"], before, measure, kl, target_kl, room)
@@ -78,16 +81,23 @@ def update_actor(model: ACKTR, batch: RolloutBatch, target_kl: float) -> tuple[d
     return last.losses, kl
 
 
-def natural_step(model: ACKTR, batch: RolloutBatch, first: ActorStep | None = None) -> ActorStep:
+def _room(kfac: KFAC) -> Tensor:
+    """How much longer the last step could have been before it met eta_max, 0-dim tensor."""
+    info = kfac.last_step[0]
+    return info.max_scale / info.step_scale.clamp_min(1e-12)
+
+
+def natural_step(model: ACKTR, batch: RolloutBatch, old_log_prob: Tensor | None = None) -> ActorStep:
     """Make one natural-gradient step.
 
-    :param first: the first step on this batch; ``None`` for that one itself
+    :param old_log_prob: of the policy that collected the batch, ``(B,)``; ``None`` if that is the policy
+        of now
     :raises DivergenceError: the loss is not finite; the step is not taken
     """
     with model._capture(model.kfac):
         seen = evaluated = model._model(batch)
-    loss, losses = actor_loss(model, evaluated, batch, None if first is None else first.log_prob)
-    check_own_loss(loss, model.num_timesteps)
+    loss, losses = actor_loss(model, evaluated, batch, old_log_prob)
+    check_own_loss(loss, model)
     part = batch
     if model._samples_statistics(model.kfac):
         part = batch.sample(model.sub_sampling_factor)
@@ -100,8 +110,9 @@ def natural_step(model: ACKTR, batch: RolloutBatch, first: ActorStep | None = No
     take_step(model, loss, model.kfac)
     log_prob = evaluated.log_prob.detach()
     if model.kfac.wants_reduction:
-        report_reduction(model, evaluated, batch, log_prob if first is None else first.log_prob)
-    return ActorStep(losses, part, seen.distributions, log_prob)
+        report_reduction(model, evaluated, batch, log_prob if old_log_prob is None else old_log_prob)
+    losses = {name: part_of_it.detach() for name, part_of_it in losses.items()}
+    return ActorStep(loss.detach(), losses, part, seen.distributions, log_prob)
 
 
 @torch.no_grad()
@@ -111,11 +122,8 @@ def report_reduction(model: ACKTR, before: Model, batch: RolloutBatch, old_log_p
     :param before: the model on the batch, before the step
     :param old_log_prob: of the policy that collected the batch, ``(B,)``: both losses have its ratios
     """
-    try:
-        after = model._model(batch)
-    except ValueError:  # torch's distributions refuse NaN
-        after = before._replace(log_prob=torch.full_like(old_log_prob, math.nan))
-    losses = [actor_loss(model, of, batch, old_log_prob)[0] for of in (before, after)]
+    both = (before, model._model(batch))
+    losses = [actor_loss(model, of, batch, old_log_prob)[0] for of in both]
     model.kfac.report_reduction(losses[0] - losses[1])
 
 

@@ -6,6 +6,7 @@ batch for the actor, inside a KL trust region, and one or more for the critic.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, cast
 
@@ -17,7 +18,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Normal
 
 from acktr import distributed
@@ -26,17 +27,12 @@ from acktr.advantages import normalize_advantages, set_discount
 from acktr.checkpoint.algorithm_file import SafeAlgorithm
 from acktr.critic import update_critic
 from acktr.images import standardize_images
-from acktr.kfac import KFAC
+from acktr.kfac import KFAC, Graphs
 from acktr.kl import as_list
 from acktr.metrics import record_update
-from acktr.options import as_discount, as_schedule, check_arguments, check_joint_critic
-from acktr.policies import (
-    CnnPolicy,
-    MlpPolicy,
-    Model,
-    MultiInputPolicy,
-    actor_and_critic_parameters,
-)
+from acktr.optimizers import build_optimizers
+from acktr.options import as_discount, as_schedule, check_arguments
+from acktr.policies import CnnPolicy, MlpPolicy, Model, MultiInputPolicy, without_validation
 from acktr.precision import available_precision, run_trunk_in_bfloat16
 from acktr.rollout import RolloutBatch, RolloutStorage, collect_rollout
 from acktr.value_scale import normalize_value, sigma, update_scale
@@ -74,6 +70,8 @@ class ACKTR(SafeAlgorithm):
         each update: the exact Fisher where there is one, else K-FAC's statistics and measured KL
     :param precision: ``"fp32"`` or ``"bf16"``: trunks under autocast and K-FAC's statistics in bfloat16,
         where the hardware has it (see :mod:`acktr.precision`); heads, losses and inverses stay in fp32
+    :param cuda_graphs: let a CUDA device repeat the updates by itself (see :mod:`acktr.kfac.graphs`);
+        elsewhere training goes on without, after a warning
     :param momentum: of the natural gradient
     :param weight_decay: decoupled
     :param critic_norm: ``"gauss-newton"`` (K-FAC) or ``"euclidean"`` (first order: Adam)
@@ -130,6 +128,7 @@ class ACKTR(SafeAlgorithm):
         cg_iterations: int = 0,
         sub_sampling_factor: int = 1,
         precision: str = "fp32",
+        cuda_graphs: bool = False,
         momentum: float = 0.0,
         weight_decay: float = 0.0,
         critic_norm: str = "gauss-newton",
@@ -187,6 +186,7 @@ class ACKTR(SafeAlgorithm):
         self.cg_iterations = cg_iterations
         self.sub_sampling_factor = sub_sampling_factor
         self.precision = precision
+        self.cuda_graphs = cuda_graphs
         self.momentum = momentum
         self.weight_decay = weight_decay
         self.critic_norm = critic_norm
@@ -205,6 +205,9 @@ class ACKTR(SafeAlgorithm):
         self.kl_scale = 1.0  # what the feedback multiplies target_kl with
         self.kl_rescales = 0  # steps rescaled since the start
         self._shared_moments: distributed.SharedMoments | None = None
+        self.shared = False  # whether actor and critic have parameters in common
+        self.defer_checks = False  # whether a look at a value would wait for the device
+        self._graphs: dict[str, Graphs] = {}  # of the actor and of the critic, if they are asked for
         self.bellman_std = 1.0  # running sigma of the critic when critic_std is "adaptive"
         if _init_setup_model:
             self._setup_model()
@@ -228,33 +231,8 @@ class ACKTR(SafeAlgorithm):
         if self.used_precision == "bf16":
             run_trunk_in_bfloat16(self.policy)
         distributed.share_parameters(self.policy)
-        actor, critic = actor_and_critic_parameters(self.policy)
-        trunk = set(actor) & set(critic)
-        self.shared = bool(trunk)
-        gauss_newton = self.critic_norm == "gauss-newton"
-        if self.shared and gauss_newton:
-            check_joint_critic(self.n_critic_updates, self.critic_batch_size)
-            actor, critic = actor + [p for p in critic if p not in trunk], []
-        self.policy.optimizer = self._kfac(
-            actor,
-            {"cg_iterations": self.cg_iterations},
-            damping=self.damping,
-            momentum=self.momentum,
-            lr=self.lr_schedule(1.0),
-        )
-        if not critic:
-            self._set_critic_optimizer(None)
-        elif gauss_newton:
-            self._set_critic_optimizer(
-                self._kfac(
-                    critic,
-                    self.critic_kfac_kwargs,
-                    damping=self.critic_damping,
-                    lr=self.critic_lr_schedule(1.0),
-                )
-            )
-        else:
-            self._set_critic_optimizer(torch.optim.Adam(critic, lr=self.critic_lr_schedule(1.0)))
+        self.defer_checks = self.device.type != "cpu"
+        build_optimizers(self)
 
     @property
     def kfac(self) -> KFAC:
@@ -270,21 +248,13 @@ class ACKTR(SafeAlgorithm):
         # It lives beside `optimizer` on the policy: on `self`, save() would pickle it.
         self.policy.__dict__["critic_optimizer"] = optimizer
 
-    def _kfac(self, params: list[nn.Parameter], own_kwargs: dict[str, Any], **group: Any) -> KFAC:
-        own: dict[str, Any] = {"weight_decay": self.weight_decay}
-        if self.used_precision == "bf16":
-            own["statistics_dtype"] = torch.bfloat16
-        own["process_group"] = distributed.group()
-        kwargs = {**own, "target_kl": None, **self.kfac_kwargs, **own_kwargs}
-        return KFAC(self.policy, param_groups=[{"params": params, **group}], **kwargs)
-
     def set_random_seed(self, seed: int | None = None) -> None:
         """Seed everything random; each rank draws other actions in other episodes."""
         n_envs = 1 if self.env is None else self.env.num_envs
         super().set_random_seed(None if seed is None else distributed.own_seed(seed, n_envs))
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_shared_moments"]
+        return [*super()._excluded_save_params(), "_shared_moments", "_graphs"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         names = ["policy", "policy.optimizer"]
@@ -337,6 +307,17 @@ class ACKTR(SafeAlgorithm):
             distributed.check_same(self.policy.parameters())
         record_update(self, batch, {**losses, **actor_losses}, kl, target_kl)
 
+    def run(self, name: str, work: Callable[..., Any], *inputs: Any) -> Any:
+        """Make one step of the actor or the critic, as a CUDA graph if there is to be one.
+
+        :param name: ``"actor"`` or ``"critic"``
+        :param work: makes it
+        :param inputs: what of it changes from one step to the next
+        :return: what ``work`` returns, valid until the next such step
+        """
+        graphs = self._graphs.get(name)
+        return work(*inputs) if graphs is None else graphs(name, work, *inputs)
+
     def _capture(self, kfac: KFAC) -> AbstractContextManager[None]:
         """Record a pass of the whole batch, unless curvature is taken of a part of it."""
         return nullcontext() if self._samples_statistics(kfac) else kfac.capture()
@@ -347,6 +328,7 @@ class ACKTR(SafeAlgorithm):
     def _samples_fisher(self, kfac: KFAC) -> bool:
         return self.sub_sampling_factor > 1 and kfac.needs_exact_fisher
 
+    @without_validation()
     def _model(self, batch: RolloutBatch) -> Model:
         """Evaluate the actor on a batch, and the critic if it shares the trunk."""
         obs: Any = batch.observations
@@ -364,6 +346,7 @@ class ACKTR(SafeAlgorithm):
         distributions.append(self._value_distribution(values))
         return Model(distributions, log_prob, entropy, values)
 
+    @without_validation()
     def _distributions(self, batch: RolloutBatch) -> list[Any]:
         """The distributions of :meth:`_model` alone."""
         if self.shared:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.distributions import Distribution, Normal
 
 from acktr.kfac import KFAC
 from acktr.kfac.exact import detached, mean_kl
 from acktr.kl import check_own_loss
 from acktr.rollout import RolloutBatch
-from acktr.update import take_step
+from acktr.update import Undo, check_losses, take_step
 
 if TYPE_CHECKING:
     from acktr.algorithm import ACKTR
@@ -28,21 +30,29 @@ def update_critic(model: ACKTR, batch: RolloutBatch) -> Tensor:
     :return: the loss before the last update, 0-dim tensor
     :raises DivergenceError: the loss is not finite; its step is not taken
     """
+    optimizer = model.critic_optimizer
+    assert optimizer is not None
+    undo = Undo(optimizer) if model.defer_checks else None
     with torch.no_grad():
         policy = model._model(batch).distributions[:-1] if model.shared else []
+    losses = []
     for chosen, part in batch.minibatches(model.critic_batch_size, model.n_critic_updates):
-        if isinstance(model.critic_optimizer, KFAC):
-            loss = _step_natural(model, model.critic_optimizer, part)
+        if isinstance(optimizer, KFAC):
+            loss = model.run("critic", partial(_step_natural, model, optimizer), part)
         else:
-            loss = _step_euclidean(model, part, [detached(d, chosen) for d in policy])
-    return loss
+            held = [_parameters(detached(d, chosen)) for d in policy]
+            loss = model.run("critic", partial(_step_euclidean, model, optimizer), part, held)
+        losses.append(loss.clone())
+    if undo is not None:
+        check_losses(losses, undo, model.num_timesteps)
+    return losses[-1]
 
 
 def _step_natural(model: ACKTR, optimizer: KFAC, batch: RolloutBatch) -> Tensor:
     with model._capture(optimizer):
         values = model._values(batch)
     loss = model._value_loss(values, batch)
-    check_own_loss(loss, model.num_timesteps)
+    check_own_loss(loss, model)
     seen = values
     if model._samples_statistics(optimizer):
         with optimizer.capture():
@@ -55,19 +65,29 @@ def _step_natural(model: ACKTR, optimizer: KFAC, batch: RolloutBatch) -> Tensor:
     if optimizer.wants_reduction:
         with torch.no_grad():
             optimizer.report_reduction(loss - model._value_loss(model._values(batch), batch))
-    return loss
+    return loss.detach()
 
 
-def _step_euclidean(model: ACKTR, batch: RolloutBatch, policy: list[Any]) -> Tensor:
-    optimizer = model.critic_optimizer
-    assert optimizer is not None
+def _step_euclidean(
+    model: ACKTR,
+    optimizer: torch.optim.Optimizer,
+    batch: RolloutBatch,
+    policy: list[tuple[type[Distribution], dict[str, Any]]],
+) -> Tensor:
     held: Tensor | float = 0.0
     if model.shared:
         joint = model._model(batch)
         assert joint.values is not None
-        values, held = joint.values, mean_kl(policy, joint.distributions[:-1])
+        old = [kind(**parameters, validate_args=False) for kind, parameters in policy]
+        values, held = joint.values, mean_kl(old, joint.distributions[:-1])
     else:
         values = model._values(batch)
     loss = model._value_loss(values, batch)
     take_step(model, loss + held, optimizer)
-    return loss
+    return loss.detach()
+
+
+def _parameters(distribution: Distribution) -> tuple[type[Distribution], dict[str, Any]]:
+    """Take one of SB3's distributions apart, into tensors that a CUDA graph can be given."""
+    names = ("loc", "scale") if isinstance(distribution, Normal) else ("logits",)
+    return type(distribution), {name: getattr(distribution, name) for name in names}

@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from acktr import distributed
 from acktr.errors import DivergenceError
+
+if TYPE_CHECKING:
+    from acktr.algorithm import ACKTR
 
 KL_TOLERANCE = 1.5  # a step is rescaled if its measured KL is off by more than this factor
 MAX_RESCALES = 2  # of one step
@@ -43,13 +46,14 @@ def check_loss(loss: Tensor, num_timesteps: int) -> None:
         )
 
 
-def check_own_loss(loss: Tensor, num_timesteps: int) -> None:
+def check_own_loss(loss: Tensor, model: ACKTR) -> None:
     """:func:`check_loss` before statistics are drawn, where no other rank must hear of it first.
 
-    Several ranks average losses and statistics in one message, and check before they use either.
+    Several ranks average losses and statistics in one message, and check before they use either. On an
+    accelerator a look would wait for it: there all losses are looked at after the steps.
     """
-    if distributed.size() == 1:
-        check_loss(loss, num_timesteps)
+    if distributed.size() == 1 and not model.defer_checks:
+        check_loss(loss, model.num_timesteps)
 
 
 @torch.no_grad()

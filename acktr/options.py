@@ -85,6 +85,7 @@ _AT_LEAST: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "critic_trust_region": (lambda x: x is None or x > 0, "must be positive, or None"),
     "precision": (lambda x: x in PRECISIONS, f"must be one of {', '.join(PRECISIONS)}"),
+    "cuda_graphs": (lambda x: isinstance(x, bool), "must be True or False"),
     "ent_coef": (lambda x: x >= 0, "must be 0 or more"),
     "normalize_advantage": (
         lambda x: isinstance(x, bool) or x == "running",
@@ -145,4 +146,17 @@ def check_joint_critic(n_critic_updates: int, critic_batch_size: int | None) -> 
             "n_critic_updates > 1 and critic_batch_size need a critic that learns by itself: a "
             "Gauss-Newton critic on a shared trunk learns with the actor. Pass critic_norm='euclidean' "
             "or policy_kwargs=dict(share_features_extractor=False)."
+        )
+
+
+def check_graphs(critic_std: float | str, normalize_value_targets: bool) -> None:
+    """Check that the critic's scale is a number that stays: a CUDA graph knows it as one.
+
+    :raises ConfigurationError: it follows the returns
+    """
+    if critic_std == "adaptive" or normalize_value_targets:
+        name = "critic_std='adaptive'" if critic_std == "adaptive" else "normalize_value_targets=True"
+        raise ConfigurationError(
+            f"cuda_graphs=True does not go with {name}, which changes the critic's scale from update to "
+            "update: leave one of them out."
         )

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributions
 from gymnasium import spaces
 from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import (
@@ -32,6 +35,21 @@ class Model(NamedTuple):
     log_prob: Tensor
     entropy: Tensor | None
     values: Tensor | None
+
+
+@contextmanager
+def without_validation() -> Iterator[None]:
+    """Build torch's distributions without a look at their parameters: losses and KL are looked at.
+
+    A look at each is dear on a CPU, makes the host wait for an accelerator, and cannot be recorded.
+    """
+    default = torch.distributions.Distribution
+    before = default._validate_args
+    default.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        default.set_default_validate_args(before)
 
 
 class _ImageNetwork(BaseFeaturesExtractor):

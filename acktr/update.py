@@ -14,11 +14,16 @@ from acktr.kl import check_loss
 if TYPE_CHECKING:
     from acktr.algorithm import ACKTR
 
+_LEAST_BOUND = 1e-12  # nats: a loss of 0 leaves nothing to bound
+
 
 def take_step(
     model: ACKTR, loss: Tensor, optimizer: torch.optim.Optimizer, relative_bound: float | None = None
 ) -> None:
     """Step on a loss that is finite on all ranks.
+
+    On an accelerator nothing is looked at here: whoever makes the update checks its losses when it is
+    done, and has :class:`Undo` for it.
 
     :param loss: 0-dim tensor with its graph
     :param optimizer: of the parameters to move
@@ -30,7 +35,49 @@ def take_step(
     again = isinstance(optimizer, KFAC) and optimizer.needs_exact_fisher
     loss.backward(retain_graph=again and model.sub_sampling_factor == 1)
     of_all = distributed.mean_gradients(optimizer, loss)
-    check_loss(of_all, model.num_timesteps)
+    if not model.defer_checks:
+        check_loss(of_all, model.num_timesteps)
     if relative_bound is not None:
-        optimizer.param_groups[0]["target_kl"] = max(relative_bound * of_all.item(), 1e-12)
+        bound = relative_bound * (of_all if model.defer_checks else of_all.item())
+        least = bound.clamp_min(_LEAST_BOUND) if isinstance(bound, Tensor) else max(bound, _LEAST_BOUND)
+        optimizer.param_groups[0]["target_kl"] = least
     optimizer.step()
+
+
+class Undo:
+    """What an optimiser moves, as it was, so that an update can be taken back.
+
+    :param optimizer: whose parameters and their state are copied
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self._optimizer = optimizer
+        self._params = [p for group in optimizer.param_groups for p in group["params"]]
+        self._before = [x.detach().clone() for x in self._tensors()]
+
+    def _tensors(self) -> list[Tensor]:
+        state = [x for p in self._params for x in self._optimizer.state.get(p, {}).values()]
+        return [*self._params, *(x for x in state if isinstance(x, Tensor))]
+
+    @torch.no_grad()
+    def __call__(self) -> None:
+        """Put everything back."""
+        places = self._tensors()
+        for place, value in zip(places, self._before, strict=False):  # parameters come first
+            place.copy_(value)
+        if len(places) > len(self._before):
+            self._optimizer.state.clear()  # there was none yet
+
+
+def check_losses(losses: list[Tensor], undo: Undo, num_timesteps: int) -> None:
+    """Look at the losses of an update, after all its steps.
+
+    :param losses: 0-dim tensors
+    :param undo: takes the steps back
+    :param num_timesteps: environment steps so far, for the message
+    :raises DivergenceError: one is not finite; nothing of the update is left
+    """
+    total = torch.stack(losses).sum()
+    if not total.isfinite():
+        undo()
+        check_loss(total, num_timesteps)

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import gymnasium as gym
 import pytest
+import torch
 
 from acktr import ACKTR
 from acktr.cli import _COMMANDS
 from acktr.kfac import layers
 from acktr.presets.schema import setting_names
+from tests.recording import RecordingEngine
 
 ROOT = Path(__file__).parents[1]
 # Blocks of one page run one after another, as a reader would type them.
@@ -46,6 +48,8 @@ def test_the_python_of_a_page_runs(page, tmp_path, monkeypatch):
         pytest.importorskip("mujoco")
     if "tensorboard_log" in read(page):
         pytest.importorskip("tensorboard")
+    if not torch.cuda.is_available():
+        monkeypatch.setattr("acktr.kfac.graphs.CudaEngine", RecordingEngine)
     importlib.import_module("ale_py")  # registers its games once, and they must stay
     known = set(gym.registry)
     blocks = BLOCK.findall(read(page))

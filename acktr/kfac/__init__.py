@@ -1,5 +1,6 @@
 """K-FAC for PyTorch: the natural gradient of any module, inside a KL trust region."""
 
+from acktr.kfac.graphs import Graphs
 from acktr.kfac.layers import (
     ConvolutionLayer,
     DiagonalLayer,
@@ -14,6 +15,7 @@ __all__ = [
     "KFAC",
     "ConvolutionLayer",
     "DiagonalLayer",
+    "Graphs",
     "KroneckerLayer",
     "NormalizationLayer",
     "StepInfo",

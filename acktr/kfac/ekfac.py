@@ -155,7 +155,6 @@ class EigenvalueCorrectedBlock(KroneckerBlock):
         """``Q_S [(Q_S' G Q_A) / (M + lambda)] Q_A'``; without damping, what no sample moves stays."""
         if not self.has_inverse:
             return super().precondition(grads, damping)
-        self.inverse.age += 1
         moments = self.moments
         # The eigenvectors are right to rounding, and M, which is of second order, to its square.
         rounding = (torch.finfo(moments.dtype).eps * max(moments.shape)) ** 2 * moments.max()

@@ -84,7 +84,7 @@ class Gram(NamedTuple):
                 average[..., d, d].mul_(keep).add_(m * scale)
             else:  # there may be anything in it
                 torch.mul(rows.sum(-2), scale, out=column)
-                average[..., d, d] = m * scale
+                average[..., d, d].fill_(m * scale)  # a number that is assigned travels to the device
             average[..., d, :d] = column
         return average
 

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from acktr.kfac.factors import multiply_left, multiply_right, pad_last
+from acktr.kfac.trust_region import scalar
 
 
 class Pair(NamedTuple):
@@ -70,12 +71,12 @@ def damping_shifts(pairs: Sequence[Pair], dampings: Sequence[float | Tensor]) ->
     tiny = torch.finfo(A.dtype).tiny
     # A factor that is all zero gives pi = 0 or inf: such a block has no balance to keep.
     pi = (A.clamp_min(tiny) / S.clamp_min(tiny)).sqrt().clamp(1e-6, 1e6)
-    if any(isinstance(x, Tensor) for x in dampings):
-        spread = [torch.as_tensor(x).to(A).expand(n) for x, n in zip(dampings, counts, strict=True)]
+    first = dampings[0]
+    if not isinstance(first, Tensor) and all(x is first for x in dampings):
+        root = A.new_full((len(A),), first).sqrt()
+    else:  # a list of numbers would be copied to the device, and waited for
+        spread = [scalar(x, A).expand(n) for x, n in zip(dampings, counts, strict=True)]
         root = torch.cat(spread).sqrt()
-    else:
-        each = [x for x, n in zip(dampings, counts, strict=True) for _ in range(n)]
-        root = A.new_tensor(each).sqrt()
     parts = zip((pi * root).split(counts), (root / pi).split(counts), strict=True)
     return [shift for both in parts for shift in both]
 
@@ -122,9 +123,11 @@ def _invert(matrices: Tensor, defer: bool) -> tuple[Tensor, Tensor | None]:
         if math.isfinite(inverses.diagonal(dim1=-2, dim2=-1).sum().item()):
             return inverses, None
     else:
-        # Three times slower; but cholesky_inverse looks at the root from the host, and raises.
+        # cholesky_inverse looks at the root from the host, and raises; cholesky_solve of a batch cannot
+        # be recorded in a CUDA graph.
         eye = torch.eye(roots.shape[-1], dtype=roots.dtype, device=roots.device)
-        inverses = torch.cholesky_solve(eye.expand_as(roots), roots)
+        inverse_roots = torch.linalg.solve_triangular(roots, eye.expand_as(roots), upper=False)
+        inverses = inverse_roots.mT @ inverse_roots
     return inverses, (info == 0) & inverses.diagonal(dim1=-2, dim2=-1).sum(-1).isfinite()
 
 

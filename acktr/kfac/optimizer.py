@@ -35,7 +35,7 @@ from acktr.kfac.plan import apply_steps, natural_gradient, plan_steps, within_tr
 from acktr.kfac.reducer import Reducer
 from acktr.kfac.refresh import COUNTERS
 from acktr.kfac.schedule import InverseSchedule
-from acktr.kfac.trust_region import NO_LENGTHS, StepInfo
+from acktr.kfac.trust_region import StepInfo
 from acktr.kfac.validation import block_options, check_blocks, check_group, check_options, check_ready
 
 
@@ -147,7 +147,7 @@ class KFAC(Optimizer):
             "damping": damping,
             "target_kl": target_kl,
             "length_floor": length_floor,
-            "lengths": NO_LENGTHS,
+            "lengths": torch.zeros(2),
             "momentum": momentum,
             "weight_decay": weight_decay,
             "cold_start": cold_start,
@@ -168,6 +168,7 @@ class KFAC(Optimizer):
         check_group({**self.defaults, **param_group}, self.defaults)
         super().add_param_group(param_group)
         params = self.param_groups[-1]["params"]
+        self.param_groups[-1]["lengths"] = torch.zeros(2).to(next(iter(params), torch.zeros(0)))
         owned = [p for group in self.param_groups[:-1] for p in group["params"]]
         try:
             blocks = build_blocks(self.module, params, owned, self.block_options)
@@ -369,6 +370,9 @@ class KFAC(Optimizer):
         super().load_state_dict(state_dict)
         for group, before in zip(self.param_groups, own, strict=True):
             group.update({**before, **group})  # an older state does not say all that there is to set
+            group["lengths"] = group["lengths"].to(before["lengths"])
+        for of_param in self.state.values():  # in memory of its own, which steps write into
+            of_param.update({k: x.clone() if isinstance(x, Tensor) else x for k, x in of_param.items()})
         for block in self._all_blocks():
             block.load_state_dict(state_dict["curvature"][block.name])
         waiting = state_dict.get("waiting_inverses", [{}] * len(self._schedules))

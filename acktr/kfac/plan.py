@@ -20,7 +20,7 @@ from acktr.kfac.exact import (
     split_by_block,
 )
 from acktr.kfac.scaling import Candidate, best_mix
-from acktr.kfac.trust_region import StepInfo, largest_scale, trust_region, with_length
+from acktr.kfac.trust_region import StepInfo, add_length, largest_scale, trust_region
 
 
 class Plan(NamedTuple):
@@ -146,7 +146,7 @@ def within_trust_region(
     info = trust_region(total, largest_scale(group, total), group["target_kl"])
     finite = steps_are_finite(plans) & total.isfinite()
     if plans and group["length_floor"]:
-        group["lengths"] = with_length(group["lengths"], total, finite)
+        add_length(group["lengths"], total, finite)
     scale, predicted_kl = (torch.where(finite, value, 0.0) for value in info[:2])
     residual = natural.solution.residual if natural.solution else None
     return StepInfo(scale, predicted_kl, info.max_scale, residual), finite
@@ -174,7 +174,8 @@ def apply_steps(
                 kept = torch.where(finite, velocity, state[p].get("momentum_buffer", 0.0))
             p.addcmul_(step, scale.to(step), value=-1.0)
             if keep and p.grad is not None:
-                state[p]["momentum_buffer"] = kept
+                # Memory of its own, always the same: a CUDA graph reads and writes where it once did.
+                state[p].setdefault("momentum_buffer", torch.empty_like(p)).copy_(kept)
 
 
 def quadratic(plans: Sequence[Plan], natural: NaturalGradient, moved: bool) -> Tensor:

@@ -37,7 +37,7 @@ class SafeInverse:
         self.form = INVERSES[kind]
         self.tensors: list[Tensor] = []
         self.boost: Tensor | None = None  # damping multiplier after failures, accelerators only
-        self.age = 0  # how often the tensors were used since they were made
+        self.age = 0  # steps since the tensors were made
         # How often statistics had been taken when it was made, and the damping.
         self.source: tuple[int, float] | None = None
 
@@ -45,7 +45,6 @@ class SafeInverse:
         """Precondition a gradient matrix; zero before the first good inverse."""
         if not self.tensors:
             return torch.zeros_like(gradient)
-        self.age += 1
         rows, columns = gradient.shape[-2:]
         return self.form.apply(self.tensors, gradient)[..., :rows, :columns]
 
@@ -206,8 +205,18 @@ def _take_deferred(
         counters["kept_inverses"] += 1
         return
     old = inverse.tensors or [torch.zeros_like(x) for x in tensors]
-    inverse.tensors = [torch.where(ok, x, y) for x, y in zip(tensors, old, strict=True)]
+    new = [torch.where(ok, x, y) for x, y in zip(tensors, old, strict=True)]
+    # EKFAC's moments belong to the basis of their time, which they hold on to.
+    inverse.tensors = new if inverse.kind == "ekfac" else write(old, new)
     inverse.age = 0
     counters["kept_inverses"] += ok.logical_not()
     # Up tenfold after a failure, down again tenfold after a success, never below 1.
-    inverse.boost = torch.where(ok, boost / 10.0, boost * 10.0).clamp(1.0, 10.0**MAX_ESCALATIONS)
+    adapted = torch.where(ok, boost / 10.0, boost * 10.0).clamp(1.0, 10.0**MAX_ESCALATIONS)
+    (inverse.boost,) = write([boost], [adapted])
+
+
+def write(places: Sequence[Tensor], values: Sequence[Tensor]) -> list[Tensor]:
+    """Write values where others were: what a CUDA graph has seen must stay where it is."""
+    for place, value in zip(places, values, strict=True):
+        place.copy_(value)
+    return list(places)

@@ -73,24 +73,42 @@ class InverseSchedule:
         :param comm: the processes that share the work
         """
         self._comm = comm
+        if self.kind == "background" and step % self.period == 0:
+            self._publish(counters, defer)
+        now, later = self.due(blocks, step, statistics, damping)
+        self._start(later, damping, _source(statistics, damping), defer)
+        refresh([b.inverse for b in now], [b.pair for b in now], damping, counters, defer, comm)
+        self.count(blocks, now, statistics, damping)
+
+    def due(
+        self, blocks: Sequence[Block], step: int, statistics: int, damping: float | Tensor
+    ) -> tuple[list[KroneckerBlock], list[KroneckerBlock]]:
+        """Return the blocks that get an inverse before a step, and those whose inverse is begun."""
         invertible = [b for b in blocks if isinstance(b, KroneckerBlock)]
         on_time = step % self.period == 0
-        if self.kind == "background" and on_time:
-            self._publish(counters, defer)
         now = [b for b in invertible if not b.has_inverse]
-        # A damping on the device cannot be compared without a look at it.
-        source = None if isinstance(damping, Tensor) else (statistics, damping)
+        source = _source(statistics, damping)
         due = [b for b in invertible if b.has_inverse and (not source or b.inverse.source != source)]
         if self.kind == "staggered":
             turn = self._turns(invertible)[step % self.period]
-            now += [b for b in due if b in turn]
-        elif self.kind == "together" and on_time:
-            now += due
-        elif on_time:
-            self._start(due, damping, source, defer)
-        refresh([b.inverse for b in now], [b.pair for b in now], damping, counters, defer, comm)
-        for block in now:
-            block.inverse.source = source
+            return now + [b for b in due if b in turn], []
+        if not on_time:
+            return now, []
+        return (now, due) if self.kind == "background" else (now + due, [])
+
+    @staticmethod
+    def count(
+        blocks: Sequence[Block],
+        renewed: Sequence[KroneckerBlock],
+        statistics: int,
+        damping: float | Tensor,
+    ) -> None:
+        """Note of which statistics new inverses are, and that all of them serve one step more."""
+        for block in renewed:
+            block.inverse.source = _source(statistics, damping)
+        for served in blocks:
+            if isinstance(served, KroneckerBlock):
+                served.inverse.age += 1
 
     def _turns(self, blocks: Sequence[KroneckerBlock]) -> list[list[KroneckerBlock]]:
         """Deal blocks out to the steps of a period, the dearest first, each to the cheapest step."""
@@ -174,6 +192,11 @@ class InverseSchedule:
         if state["_job"] is not None:
             blocks, pairs, damping, source, found = state["_job"]
             self._job = _Job(blocks, pairs, damping, source, _done(found))
+
+
+def _source(statistics: int, damping: float | Tensor) -> tuple[int, float] | None:
+    # A damping on the device cannot be compared without a look at it.
+    return None if isinstance(damping, Tensor) else (statistics, damping)
 
 
 def _cost(block: KroneckerBlock) -> int:

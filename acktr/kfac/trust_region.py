@@ -17,7 +17,6 @@ far, in ``L = sqrt(D' F D)``, get the scale of one of just that length, and thei
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -41,7 +40,9 @@ class StepInfo(NamedTuple):
     cg_residual: Tensor | None = None
 
 
-def trust_region(quadratic: Tensor, max_scale: float | Tensor, target_kl: float | None) -> StepInfo:
+def trust_region(
+    quadratic: Tensor, max_scale: float | Tensor, target_kl: float | Tensor | None
+) -> StepInfo:
     """Scale a step so that its predicted KL stays within the bound.
 
     :param quadratic: ``D' F D`` of the unscaled step, 0-dim tensor
@@ -49,7 +50,7 @@ def trust_region(quadratic: Tensor, max_scale: float | Tensor, target_kl: float 
     :param target_kl: delta in nats; ``None`` for no bound
     """
     quadratic = quadratic.clamp_min(0.0)
-    max_scale = torch.as_tensor(max_scale, dtype=quadratic.dtype, device=quadratic.device)
+    max_scale = scalar(max_scale, quadratic)
     scale = max_scale
     if target_kl is not None:
         # A step without curvature has no bound of its own: sqrt(2 delta / 0) = inf, and eta_max rules.
@@ -57,7 +58,9 @@ def trust_region(quadratic: Tensor, max_scale: float | Tensor, target_kl: float 
     return StepInfo(scale, 0.5 * scale.square() * quadratic, max_scale)
 
 
-NO_LENGTHS = torch.zeros(2)
+def scalar(value: float | Tensor, like: Tensor) -> Tensor:
+    """Return a number as a 0-dim tensor with the type and device of another, without waiting for it."""
+    return value.to(like) if isinstance(value, Tensor) else like.new_full((), value)
 
 
 def largest_scale(group: Mapping[str, Any], quadratic: Tensor) -> Tensor:
@@ -66,21 +69,21 @@ def largest_scale(group: Mapping[str, Any], quadratic: Tensor) -> Tensor:
     :param group: its ``lengths`` are mean and number of the lengths so far, ``(2,)``
     :param quadratic: whose type and device the result has
     """
-    lr = torch.as_tensor(group["lr"], dtype=quadratic.dtype, device=quadratic.device)
+    lr = scalar(group["lr"], quadratic)
     if not group["length_floor"] or group["target_kl"] is None:
         return lr
     floor = group["length_floor"] * group["lengths"][0].to(quadratic)
-    return torch.minimum(lr, math.sqrt(2.0 * group["target_kl"]) / floor)
+    return torch.minimum(lr, scalar(2.0 * group["target_kl"], quadratic).sqrt() / floor)
 
 
-def with_length(lengths: Tensor, quadratic: Tensor, finite: Tensor) -> Tensor:
+def add_length(lengths: Tensor, quadratic: Tensor, finite: Tensor) -> None:
     """Average the length of one more step in.
 
-    :param lengths: mean and number of those before, ``(2,)``
+    :param lengths: mean and number of those before, ``(2,)``; written to
     :param quadratic: ``D' F D`` of the unscaled step, 0-dim tensor
     :param finite: whether it was taken, 0-dim bool tensor; else nothing changes
     """
     mean, number = lengths.to(quadratic)
     number = number + 1
     mean = mean + (quadratic.clamp_min(0.0).sqrt() - mean) / number
-    return torch.where(finite, torch.stack([mean, number]), lengths.to(quadratic))
+    lengths.copy_(torch.where(finite, torch.stack([mean, number]), lengths.to(quadratic)))

@@ -1,0 +1,78 @@
+"""The optimisers of actor and critic: K-FAC, or Adam for a critic that learns in first order."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from acktr import distributed
+from acktr.errors import ConfigurationError
+from acktr.kfac import KFAC, Graphs
+from acktr.options import check_graphs, check_joint_critic
+from acktr.policies import actor_and_critic_parameters
+
+if TYPE_CHECKING:
+    from acktr.algorithm import ACKTR
+
+
+def build_optimizers(model: ACKTR) -> None:
+    """Give a model's parameters to the optimisers that its settings ask for.
+
+    :param model: with its policy and its schedules
+    :raises ConfigurationError: settings that do not go together
+    """
+    actor, critic = actor_and_critic_parameters(model.policy)
+    trunk = set(actor) & set(critic)
+    model.shared = bool(trunk)
+    gauss_newton = model.critic_norm == "gauss-newton"
+    if model.shared and gauss_newton:
+        check_joint_critic(model.n_critic_updates, model.critic_batch_size)
+        actor, critic = actor + [p for p in critic if p not in trunk], []
+    of_actor = {"damping": model.damping, "momentum": model.momentum, "lr": model.lr_schedule(1.0)}
+    model.policy.optimizer = _kfac(model, actor, {"cg_iterations": model.cg_iterations}, of_actor)
+    rate = model.critic_lr_schedule(1.0)
+    optimizer: torch.optim.Optimizer | None = None
+    graphs = _wants_graphs(model)
+    if critic and gauss_newton:
+        of_critic = {"damping": model.critic_damping, "lr": rate}
+        optimizer = _kfac(model, critic, model.critic_kfac_kwargs, of_critic)
+    elif critic:
+        optimizer = torch.optim.Adam(critic, lr=rate, capturable=graphs)
+    model._set_critic_optimizer(optimizer)
+    model._graphs = {}
+    if graphs:
+        try:
+            model._graphs["actor"] = Graphs(model.kfac)
+            if optimizer is not None:
+                model._graphs["critic"] = Graphs(optimizer)
+        except ValueError as error:
+            raise ConfigurationError(f"cuda_graphs=True is not possible. {error}") from error
+
+
+def _kfac(
+    model: ACKTR, params: list[nn.Parameter], own_kwargs: dict[str, Any], group: dict[str, Any]
+) -> KFAC:
+    own: dict[str, Any] = {"weight_decay": model.weight_decay}
+    if model.used_precision == "bf16":
+        own["statistics_dtype"] = torch.bfloat16
+    own["process_group"] = distributed.group()
+    kwargs = {**own, "target_kl": None, **model.kfac_kwargs, **own_kwargs}
+    return KFAC(model.policy, param_groups=[{"params": params, **group}], **kwargs)
+
+
+def _wants_graphs(model: ACKTR) -> bool:
+    if not model.cuda_graphs:
+        return False
+    check_graphs(model.critic_std, model.normalize_value_targets)
+    if model.device.type == "cuda":
+        return True
+    warnings.warn(
+        f"cuda_graphs=True needs a CUDA device: this model is on {model.device.type}, and training goes "
+        "on without.",
+        UserWarning,
+        stacklevel=2,
+    )
+    return False
