@@ -20,8 +20,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from acktr.errors import ConfigurationError
 from acktr.runs import versions
+from benchmarks import speed_accelerator as accelerator
 from benchmarks import speed_report
 from benchmarks.speed_process import Measurement, SideProcess, SpeedError
 from benchmarks.speed_profile import draw
@@ -38,12 +41,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parse(arguments)
     try:
-        chosen = choose(options.only, options.quick, options.seconds, options.repetitions)
+        known = accelerator.groups(options.quick) if options.device == "cuda" else groups(options.quick)
+        if options.device == "cuda" and not torch.cuda.is_available():
+            raise ConfigurationError("--device cuda needs a CUDA device, and there is none here.")
+        chosen = choose(options.only, known, options.seconds, options.repetitions)
         out = _output_directory(options)
-        for results, rows in measure(chosen, options.quick):
+        # An accelerator's sides share nothing that one of them could wait for while it is not its turn.
+        for results, rows in measure(chosen, options.quick or options.device == "cuda"):
             # After each group: what was measured before a failure is not lost.
             if out is not None:
-                write(out, results, rows, _command(options))
+                write(out, results, rows, manifest(_command(options), options.device))
     except (ConfigurationError, SpeedError) as error:
         print(error, file=sys.stderr)
         return 2 if isinstance(error, ConfigurationError) else 1
@@ -55,17 +62,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def choose(
-    only: Iterable[str] | None, quick: bool, seconds: float | None, repetitions: int | None
+    only: Iterable[str] | None,
+    known: Sequence[Group],
+    seconds: float | None,
+    repetitions: int | None,
 ) -> list[Group]:
     """Return the groups that are asked for.
 
     :param only: their names; ``None`` for all
-    :param quick: in miniature
+    :param known: those that there are
     :param seconds: of each side in each repetition; ``None`` for what each group says
     :param repetitions: ``None`` for what each group says
     :raises ConfigurationError: a name that does not exist, or a number below its least
     """
-    known = groups(quick)
     names = list(dict.fromkeys(group.name for group in known))
     for name in only or ():
         if name not in names:
@@ -91,7 +100,7 @@ def measure(
     """Measure groups one after another; what is known is yielded after each.
 
     :param chosen: the groups
-    :param together: let the sides of a group start at once; only where figures do not matter
+    :param together: let the sides of a group start at once, on any core; they take turns all the same
     :return: what goes into ``ratios.json``, and the rows of ``speed.csv``
     :raises SpeedError: a side failed
     """
@@ -141,28 +150,31 @@ def _measure_group(
     return facts, measured
 
 
-def write(out: Path, results: dict[str, Any], rows: Sequence[Sequence[Any]], command: str) -> None:
+def write(
+    out: Path, results: dict[str, Any], rows: Sequence[Sequence[Any]], manifest: dict[str, Any]
+) -> None:
     """Write ``speed.csv``, ``ratios.json``, ``manifest.json`` and, with a profile, ``profile.png``.
 
     :param out: the directory
     :param results: of :func:`measure`
     :param rows: of :func:`measure`
-    :param command: that gave them
+    :param manifest: of :func:`manifest`
     """
     with (out / "speed.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
         writer.writerows(rows)
     _write_json(out / "ratios.json", results)
-    _write_json(out / "manifest.json", manifest(command))
+    _write_json(out / "manifest.json", manifest)
     if results["profile"]:
         draw(results["profile"], out / "profile.png")
 
 
-def manifest(command: str) -> dict[str, Any]:
+def manifest(command: str, device: str = "cpu") -> dict[str, Any]:
     """Return command, date, machine and versions.
 
     :param command: that gave the results
+    :param device: of the learners
     """
     installed = versions()
     machine = {name: installed.pop(name) for name in ("platform", "processors")}
@@ -178,8 +190,14 @@ def manifest(command: str) -> dict[str, Any]:
         "machine": {
             "cpu": _cpu_model(),
             **machine,
-            "pinned": hasattr(os, "sched_setaffinity"),
-            "threads": "as many as cores; MLP, widths and stepping one core, Breakout two",
+            **(
+                {"gpu": torch.cuda.get_device_name(), "threads": "one, and those of the environments"}
+                if device == "cuda"
+                else {
+                    "pinned": hasattr(os, "sched_setaffinity"),
+                    "threads": "as many as cores; MLP, widths and stepping one core, Breakout two",
+                }
+            ),
         },
         "versions": installed,
     }
@@ -188,6 +206,7 @@ def manifest(command: str) -> dict[str, Any]:
 def _command(options: argparse.Namespace) -> str:
     """The command that measures the same again, without where results go and how they are shown."""
     words = ["python", "-m", "benchmarks.speed", *(["--quick"] if options.quick else [])]
+    words += [] if options.device == "cpu" else ["--device", options.device]
     words += ["--only", *options.only] if options.only else []
     for name in ("repetitions", "seconds"):
         value = getattr(options, name)
@@ -211,7 +230,7 @@ def _output_directory(options: argparse.Namespace) -> Path | None:
         if options.only or options.quick:
             _say("A part of the ratios, or --quick: nothing is written without --out.")
             return None
-        out = speed_report.RESULTS.parent
+        out = (speed_report.RESULTS if options.device == "cpu" else speed_report.ACCELERATOR).parent
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -227,6 +246,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, metavar="S", help="of each repetition of a side")
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="for the results (default: benchmarks/results/speed)"
+    )
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="cuda: other ratios, many environments"
     )
     parser.add_argument("--quick", action="store_true", help="in miniature: does it work?")
     return parser.parse_args(arguments)

@@ -47,9 +47,11 @@ class Pace:
     """Called by a side at each boundary between updates; starts and ends its repetitions.
 
     :param connection: to the measuring process
+    :param warm_up: updates that no measurement counts
     """
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, warm_up: int = WARM_UP) -> None:
+        self._warm_up = warm_up
         self.facts: dict[str, float] = {}  # told once, before the first repetition
         self.on_start: Callable[[], None] = lambda: None
         self.phases: Callable[[], dict[str, float]] = dict
@@ -65,7 +67,7 @@ class Pace:
         """
         seconds = time.perf_counter() - self._start
         self._boundaries += 1
-        if self._boundaries <= WARM_UP:
+        if self._boundaries <= self._warm_up:
             return True
         if not self._running:
             self._connection.send(self.facts)
@@ -93,12 +95,14 @@ class Side:
     :param arguments: its other arguments
     :param cores: that it may use, with as many threads
     :param unit: of its work
+    :param warm_up: updates that no measurement counts
     """
 
     timed: Callable[..., None]
     arguments: dict[str, Any] = field(default_factory=dict)
     cores: int = 1
     unit: str = "steps"
+    warm_up: int = WARM_UP
 
 
 class SideProcess:
@@ -154,7 +158,7 @@ def _work(connection: Connection, side: Side) -> None:
     # What libraries print must not end up in the measuring process's JSON.
     os.dup2(sys.stderr.fileno(), 1)
     try:
-        side.timed(Pace(connection), **side.arguments)
+        side.timed(Pace(connection, side.warm_up), **side.arguments)
     except Exception as error:
         traceback.print_exc()
         with contextlib.suppress(OSError):

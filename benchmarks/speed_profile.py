@@ -21,9 +21,13 @@ _POLICY_METHODS = ("forward", "get_distribution", "predict_values", "evaluate_ac
 
 
 class Profiler:
-    """Charges all time to the innermost phase that is open; to :data:`REST` where none is."""
+    """Charges all time to the innermost phase that is open; to :data:`REST` where none is.
 
-    def __init__(self) -> None:
+    :param finish: waits for a device, so that its time is charged to the phase that gave it the work
+    """
+
+    def __init__(self, finish: Callable[[], None] = lambda: None) -> None:
+        self._finish = finish
         self._open = [REST]
         self.reset()
 
@@ -58,17 +62,19 @@ class Profiler:
         setattr(owner, name, self.timed(getattr(owner, name), phase))
 
     def _charge(self) -> None:
+        self._finish()
         now = time.perf_counter()
         self.seconds[self._open[-1]] += now - self._last
         self._last = now
 
 
-def watch(model: ACKTR) -> Profiler:
+def watch(model: ACKTR, finish: Callable[[], None] = lambda: None) -> Profiler:
     """Time the phases of a model from now on, by changing it and the classes it uses.
 
     :param model: in a process that does nothing else
+    :param finish: see :class:`Profiler`
     """
-    profiler = Profiler()
+    profiler = Profiler(finish)
     # On the class of the outermost wrapper: overlapped halves each step a copy of it.
     for name in ("step_async", "step_wait"):
         profiler.wrap(type(model.env), name, ENVIRONMENTS)

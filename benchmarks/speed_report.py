@@ -8,6 +8,7 @@ from statistics import median
 from typing import Any
 
 RESULTS = Path(__file__).resolve().parent / "results" / "speed" / "ratios.json"
+ACCELERATOR = RESULTS.parents[1] / "speed_cuda" / "ratios.json"
 
 
 def tables(path: Path = RESULTS) -> str:
@@ -19,7 +20,7 @@ def tables(path: Path = RESULTS) -> str:
     manifest = json.loads(path.with_name("manifest.json").read_text(encoding="utf-8"))
     machine = manifest["machine"]
     parts = [
-        f"`{manifest['speed.csv']['command']}`, {manifest['date']}, on {machine['cpu']} with "
+        f"`{manifest['speed.csv']['command']}`, {manifest['date']}, on {_place(machine)} with "
         f"{machine['processors']} cores, torch {manifest['versions']['torch']}:",
         ratio_table(results["ratios"]),
     ]
@@ -31,6 +32,10 @@ def tables(path: Path = RESULTS) -> str:
     if learning.is_file():
         parts.append(learning_table(learning))
     return "\n\n".join(parts)
+
+
+def _place(machine: Mapping[str, Any]) -> str:
+    return f"one {machine['gpu']} beside {machine['cpu']}" if "gpu" in machine else str(machine["cpu"])
 
 
 def learning_table(path: Path) -> str:
