@@ -13,7 +13,7 @@ from torch import Tensor
 
 from acktr import distributed
 from acktr.kfac import KFAC
-from acktr.kfac.exact import mean_kl
+from acktr.kfac.exact import detached, mean_kl
 from acktr.kl import adapt_scale, check_own_loss, measure_or_restore, rescale_step
 from acktr.policies import Model
 from acktr.rollout import RolloutBatch
@@ -59,6 +59,9 @@ def update_actor(model: ACKTR, batch: RolloutBatch, target_kl: float) -> tuple[d
     before = [p.detach().clone() for p in group["params"]]
     undo = Undo(model.kfac) if model.defer_checks else None
     first = last = model.run("actor", partial(natural_step, model), batch, None)
+    # A copy for this rollout: what a distribution has worked out of itself it does not work out again,
+    # though a CUDA graph writes new parameters into it.
+    old = [_without_graph(d) for d in first.old]
     rooms, losses = [_room(model.kfac)], [first.loss.clone()]
     for _ in range(1, model.n_actor_updates):
         last = model.run("actor", partial(natural_step, model), batch, first.log_prob)
@@ -69,7 +72,7 @@ def update_actor(model: ACKTR, batch: RolloutBatch, target_kl: float) -> tuple[d
 
     def measure() -> float:
         with torch.no_grad():
-            kl = mean_kl(first.old, model._distributions(first.part))
+            kl = mean_kl(old, model._distributions(first.part))
         return distributed.mean(kl).item()
 
     kl = measure_or_restore(measure, group["params"], before)
@@ -112,7 +115,16 @@ def natural_step(model: ACKTR, batch: RolloutBatch, old_log_prob: Tensor | None 
     if model.kfac.wants_reduction:
         report_reduction(model, evaluated, batch, log_prob if old_log_prob is None else old_log_prob)
     losses = {name: part_of_it.detach() for name, part_of_it in losses.items()}
-    return ActorStep(loss.detach(), losses, part, seen.distributions, log_prob)
+    old = [_without_graph(d) for d in seen.distributions]
+    return ActorStep(loss.detach(), losses, part, old, log_prob)
+
+
+def _without_graph(distribution: Any) -> Any:
+    """Let go of a graph that nothing needs any more; an unknown distribution is kept as it is."""
+    try:
+        return detached(distribution)
+    except TypeError:
+        return distribution
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from torch import nn
 from acktr import distributed
 from acktr.errors import ConfigurationError
 from acktr.kfac import KFAC, Graphs
+from acktr.kfac.graphs import CudaEngine
 from acktr.options import check_graphs, check_joint_critic
 from acktr.policies import actor_and_critic_parameters
 
@@ -45,9 +46,10 @@ def build_optimizers(model: ACKTR) -> None:
     model._graphs = {}
     if graphs:
         try:
-            model._graphs["actor"] = Graphs(model.kfac)
+            engine = CudaEngine()
+            model._graphs["actor"] = Graphs(model.kfac, engine)
             if optimizer is not None:
-                model._graphs["critic"] = Graphs(optimizer)
+                model._graphs["critic"] = Graphs(optimizer, engine)
         except ValueError as error:
             raise ConfigurationError(f"cuda_graphs=True is not possible. {error}") from error
 

@@ -150,7 +150,8 @@ def test_without_a_device_for_it_training_goes_on_after_a_warning():
 @CUDA
 @pytest.mark.parametrize("settings", [*SETTINGS, *ADAM], ids=str)
 @pytest.mark.parametrize("action", ["Box", "Discrete"])
-def test_cuda_graphs_train_as_launches_do(settings, action):
+def test_cuda_graphs_train_as_launches_do(settings, action, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     expected = learn(build(action, device="cuda", **settings))
     graphed = build(action, device="cuda", cuda_graphs=True, **settings)
     torch.testing.assert_close(learn(graphed), expected, rtol=1e-2, atol=1e-3)
