@@ -74,13 +74,11 @@ def page(text: str, results: Path = RESULTS, data: Sequence[SuiteData] | None = 
     return _between_markers(text, content, SUITES_BEGIN, SUITES_END)
 
 
-def speed_page(text: str, results: Path = speed_report.RESULTS) -> str:
-    """Return the page of the speed benchmark with its tables made anew.
-
-    :param text: the page as it is
-    :param results: the ``ratios.json`` of ``python -m benchmarks.speed``
-    """
-    return _between_markers(text, speed_report.tables(results))
+def speed_page(text: str) -> str:
+    """Return the page of the speed benchmark with its tables made anew."""
+    begin, end = "<!-- accelerator: python -m benchmarks.report -->", "<!-- end of accelerator -->"
+    text = _between_markers(text, speed_report.tables(speed_report.ACCELERATOR), begin, end)
+    return _between_markers(text, speed_report.tables(speed_report.RESULTS))
 
 
 def faults_page(text: str) -> str:
