@@ -30,6 +30,9 @@ PLAIN = (
 PAPER = (*PLAIN, "n_steps=20", "sub_sampling_factor=1")
 SPARING = (*PLAIN, "n_steps=20", "sub_sampling_factor=8", "kfac_kwargs.inverse_period=10")
 LARGE = (*PLAIN, "n_steps=128", "sub_sampling_factor=8", "kfac_kwargs.inverse_period=4")
+# The critic's four updates of a rollout see the same samples: curvature of the first serves all, with a
+# memory of as many rollouts.
+ONCE = ("critic_kfac_kwargs.factor_period=4", "critic_kfac_kwargs.stat_decay=0.81")
 BACKGROUND = "kfac_kwargs.inverse_refresh=background"
 FULL_SPEED = ("precision=bf16", "overlap=true")
 WIDTHS = (64, 256, 1024, 4096)
@@ -118,6 +121,9 @@ def groups(quick: bool = False) -> list[Group]:
     small = ("n_envs=2", "n_steps=4") if quick else ()
     smallest = (*small, "n_critic_updates=2", "critic_batch_size=4") if quick else ()
 
+    thrift = "critic's curvature once a rollout"
+    once = f"ACKTR, {thrift}"
+
     def cheetah(*settings: str, first_order: bool = False) -> Side:
         return _acktr(CHEETAH, (*settings, *small), 1, first_order)
 
@@ -142,8 +148,11 @@ def groups(quick: bool = False) -> list[Group]:
     return [
         Group(
             "first-order",
-            {"ACKTR": cheetah(), "Adam": cheetah(first_order=True)},
-            (Line(f"{CHEETAH}, MLP", "ACKTR", ("Adam",), 0.90),),
+            {"ACKTR": cheetah(), once: cheetah(*ONCE), "Adam": cheetah(first_order=True)},
+            (
+                Line(f"{CHEETAH}, MLP", "ACKTR", ("Adam",), 0.90),
+                Line(f"{CHEETAH}, MLP, {thrift}", once, ("Adam",)),
+            ),
             *mlp,
         ),
         Group(
@@ -181,6 +190,7 @@ def groups(quick: bool = False) -> list[Group]:
             {
                 "ACKTR, auto": cheetah("backend=auto"),
                 "ACKTR, gymnasium": cheetah("backend=gymnasium"),
+                once: cheetah("backend=auto", *ONCE),
                 "A2C, n_steps 8": peer("A2C", 8),
                 "A2C, n_steps 20": peer("A2C", 20),
             },
@@ -192,14 +202,21 @@ def groups(quick: bool = False) -> list[Group]:
                     f"{CHEETAH}, backend gymnasium", "ACKTR, gymnasium",
                     ("A2C, n_steps 8", "A2C, n_steps 20"),
                 ),
+                Line(f"{CHEETAH}, {thrift}", once, ("A2C, n_steps 8", "A2C, n_steps 20")),
             ),
             *mlp,
         ),
         Group(
             "ppo",
-            {"ACKTR": cheetah(), "PPO": peer("PPO", 256), "TRPO": peer("TRPO", 256)},
+            {
+                "ACKTR": cheetah(),
+                once: cheetah(*ONCE),
+                "PPO": peer("PPO", 256),
+                "TRPO": peer("TRPO", 256),
+            },
             (
                 Line(f"{CHEETAH}, PPO", "ACKTR", ("PPO",), 5.0),
+                Line(f"{CHEETAH}, PPO, {thrift}", once, ("PPO",)),
                 Line(f"{CHEETAH}, TRPO", "ACKTR", ("TRPO",)),
             ),
             *mlp,
@@ -227,11 +244,13 @@ def groups(quick: bool = False) -> list[Group]:
             "stepping",
             {
                 "training": cheetah(),
+                once: cheetah(*ONCE),
                 "stepping": step(),
                 "stepping, raw": step("normalize=false"),
             },
             (
                 Line(f"{CHEETAH}, the same vector environment", "training", ("stepping",), 0.80),
+                Line(f"{CHEETAH}, {thrift}", once, ("stepping",)),
                 Line(f"{CHEETAH}, without its normalisation", "training", ("stepping, raw",)),
             ),
             *mlp,

@@ -146,15 +146,15 @@ def _normal(distribution: Normal, estimator: str) -> list[OutputCotangent]:
     """
     mean, std = distribution.loc, distribution.scale
     mean_root = std.detach().reciprocal()
-    std_root = mean_root * 2.0**0.5
-    if estimator == "monte-carlo":
-        noise = torch.randn_like(mean_root)
-        mean_cotangent, std_cotangent = noise * mean_root, (noise.square() - 1.0) * mean_root
-    else:
-        mean_cotangent = random_signs(mean_root) * mean_root
-        std_cotangent = random_signs(std_root) * std_root
-    pairs = [
-        OutputCotangent(mean, mean_cotangent, None),
-        OutputCotangent(std, std_cotangent, std_root),
-    ]
-    return [pair for pair in pairs if pair.output.requires_grad]
+    monte_carlo = estimator == "monte-carlo"
+    # One draw of y serves both; the signs of curvature propagation are drawn for each.
+    draw = torch.randn_like(mean_root) if monte_carlo else random_signs(mean_root)
+    pairs = [OutputCotangent(mean, draw * mean_root, None)] if mean.requires_grad else []
+    if std.requires_grad:
+        std_root = mean_root * 2.0**0.5
+        if monte_carlo:
+            std_cotangent = (draw.square() - 1.0) * mean_root
+        else:
+            std_cotangent = random_signs(std_root) * std_root
+        pairs.append(OutputCotangent(std, std_cotangent, std_root))
+    return pairs
