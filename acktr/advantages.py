@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from stable_baselines3.common.vec_env import VecEnv
 
 from acktr import distributed
 from acktr.errors import ConfigurationError
@@ -21,6 +23,9 @@ def set_discount(model: ACKTR, rollout_buffer: RolloutStorage) -> None:
     A schedule sets that of ``VecNormalize`` too: rewards in units of what the same horizon sums up to
     leave the critic values of one scale, however far the horizon rises.
 
+    A horizon that rises by name (``"rise_A_B"``) stays within the time limit of an episode: no return
+    that is ever seen says what comes later.
+
     :param model: before the rollout
     :param rollout_buffer: which discounts
     :raises ConfigurationError: the schedule's value is no discount factor
@@ -33,10 +38,25 @@ def set_discount(model: ACKTR, rollout_buffer: RolloutStorage) -> None:
             f"gamma must lie in [0, 1], but its schedule gave {gamma!r} at {progress_remaining:.3f} of "
             "the training left."
         )
+    rises: Any = model.gamma  # SB3 declares a number
+    if isinstance(rises, str) and model.time_limit is not None:
+        start = model.gamma_schedule(1.0)
+        gamma = min(gamma, max(start, 1.0 - 1.0 / model.time_limit))
     rollout_buffer.gamma = gamma
     normalize = model.get_vec_normalize_env()
     if normalize is not None and is_schedule(model.gamma):
         normalize.gamma = gamma
+
+
+def time_limit(env: VecEnv) -> int | None:
+    """Return after how many steps an episode is cut at the latest, as its specification says."""
+    try:
+        specs = env.get_attr("spec")
+    except AttributeError:
+        return None
+    limits: list[int | None] = [getattr(spec, "max_episode_steps", None) for spec in specs]
+    known = [limit for limit in limits if limit]
+    return max(known) if known and len(known) == len(limits) else None
 
 
 def normalize_advantages(model: ACKTR, batch: RolloutBatch) -> Callable[[], RolloutBatch]:

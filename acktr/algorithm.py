@@ -23,7 +23,7 @@ from torch.distributions import Normal
 
 from acktr import distributed
 from acktr.actor import update_actor
-from acktr.advantages import normalize_advantages, set_discount
+from acktr.advantages import normalize_advantages, set_discount, time_limit
 from acktr.checkpoint.algorithm_file import SafeAlgorithm
 from acktr.critic import update_critic
 from acktr.images import standardize_images
@@ -53,7 +53,8 @@ class ACKTR(SafeAlgorithm):
         ``"lin_0.25"`` (linear to 0)
     :param n_steps: steps of each environment per rollout; the batch is ``n_steps * n_envs``
     :param gamma: discount factor; number, schedule or ``"rise_0.99_0.998"``
-        (:func:`acktr.options.as_discount`), which ``VecNormalize`` then follows
+        (:func:`acktr.options.as_discount`), which ``VecNormalize`` then follows; a horizon that rises
+        stays within the time limit of an episode
     :param gae_lambda: lambda of GAE; 1 gives k-step returns
     :param ent_coef: weight of the entropy bonus
     :param vf_coef: weight of the value loss on a shared trunk
@@ -205,6 +206,7 @@ class ACKTR(SafeAlgorithm):
         self.kl_scale = 1.0  # what the feedback multiplies target_kl with
         self.kl_rescales = 0  # steps rescaled since the start
         self._shared_moments: distributed.SharedMoments | None = None
+        self.time_limit: int | None = None  # of an episode of the environment, if it is known
         self.shared = False  # whether actor and critic have parameters in common
         self.defer_checks = False  # whether a look at a value would wait for the device
         self._graphs: dict[str, Graphs] = {}  # of the actor and of the critic, if they are asked for
@@ -376,6 +378,8 @@ class ACKTR(SafeAlgorithm):
         progress_bar: bool = False,
     ) -> ACKTR:
         """Learn for a number of steps, counted over all environments of all ranks."""
+        assert self.env is not None, "You must set the environment before calling learn()"
+        self.time_limit = time_limit(self.env)
         if distributed.rank() and not self._custom_logger:
             self.set_logger(Logger(None, []))  # the first rank speaks for all
         return super().learn(

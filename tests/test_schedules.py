@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from gymnasium.envs.registration import EnvSpec
 from stable_baselines3.common.vec_env import VecNormalize
 
 from acktr import ACKTR
@@ -54,6 +55,19 @@ def test_the_horizon_rises_from_rollout_to_rollout():
     left = np.array([1.0, 0.75, 0.5, 0.25])
     np.testing.assert_allclose(model.logged("gamma"), np.tile(1 - 0.1**left * 0.01 ** (1 - left), 2))
     assert model.gamma == "rise_0.9_0.99"
+
+
+@pytest.mark.parametrize(("limit", "longest"), [(25, 25), (5, 10), (10_000, 100), (None, 100)])
+def test_a_horizon_rises_no_further_than_an_episode_lasts(limit, longest):
+    """From 10 to 100 steps, in episodes of at most so many; never below where it begins."""
+    env = small_env()
+    for one in env.envs:
+        one.spec = None if limit is None else EnvSpec("Small-v0", max_episode_steps=limit)
+    model = make(env, cls=Recorded, gamma="rise_0.9_0.99")
+    model.learn(8 * 16)
+    horizons = 1 / (1 - np.array(model.logged("gamma")))
+    risen = 10 * 10 ** (np.arange(8) / 8)
+    np.testing.assert_allclose(horizons, np.minimum(risen, longest))
 
 
 @pytest.mark.parametrize(("gamma", "followed"), [("rise_0.9_0.99", True), (0.9, False)])
