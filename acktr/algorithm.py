@@ -26,8 +26,10 @@ from acktr.actor import update_actor
 from acktr.advantages import normalize_advantages, set_discount, time_limit
 from acktr.checkpoint.algorithm_file import SafeAlgorithm
 from acktr.critic import update_critic
+from acktr.errors import ConfigurationError
 from acktr.images import standardize_images
 from acktr.kfac import KFAC, Graphs
+from acktr.kfac.graphs import CaptureError
 from acktr.kl import as_list
 from acktr.metrics import record_update
 from acktr.optimizers import build_optimizers
@@ -316,9 +318,15 @@ class ACKTR(SafeAlgorithm):
         :param work: makes it
         :param inputs: what of it changes from one step to the next
         :return: what ``work`` returns, valid until the next such step
+        :raises ConfigurationError: it cannot be a CUDA graph
         """
         graphs = self._graphs.get(name)
-        return work(*inputs) if graphs is None else graphs(name, work, *inputs)
+        if graphs is None:
+            return work(*inputs)
+        try:
+            return graphs(name, work, *inputs)
+        except CaptureError as error:
+            raise ConfigurationError(f"cuda_graphs=True is not possible. {error}") from error
 
     def _capture(self, kfac: KFAC) -> AbstractContextManager[None]:
         """Record a pass of the whole batch, unless curvature is taken of a part of it."""

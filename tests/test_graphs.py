@@ -8,6 +8,7 @@ import warnings
 
 import pytest
 import torch
+from stable_baselines3.common.torch_layers import FlattenExtractor
 from torch.utils._pytree import tree_map
 
 from acktr.actor import natural_step
@@ -119,6 +120,20 @@ def test_a_loss_that_is_not_finite_takes_the_whole_update_back(which, norm, monk
     with pytest.raises(DivergenceError, match="not finite"):
         model.train()
     torch.testing.assert_close(dict(model.policy.named_parameters()), before, rtol=0, atol=0)
+
+
+class Looking(FlattenExtractor):
+    """Features that depend on a look at them."""
+
+    def forward(self, observations):
+        features = super().forward(observations)
+        return features if features.sum() < 1e9 else -features
+
+
+def test_a_network_that_cannot_be_recorded_is_named():
+    model = defer(build("Box", policy_kwargs={"features_extractor_class": Looking}), RecordingEngine())
+    with pytest.raises(ConfigurationError, match=r"not possible\. The update 'critic'"):
+        learn(model)
 
 
 @pytest.mark.parametrize(

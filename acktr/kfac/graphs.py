@@ -40,10 +40,15 @@ from acktr.kfac.trust_region import StepInfo
 
 WARM_UPS = 2  # of each kind of update, on the very stream that records it: libraries set themselves up
 MAX_GRAPHS = 16  # each holds the memory of a whole update
+_MAX_SEEN = 1000
 # What schedules change from one update to the next: numbers in a group, which a graph reads as tensors.
 _SCHEDULED = ("lr", "target_kl")
 
 Work = Callable[..., Any]
+
+
+class CaptureError(RuntimeError):
+    """Work that cannot be recorded; the optimiser has to be built anew."""
 
 
 class Engine(Protocol):
@@ -105,7 +110,7 @@ class Graphs:
     statistics are taken, which inverses are made anew, what a parameter group says. Other numbers than
     ``lr`` and ``target_kl`` in a group make another kind.
 
-    :param optimizer: :class:`KFAC`, or one of torch's with ``capturable=True`` and a tensor for ``lr``
+    :param optimizer: :class:`KFAC`, or one of torch's with ``capturable=True``
     :param engine: what records; CUDA by default
     :raises ValueError: an option of the optimiser that waits for the device at each step
     :raises RuntimeError: there is no CUDA device
@@ -127,39 +132,48 @@ class Graphs:
         :param work: makes one step of the optimiser; nothing in it may look at a value from the host
         :param inputs: tensors, or containers of them; other things in them belong to the kind of update
         :return: what ``work`` returned, valid until the next update of this kind
+        :raises CaptureError: something in ``work`` looks at a value, or copies one from the host
         """
         key = (name, _describe(inputs), self._describe_optimizer())
         graph = self._graphs.get(key)
         if graph is not None:
             self._graphs.move_to_end(key)
             return self._repeat(graph, inputs)
+        if len(self._seen) > _MAX_SEEN:  # a setting that changes each time makes a new kind each time
+            self._seen.clear()
         self._seen[key] += 1
         if self._seen[key] <= WARM_UPS:
             return self._engine.warm_up(partial(work, *inputs))
         if len(self._graphs) == MAX_GRAPHS:
             self._graphs.popitem(last=False)
-        self._graphs[key] = graph = self._record(work, inputs)
+        self._graphs[key] = graph = self._record(name, work, inputs)
         return graph.outputs
 
     def __len__(self) -> int:
         """How many kinds of updates have been recorded."""
         return len(self._graphs)
 
-    def _record(self, work: Work, inputs: Any) -> _Graph:
+    def _record(self, name: str, work: Work, inputs: Any) -> _Graph:
         groups = self.optimizer.param_groups
         copies = tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, inputs)
         settings: list[dict[str, Tensor]] = [{} for _ in groups]
         before = [dict(group) for group in groups]
         for group, own in zip(groups, settings, strict=True):
-            for name in _SCHEDULED:
-                if isinstance(group.get(name), (int, float)):
-                    own[name] = group["params"][0].detach().new_full((), group[name])
+            for setting in _SCHEDULED:
+                if isinstance(group.get(setting), (int, float)):
+                    own[setting] = group["params"][0].detach().new_full((), group[setting])
             group.update(own)
         try:
             outputs, replay = self._engine.record(partial(work, *copies))
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0].rstrip(".")
+            raise CaptureError(
+                f"The update {name!r} cannot be recorded as a CUDA graph ({reason}): nothing in it may "
+                "look at a value on the device or copy one to it; leave graphs out, or change the model."
+            ) from error
         finally:
             for group, own, old in zip(groups, settings, before, strict=True):
-                group.update({name: old[name] for name in own})
+                group.update({setting: old[setting] for setting in own})
         infos = self.optimizer.last_step if isinstance(self.optimizer, KFAC) else []
         return _Graph(replay, copies, settings, outputs, infos)
 
