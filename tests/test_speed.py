@@ -4,11 +4,12 @@ import csv
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from benchmarks import speed
+from benchmarks import speed, speed_accelerator
 from benchmarks.report import SPEED_PAGE, speed_page
 from benchmarks.speed_flops import block_sizes, update_flops
 from benchmarks.speed_process import WARM_UP, Measurement, Pace
@@ -65,8 +66,19 @@ def test_the_fastest_side_below_the_line_counts():
 
 
 def test_every_line_names_sides_of_its_group():
-    for group in groups():
+    for group in (*groups(), *speed_accelerator.groups()):
         assert {s for line in group.lines for s in (line.top, *line.bottom)} <= set(group.sides)
+
+
+def test_the_accelerators_sides_run_where_there_is_none():
+    """In miniature, on the CPU, one process after the other."""
+    pytest.importorskip("envpool")
+    (group,) = (g for g in speed_accelerator.groups(True, "cpu") if g.name == "peers")
+    kept = {name: group.sides[name] for name in ("ACKTR", "A2C, ACKTR's environments")}
+    lines = tuple(line for line in group.lines if {line.top, *line.bottom} <= set(kept))
+    ((results, rows),) = speed.measure([replace(group, sides=kept, lines=lines)], True)
+    assert [line["ratio"] for line in results["ratios"]] == ["peers"]
+    assert len(rows) == 2 * group.repetitions
 
 
 def test_the_operations_of_an_update_are_those_counted_by_hand():
@@ -126,9 +138,11 @@ def test_the_page_says_what_the_results_say():
         (("--only", "nonsense"), "There is no ratio 'nonsense': choose from first-order, a2c"),
         (("--seconds", "0"), "--seconds is 0: it must be above 0."),
         (("--repetitions", "0"), "--repetitions is 0: it must be at least 1."),
+        (("--device", "cuda"), "--device cuda needs a CUDA device, and there is none here."),
     ],
 )
-def test_wrong_input_gives_one_sentence(arguments, said, capsys):
+def test_wrong_input_gives_one_sentence(arguments, said, capsys, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert speed.main(arguments) == 2
     printed = capsys.readouterr()
     assert printed.err.startswith(said)
@@ -149,14 +163,15 @@ def test_a_whole_measurement_in_miniature(tmp_path):
     assert all(set(phases) == set(PHASES) for phases in results["profile"].values())
     assert results["profile"]["CartPole"]["inverses"] > 0
     assert (tmp_path / "profile.png").is_file()
-    auto, same = results["ratios"]
-    assert auto["ratio"] == same["ratio"] == "a2c"
+    auto, *others = results["ratios"]
+    assert {line["ratio"] for line in results["ratios"]} == {"a2c"}
+    assert len(others) == 2
     assert auto["target"] == 1.7
     assert auto["minimum"] <= auto["median"] <= auto["maximum"]
     with (tmp_path / "speed.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == list(speed.COLUMNS)
-    assert [row["repetition"] for row in rows if row["ratio"] == "a2c"] == ["0", "1"] * 4
+    assert [row["repetition"] for row in rows if row["ratio"] == "a2c"] == ["0", "1"] * 5
     manifest = json.loads((tmp_path / "manifest.json").read_text(encoding="utf-8"))
     assert manifest["speed.csv"]["command"] == "python -m benchmarks.speed --quick --only a2c profile"
     assert {"torch", "stable-baselines3"} <= set(manifest["versions"])
