@@ -52,7 +52,7 @@ def time_limit(env: VecEnv) -> int | None:
     """Return after how many steps an episode is cut at the latest, as its specification says."""
     try:
         specs = env.get_attr("spec")
-    except AttributeError:
+    except (AttributeError, NotImplementedError):  # a vector environment of somebody's own
         return None
     limits: list[int | None] = [getattr(spec, "max_episode_steps", None) for spec in specs]
     known = [limit for limit in limits if limit]
