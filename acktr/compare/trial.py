@@ -28,8 +28,9 @@ ALGORITHMS = ("acktr", *peers.PEERS)
 # Environments of an evaluation start from seeds that training with small seeds does not use.
 _EVALUATION_SEED = 1_000_000
 _MAX_EVALUATION_ENVS = 10
-# ACKTR's settings that are not the same for all tasks and machines though the preset is.
-_NOT_HASHED = ("env_id", "seed", "preset", "device")
+# ACKTR's settings that are not the same for all tasks and machines though the preset is, and what only
+# says who launches the same updates.
+_NOT_HASHED = ("env_id", "seed", "preset", "device", "cuda_graphs")
 
 
 @dataclass(frozen=True)
