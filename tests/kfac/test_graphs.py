@@ -93,14 +93,11 @@ def test_one_kind_of_update_is_recorded_once():
     assert (engine.recorded, engine.repeated) == (1, UPDATES - 4)  # state comes with the first, then two
 
 
-@pytest.mark.parametrize("graphs", [False, True])
-def test_a_failed_inverse_is_kept_and_damped_in_a_repetition_too(graphs):
-    """A factor that turns negative cannot be inverted; what is known of it lies on the device."""
+def one_layer():
     torch.manual_seed(0)
     net = nn.Linear(3, 2)
     kfac = KFAC(net, damping=0.1, lr=0.1)
     kfac.defer_checks = True
-    run = Graphs(kfac, RecordingEngine()) if graphs else lambda name, work, *inputs: work(*inputs)
 
     def update(x):
         kfac.zero_grad()
@@ -109,6 +106,15 @@ def test_a_failed_inverse_is_kept_and_damped_in_a_repetition_too(graphs):
         kfac.update_curvature(Normal(output, 1.0, validate_args=False))
         output.square().mean().backward()
         kfac.step()
+
+    return net, kfac, update
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+def test_a_failed_inverse_is_kept_and_damped_in_a_repetition_too(graphs):
+    """A factor that turns negative cannot be inverted; what is known of it lies on the device."""
+    _, kfac, update = one_layer()
+    run = Graphs(kfac, RecordingEngine()) if graphs else lambda name, work, *inputs: work(*inputs)
 
     for number in range(9):
         if number == 7:
@@ -124,20 +130,9 @@ def test_a_failed_inverse_is_kept_and_damped_in_a_repetition_too(graphs):
 
 def test_what_is_loaded_is_what_goes_on():
     """A state that is loaded lies elsewhere: what was recorded before is not repeated on it."""
-    torch.manual_seed(0)
-    net = nn.Linear(3, 2)
-    kfac = KFAC(net, damping=0.1)
-    kfac.defer_checks = True
+    net, kfac, update = one_layer()
     engine = RecordingEngine()
     graphs = Graphs(kfac, engine)
-
-    def update(x):
-        kfac.zero_grad()
-        with kfac.capture():
-            output = net(x)
-        kfac.update_curvature(Normal(output, 1.0, validate_args=False))
-        output.square().mean().backward()
-        kfac.step()
 
     def updates(count):
         for number in range(count):
