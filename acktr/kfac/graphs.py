@@ -11,7 +11,7 @@ is, and what the host decides has to be decided alike. :class:`Graphs` sees to b
     def update(x, y):
         kfac.zero_grad()
         with kfac.capture():
-            output = Normal(model(x), 1.0, validate_args=False)
+            output = Normal(model(x), std, validate_args=False)  # std: a tensor on the device
         kfac.update_curvature(output)
         loss = -output.log_prob(y).mean()
         loss.backward()
