@@ -167,7 +167,7 @@ def test_without_a_device_for_it_training_goes_on_after_a_warning():
 @pytest.mark.parametrize("settings", ADAM, ids=str)
 @pytest.mark.parametrize("action", ["Box", "Discrete"])
 def test_cuda_graphs_train_with_adam_as_launches_do(settings, action, monkeypatch):
-    """By what the networks say: a weight whose gradient is rounding alone may go either way with Adam."""
+    """By what the networks say: a weight whose gradient is rounding may go either way with Adam."""
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     said = []
     for graphs in (False, True):
