@@ -1,8 +1,9 @@
 """Trains what a suite asks for and has not been trained yet: ``python -m benchmarks.run SUITE``.
 
-Results go to ``benchmarks/results/SUITE``. What is done is skipped, and a run that was killed starts
-anew, so the command may be ended and given again at any moment. ``docs/results.md`` is made of the
-results by ``python -m benchmarks.report``.
+Results go to ``benchmarks/results/SUITE``. What is done is skipped, and a run that was killed goes on
+from its last checkpoint if it is ACKTR's and the code is the same, and else starts anew, so the command
+may be ended and given again at any moment. ``docs/results.md`` is made of the results by ``python -m
+benchmarks.report``.
 """
 
 import argparse
@@ -37,10 +38,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.list:
             _list(trials, store)
             return 0
-        cores = choose_cores(options.jobs, options.cores)
+        cores = choose_cores(options.jobs, options.cores, options.threads)
         # Where results go and how many run at a time is not what they depend on.
         command = f"python -m benchmarks.run {options.suite}"
-        summary = run_trials(trials, store, cores, command=command, again=options.again, tell=_say)
+        summary = run_trials(
+            trials,
+            store,
+            cores,
+            command=command,
+            again=options.again,
+            threads=options.threads,
+            tell=_say,
+        )
     except AcktrError as error:
         print(f"benchmarks.run: {error}", file=sys.stderr)
         return error.exit_code
@@ -112,6 +121,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--jobs", type=int, metavar="N", help="at a time (default: one a core)")
     parser.add_argument("--cores", type=_numbers, metavar="I,J", help="cores to use (default: all)")
+    parser.add_argument(
+        "--threads", type=int, default=1, metavar="N",
+        help="of each run, with a core for each (default: 1)",
+    )  # fmt: skip
     parser.add_argument("--again", action="store_true", help="train what is done too")
     parser.add_argument(
         "--merge", type=Path, metavar="DIR", help="take over the results that another --out holds"

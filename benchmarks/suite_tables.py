@@ -40,6 +40,8 @@ def provenance(data: SuiteData) -> str:
     machines = sorted(
         {f"{s['machine']['cpu']} with {s['machine']['processors']} cores" for s in sessions}
     )
+    threads = sorted({s["machine"]["threads"] for s in sessions})
+    each = "one thread each" if threads == [1] else f"{' or '.join(map(str, threads))} threads each"
     packages = ("torch", "stable-baselines3", "sb3-contrib", "gymnasium", "mujoco")
     versions = sorted(
         {", ".join(f"{p} {s['versions'][p]}" for p in packages if p in s["versions"]) for s in sessions}
@@ -48,7 +50,7 @@ def provenance(data: SuiteData) -> str:
     when = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
     lines = [
         f"`python -m benchmarks.run {data.name}`: {len(rows)} of {len(data.wanted)} runs, {when}, "
-        f"one thread each on {' and '.join(machines)}; {'; '.join(versions)}; "
+        f"{each} on {' and '.join(machines)}; {'; '.join(versions)}; "
         f"commit{'s' if len(commits) > 1 else ''} {', '.join(commits)} (+: with changes)."
     ]
     mixed = [

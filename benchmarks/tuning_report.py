@@ -9,12 +9,12 @@ from benchmarks.faults import existing
 TUNING = Path(__file__).resolve().parent / "results" / "tuning"
 (
     RESULTS, LEVERS, MILLION, HORIZON, CONSTANT, QUIET, EARLY, EARLY_150K, KL_PARTS, GAIT, STEP_LENGTH,
-    FROZEN, PONG, FRAMES,
+    FROZEN, PONG, FRAMES, RADIUS,
 ) = (
     TUNING / f"{name}.csv"
     for name in (
         "short", "levers", "million", "horizon", "constant_gamma", "quiet", "early", "early_150k",
-        "kl_parts", "gait", "step_length", "frozen", "pong", "breakout_frames",
+        "kl_parts", "gait", "step_length", "frozen", "pong", "breakout_frames", "breakout_radius",
     )
 )  # fmt: skip
 SUITE = TUNING.parent / "mujoco" / "runs.csv"
@@ -125,20 +125,30 @@ def pong(results: Path = PONG) -> str:
     return "\n".join(lines)
 
 
-def frames(results: Path = FRAMES) -> str:
+def frames(
+    results: Path = FRAMES,
+    points: tuple[int, ...] = (16384, 32768, 65536, 98304, 180224, 327680, 655360),
+) -> str:
     """Return score and mutual information at a few points of Breakout, one row for each setting.
 
-    The points are steps that rows of all settings have, as far as they went.
+    :param points: steps; of a run that has no row there, the last one less than a hundredth before
     """
     rows = list(existing(results))
-    points = (16384, 32768, 65536, 98304, 180224, 327680, 655360)
     heads = " | ".join(f"{x:,}" for x in points)
     lines = [f"| settings | {heads} |", "| --- |" + " --- |" * len(points)]
     for settings in dict.fromkeys(row["settings"] for row in rows):
-        of_steps = {int(row["steps"]): row for row in rows if row["settings"] == settings}
-        cells = [_score_and_information(of_steps.get(x)) for x in points]
+        own = [row for row in rows if row["settings"] == settings]
+        cells = []
+        for point in points:
+            near = [row for row in own if 0.99 * point < int(row["steps"]) <= point]
+            cells.append(_score_and_information(near[-1] if near else None))
         lines.append(f"| {_shown(settings)} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def radius() -> str:
+    """Return the same for what came next: how far and on whose word the policy moves."""
+    return frames(RADIUS, (98304, 196608, 294912, 475136, 679936, 974848, 1277952))
 
 
 def _score_and_information(row: dict[str, str] | None) -> str:
@@ -275,6 +285,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "frozen": frozen,
     "pong": pong,
     "frames": frames,
+    "radius": radius,
     "kl parts": kl_parts,
     "gait": gait,
 }

@@ -1,7 +1,9 @@
 """What is noted of a training, of whichever algorithm: its learning curve and its scores."""
 
+import csv
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,11 +34,19 @@ class LearningCurve(BaseCallback):
     wall-clock time since learning began; ``cpu_seconds`` is what this process computed meanwhile, on a
     core of its own the same, and unlike it where other work interferes.
 
+    A training of ACKTR that goes on from a checkpoint takes up what an earlier process had noted until
+    there: the episodes from its run directory, points and times from ``notes``.
+
     :param n_timesteps: how long training is to be, steps
+    :param notes: a csv file that gets each point, and the time spent before each rollout
+    :param episodes: ``episodes.csv`` of the run directory
     """
 
-    def __init__(self, n_timesteps: int) -> None:
+    def __init__(
+        self, n_timesteps: int, notes: Path | None = None, episodes: Path | None = None
+    ) -> None:
         super().__init__()
+        self._notes, self._episodes = notes, episodes
         self.points: list[Point] = []
         self._marks = [n_timesteps * i // N_POINTS for i in range(1, N_POINTS + 1)]
         self._ends: list[int] = []
@@ -74,6 +84,41 @@ class LearningCurve(BaseCallback):
 
     def _on_training_start(self) -> None:
         self._start, self._cpu_start = time.perf_counter(), time.process_time()
+        if self._notes is not None:
+            rows = self._take_up(self._notes) if self.model.num_timesteps else []
+            # What was noted after the checkpoint is noted anew.
+            with self._notes.open("w", newline="", encoding="utf-8") as file:
+                csv.writer(file).writerows([COLUMNS, *rows])
+
+    def _take_up(self, notes: Path) -> list[list[str]]:
+        """Go on from what was noted until the step of the checkpoint; return it."""
+        with notes.open(newline="", encoding="utf-8") as file:
+            rows = [row for row in list(csv.reader(file))[1:] if len(row) == len(COLUMNS)]
+        rows = [row for row in rows if int(row[0]) <= self.model.num_timesteps]
+        if rows:
+            self._start -= float(rows[-1][1])
+            self._cpu_start -= float(rows[-1][2])
+        marks = {str(mark) for mark in self._marks}
+        for steps, seconds, cpu_seconds, mean_return in rows:
+            if steps in marks:
+                score = None if mean_return == "" else float(mean_return)
+                self.points.append(Point(int(steps), float(seconds), float(cpu_seconds), score))
+        if self._episodes is not None:
+            with self._episodes.open(newline="", encoding="utf-8") as file:
+                for row in csv.DictReader(file):
+                    self._ends.append(int(row["steps"]))
+                    self._returns.append(float(row["return"]))
+        return rows
+
+    def _note(self, steps: int, mean_return: float | None = None) -> None:
+        self.stop()
+        if self._notes is not None:
+            with self._notes.open("a", newline="", encoding="utf-8") as file:
+                csv.writer(file).writerow((steps, self.seconds, self.cpu_seconds, mean_return))
+
+    def _on_rollout_start(self) -> None:
+        if self.model.num_timesteps not in self._marks:
+            self._note(self.model.num_timesteps)
 
     def _on_step(self) -> bool:
         for index in np.flatnonzero(self.locals["dones"]):
@@ -83,8 +128,8 @@ class LearningCurve(BaseCallback):
                 self._ends.append(self.num_timesteps)
                 self._returns.append(float(episode["r"]))
         while (n := len(self.points)) < N_POINTS and self.num_timesteps >= self._marks[n]:
-            self.stop()
             mean_return = self._mean(len(self._returns))
+            self._note(self._marks[n], mean_return)
             self.points.append(Point(self._marks[n], self.seconds, self.cpu_seconds, mean_return))
         return True
 

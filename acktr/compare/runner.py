@@ -1,4 +1,4 @@
-"""Many trials: one process a core, each with one thread; what is done is skipped."""
+"""Many trials: one process a core, or a few cores; what is done is skipped."""
 
 import os
 import queue
@@ -15,13 +15,14 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 from acktr.compare.store import Store
-from acktr.compare.trial import Trial, complete_settings, settings_hash, write_job
+from acktr.compare.trial import Trial, can_go_on, complete_settings, settings_hash, write_job
 from acktr.errors import ConfigurationError
 
 _PROGRAM = (sys.executable, "-m", "acktr.compare.trial")
 _SECONDS_BETWEEN_LOOKS = 0.1
 _SECONDS_TO_END = 10.0
-# One thread in each of the libraries that would start more.
+Cores = tuple[int, ...] | None  # those that a process may use; None for any
+# How many threads each of the libraries starts that would start more.
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
@@ -60,7 +61,7 @@ class _Running:
     trial: Trial
     process: subprocess.Popen
     log: Path
-    core: int | None
+    cores: Cores
     opened: ExitStack
     start: float
 
@@ -72,12 +73,15 @@ def usable_cores() -> list[int | None]:
     return [None] * (os.cpu_count() or 1)
 
 
-def choose_cores(jobs: int | None = None, cores: Sequence[int] | None = None) -> list[int | None]:
-    """Return a core for each process that is to run at a time.
+def choose_cores(
+    jobs: int | None = None, cores: Sequence[int] | None = None, threads: int = 1
+) -> list[Cores]:
+    """Return the cores of each process that is to run at a time, one for each of its threads.
 
-    :param jobs: how many; by default one a core
+    :param jobs: how many processes; by default as many as there are cores for
     :param cores: to choose from; by default all that this process may use
-    :raises ConfigurationError: for a core that cannot be used, or fewer than one job
+    :param threads: of each process
+    :raises ConfigurationError: for a core that cannot be used, too few of them, or fewer than one job
     """
     usable = usable_cores()
     for core in cores or ():
@@ -85,12 +89,18 @@ def choose_cores(jobs: int | None = None, cores: Sequence[int] | None = None) ->
             known = ", ".join(str(c) for c in usable)
             raise ConfigurationError(f"Core {core} cannot be used here: choose from {known}.")
     chosen: list[int | None] = list(cores) if cores else usable
+    if not 1 <= threads <= len(chosen):
+        raise ConfigurationError(f"--threads is {threads}: there are 1 to {len(chosen)} cores for them.")
+    groups: list[Cores] = []
+    for start in range(0, len(chosen) - threads + 1, threads):
+        group = chosen[start : start + threads]
+        groups.append(None if None in group else tuple(c for c in group if c is not None))
     if jobs is None:
-        return chosen
+        return groups
     if jobs < 1:
         raise ConfigurationError(f"--jobs is {jobs}: at least 1 is needed.")
     # More jobs than cores share them.
-    return [chosen[i % len(chosen)] for i in range(jobs)]
+    return [groups[i % len(groups)] for i in range(jobs)]
 
 
 def state(store: Store, trial: Trial) -> str:
@@ -108,22 +118,24 @@ def state(store: Store, trial: Trial) -> str:
 def run_trials(
     trials: Sequence[Trial],
     store: Store,
-    cores: Sequence[int | None],
+    cores: Sequence[Cores],
     *,
     command: str,
     again: bool = False,
+    threads: int = 1,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Summary:
     """Train what is not done, one process for each core; a failure does not end the others.
 
-    SIGTERM and Ctrl-C end the processes that were started here, and what they had half done is
-    started anew by the next call.
+    SIGTERM and Ctrl-C end the processes that were started here. The next call goes on from the newest
+    checkpoint of an ACKTR that they had half done with the same code; peers start anew.
 
     :param trials: in the order in which they start
     :param store: where results go
-    :param cores: one for each process that runs at a time
+    :param cores: those of each process that runs at a time
     :param command: what the user typed, for the manifest
     :param again: train what is done too
+    :param threads: that torch computes with in each process
     :param tell: called with a line whenever a trial starts or ends
     :raises Terminated: on SIGTERM
     :raises ConfigurationError: before anything is started, if a trial's settings are wrong
@@ -148,7 +160,7 @@ def run_trials(
                 while free and not to_do.empty():
                     trial = to_do.get()
                     number += 1
-                    started = _start(trial, store, free[0], command, again)
+                    started = _start(trial, store, free[0], command, again, threads)
                     if started is None:
                         summary.busy.append(trial)
                         tell(f"[{number}/{n_to_do}] {describe(trial)}: another runner has it")
@@ -158,7 +170,7 @@ def run_trials(
                     tell(f"[{number}/{n_to_do}] {describe(trial)}: started")
                 for one in [one for one in running if one.process.poll() is not None]:
                     running.remove(one)
-                    free.append(one.core)
+                    free.append(one.cores)
                     tell(_finish(one, store, summary))
                 time.sleep(_SECONDS_BETWEEN_LOOKS)
         finally:
@@ -166,7 +178,9 @@ def run_trials(
     return summary
 
 
-def _start(trial: Trial, store: Store, core: int | None, command: str, again: bool) -> _Running | None:
+def _start(
+    trial: Trial, store: Store, cores: Cores, command: str, again: bool, threads: int
+) -> _Running | None:
     """Start a trial's process; ``None`` if another runner has the trial, or has just done it."""
     opened = ExitStack()
     if not opened.enter_context(store.lock(trial.key, wait=False)):
@@ -176,14 +190,15 @@ def _start(trial: Trial, store: Store, core: int | None, command: str, again: bo
         opened.close()
         return None
     folder = store.folder(trial)
-    # What a process that was killed has left.
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
     log, job = folder / "log.txt", folder / "trial.json"
-    write_job(job, trial, store.path, core, command)
+    if again or not can_go_on(job, trial):
+        # What a process that was killed has left.
+        shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(exist_ok=True)
+    write_job(job, trial, store.path, cores, command, threads)
     # The child finds the modules that this process finds, a user's environments among them.
     paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
-    environment = {**os.environ, **dict.fromkeys(_THREADS, "1"), "PYTHONPATH": paths}
+    environment = {**os.environ, **dict.fromkeys(_THREADS, str(threads)), "PYTHONPATH": paths}
     with log.open("w") as file:
         process = subprocess.Popen(
             [*_PROGRAM, str(job)],
@@ -193,7 +208,7 @@ def _start(trial: Trial, store: Store, core: int | None, command: str, again: bo
             env=environment,
             start_new_session=True,  # Ctrl-C reaches this process alone, which then ends the child
         )
-    return _Running(trial, process, log, core, opened, time.perf_counter())
+    return _Running(trial, process, log, cores, opened, time.perf_counter())
 
 
 def _finish(one: _Running, store: Store, summary: Summary) -> str:

@@ -188,10 +188,11 @@ class Store:
                 yield True
 
 
-def session(command: str) -> dict[str, Any]:
+def session(command: str, threads: int = 1) -> dict[str, Any]:
     """Describe the code, versions and machine of this process.
 
     :param command: what the user typed
+    :param threads: that torch computes with
     """
     found = versions()
     for package in _PACKAGES:
@@ -202,7 +203,7 @@ def session(command: str) -> dict[str, Any]:
         "cpu": _cpu(),
         "platform": found.pop("platform"),
         "processors": found.pop("processors"),
-        "threads": 1,
+        "threads": threads,
     }
     return {
         "command": command,

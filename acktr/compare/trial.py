@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -108,10 +108,11 @@ def train(trial: Trial, folder: Path) -> Outcome:
     """Train and evaluate. A training that diverged is an outcome too, without an evaluation.
 
     :param trial: what to train
-    :param folder: for files; ACKTR leaves its run directory there
+    :param folder: for files; ACKTR leaves its run directory there, and goes on from what it holds
     :raises ConfigurationError: if it cannot be built
     """
-    curve = LearningCurve(trial.n_timesteps)
+    run = folder / "run"
+    curve = LearningCurve(trial.n_timesteps, folder / "curve.csv", run / "episodes.csv")
     train_one = _train_acktr if trial.algo == "acktr" else _train_peer
     diverged, figures = "no", {}
     try:
@@ -152,12 +153,14 @@ def _train_acktr(trial: Trial, curve: LearningCurve, folder: Path) -> dict[str, 
     """Train as ``acktr train`` does; return the backend and the figures of the evaluation."""
     from acktr.experiment import Experiment
     from acktr.memory import keep_freed_memory
-    from acktr.runs import Run
+    from acktr.runs import Run, holds_run
 
     keep_freed_memory()
     with Experiment(_configuration(trial)) as experiment:
-        run = Run.create(trial.env_id, folder / "run")
-        evaluation = experiment.train(run, callbacks=[curve]).evaluation
+        run = Run(folder / "run")
+        run.path.mkdir(parents=True, exist_ok=True)
+        resume = holds_run(run.path)
+        evaluation = experiment.train(run, callbacks=[curve], resume=resume, tell=print).evaluation
     names = {"mean_return": "eval_mean", "std_return": "eval_std", "episodes": "eval_episodes"}
     figures = {names[key]: value for key, value in (evaluation or {}).items() if key in names}
     return {"backend": experiment.configuration.backend, **figures}
@@ -203,16 +206,16 @@ def main(path: Path) -> int:
     """
     job = json.loads(path.read_text(encoding="utf-8"))
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    if job["core"] is not None:
-        # Before torch starts its threads. All of this process stays on one core.
-        os.sched_setaffinity(0, {job["core"]})
+    if job["cores"] is not None:
+        # Before torch starts its threads. All of this process stays there.
+        os.sched_setaffinity(0, job["cores"])
     import torch
 
     from acktr.compare.store import Store, session
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(job["threads"])
     trial = Trial(**job["trial"])
-    now = session(job["command"])
+    now = session(job["command"], job["threads"])
     try:
         settings = complete_settings(trial)
         outcome = train(trial, path.parent)
@@ -223,16 +226,48 @@ def main(path: Path) -> int:
     return 0
 
 
-def write_job(path: Path, trial: Trial, store: Path, core: int | None, command: str) -> None:
+def write_job(
+    path: Path, trial: Trial, store: Path, cores: Sequence[int] | None, command: str, threads: int = 1
+) -> None:
     """Write the file that :func:`main` reads.
 
     :param path: in the folder that the trial may write to
+    :param trial: what to train
     :param store: where the result goes
-    :param core: to run on; ``None`` for any
+    :param cores: to run on; ``None`` for any
     :param command: what the user typed, for the manifest
+    :param threads: that torch computes with
     """
-    job = {"trial": asdict(trial), "store": str(store), "core": core, "command": command}
+    job = {
+        "trial": asdict(trial),
+        "origin": _origin(trial),
+        "store": str(store),
+        "cores": None if cores is None else list(cores),
+        "threads": threads,
+        "command": command,
+    }
     path.write_text(json.dumps(job, indent=1), encoding="utf-8")
+
+
+def can_go_on(path: Path, trial: Trial) -> bool:
+    """Tell whether a process that was killed left a run of ACKTR that the same code can go on with.
+
+    :param path: the file of :func:`write_job`
+    :param trial: which is to be trained
+    """
+    if trial.algo != "acktr" or not any((path.parent / "run" / "checkpoints").glob("*")):
+        return False
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["origin"] == _origin(trial)
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _origin(trial: Trial) -> dict[str, str]:
+    """What a trial's figures depend on beside its name."""
+    from acktr.runs import versions
+
+    return {"settings": settings_hash(complete_settings(trial)), "commit": versions()["git_commit"]}
 
 
 def _end_with_parent() -> None:

@@ -65,8 +65,10 @@ def test_signals_end_the_children(store, program, monkeypatch, number, error):
     started = []
 
     def start(*arguments, **keywords):
-        started.append(popen(*arguments, **keywords))
-        return started[-1]
+        process = popen(*arguments, **keywords)
+        if arguments[0][0] == sys.executable:  # git is asked for the commit
+            started.append(process)
+        return process
 
     def tell(line):
         if len(started) == 2:
@@ -108,6 +110,11 @@ def test_cores():
         choose_cores(0)
     if hasattr(os, "sched_getaffinity"):
         core = min(os.sched_getaffinity(0))
-        assert choose_cores(2, [core]) == [core, core]
+        assert choose_cores(2, [core]) == [(core,), (core,)]
+        with pytest.raises(ConfigurationError, match="--threads is 2: there are 1 to 1 cores"):
+            choose_cores(cores=[core], threads=2)
+        cores = sorted(os.sched_getaffinity(0))
+        if len(cores) > 1:
+            assert choose_cores(threads=2)[0] == tuple(cores[:2])
         with pytest.raises(ConfigurationError, match="Core 12345 cannot be used"):
             choose_cores(1, [12345])

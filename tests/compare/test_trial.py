@@ -4,8 +4,9 @@ import json
 
 import pytest
 
+from acktr.compare.curve import LearningCurve
 from acktr.compare.store import COLUMNS, Store, session
-from acktr.compare.trial import Trial, complete_settings, settings_hash, train
+from acktr.compare.trial import Trial, can_go_on, complete_settings, settings_hash, train, write_job
 from acktr.errors import ConfigurationError
 
 TOY = "tests.toy_envs:Toy-v0"
@@ -41,6 +42,47 @@ def test_train(algo, tmp_path):
     (row,) = store.rows()
     assert set(row) == set(COLUMNS)
     assert row["last_100_return"] == f"{scores['last_100_return']:.6g}"
+
+
+def test_acktr_goes_on_where_it_was_killed(tmp_path, monkeypatch, capsys):
+    one = trial(settings={**SMALL["acktr"], "checkpoint_steps": 48})
+    whole = train(one, tmp_path / "whole")
+    take_time = LearningCurve._on_rollout_start
+
+    def end(curve):
+        take_time(curve)
+        if curve.model.num_timesteps == 160:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(LearningCurve, "_on_rollout_start", end)
+    with pytest.raises(KeyboardInterrupt):
+        train(one, tmp_path / "killed")
+    monkeypatch.setattr(LearningCurve, "_on_rollout_start", take_time)
+    killed = train(one, tmp_path / "killed")
+    assert "Resumed at step 144" in capsys.readouterr().out
+    clocks = {"seconds", "cpu_seconds", "fps"}
+    assert {k: v for k, v in killed.scores.items() if k not in clocks} == {
+        k: v for k, v in whole.scores.items() if k not in clocks
+    }
+    for name in ("steps", "mean_return"):
+        assert [getattr(p, name) for p in killed.curve.points] == [
+            getattr(p, name) for p in whole.curve.points
+        ]
+    seconds = [point.seconds for point in killed.curve.points]
+    assert seconds == sorted(seconds)
+
+
+def test_what_can_be_gone_on_with(tmp_path):
+    job, one = tmp_path / "trial.json", trial()
+    assert not can_go_on(job, one)
+    (tmp_path / "run" / "checkpoints" / "144").mkdir(parents=True)
+    assert not can_go_on(job, one)
+    write_job(job, one, tmp_path, (0,), "a test")
+    assert can_go_on(job, one)
+    assert not can_go_on(job, trial(settings={"n_steps": 4}))
+    assert not can_go_on(job, trial("a2c"))
+    job.write_text(job.read_text().replace('"commit": "', '"commit": "0'))
+    assert not can_go_on(job, one)
 
 
 def test_acktr_that_diverges_is_an_outcome(tmp_path, capsys):
