@@ -5,6 +5,7 @@ the final evaluation and adds the result to the store, or exits with a code abov
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -264,10 +265,18 @@ def can_go_on(path: Path, trial: Trial) -> bool:
 
 
 def _origin(trial: Trial) -> dict[str, str]:
-    """What a trial's figures depend on beside its name."""
-    from acktr.runs import versions
+    """What a trial's figures depend on beside its name: settings and code."""
+    return {"settings": settings_hash(complete_settings(trial)), "code": _code_hash()}
 
-    return {"settings": settings_hash(complete_settings(trial)), "commit": versions()["git_commit"]}
+
+@functools.cache
+def _code_hash() -> str:
+    # Not the commit, which a commit of results changes too and an installed package does not have.
+    package = Path(__file__).resolve().parents[1]
+    digest = hashlib.sha256()
+    for path in sorted(path for path in package.rglob("*") if path.suffix in (".py", ".yaml")):
+        digest.update(str(path.relative_to(package)).encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def _end_with_parent() -> None:

@@ -81,7 +81,7 @@ def test_what_can_be_gone_on_with(tmp_path):
     assert can_go_on(job, one)
     assert not can_go_on(job, trial(settings={"n_steps": 4}))
     assert not can_go_on(job, trial("a2c"))
-    job.write_text(job.read_text().replace('"commit": "', '"commit": "0'))
+    job.write_text(job.read_text().replace('"code": "', '"code": "0'))
     assert not can_go_on(job, one)
 
 
