@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from gymnasium.envs.registration import EnvSpec
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.vec_env import VecEnvWrapper, VecNormalize
 
 from acktr import ACKTR
 from acktr.errors import ConfigurationError
@@ -68,6 +68,26 @@ def test_a_horizon_rises_no_further_than_an_episode_lasts(limit, longest):
     horizons = 1 / (1 - np.array(model.logged("gamma")))
     risen = 10 * 10 ** (np.arange(8) / 8)
     np.testing.assert_allclose(horizons, np.minimum(risen, longest))
+
+
+@pytest.mark.parametrize("error", [AttributeError, NotImplementedError])
+def test_of_a_vector_environment_of_somebodys_own_the_limit_may_not_be_known(error):
+    class Own(VecEnvWrapper):
+        def reset(self):
+            return self.venv.reset()
+
+        def step_wait(self):
+            return self.venv.step_wait()
+
+        def get_attr(self, attr_name, indices=None):
+            if attr_name == "spec":
+                raise error
+            return self.venv.get_attr(attr_name, indices)
+
+    model = make(Own(small_env()), cls=Recorded, gamma="rise_0.9_0.99")
+    model.learn(2 * 16)
+    assert model.time_limit is None
+    np.testing.assert_allclose(model.logged("gamma"), [0.9, 1 - (0.1 * 0.01) ** 0.5])
 
 
 @pytest.mark.parametrize(("gamma", "followed"), [("rise_0.9_0.99", True), (0.9, False)])

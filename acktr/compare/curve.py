@@ -1,6 +1,5 @@
 """What is noted of a training, of whichever algorithm: its learning curve and its scores."""
 
-import csv
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +8,14 @@ from typing import Any
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 
+from acktr.errors import CheckpointError
+from acktr.runs import Run, Table, read_table
+
 # The score at a step is the mean return of this many last episodes.
 SCORE_WINDOW = 100
 N_POINTS = 100
 COLUMNS = ("steps", "seconds", "cpu_seconds", "return")
+_TIMES = COLUMNS[:3]
 # Steps at which the score is a figure of its own, where a training is long enough.
 MILESTONES = {"return_300k": 300_000, "return_500k": 500_000}
 
@@ -35,18 +38,16 @@ class LearningCurve(BaseCallback):
     core of its own the same, and unlike it where other work interferes.
 
     A training of ACKTR that goes on from a checkpoint takes up what an earlier process had noted until
-    there: the episodes from its run directory, points and times from ``notes``.
+    there: episodes from its run directory, and the time spent from ``times.csv`` beside it.
 
     :param n_timesteps: how long training is to be, steps
-    :param notes: a csv file that gets each point, and the time spent before each rollout
-    :param episodes: ``episodes.csv`` of the run directory
+    :param folder: of ``times.csv`` and the run directory ``run``; ``None`` for what cannot go on
     """
 
-    def __init__(
-        self, n_timesteps: int, notes: Path | None = None, episodes: Path | None = None
-    ) -> None:
+    def __init__(self, n_timesteps: int, folder: Path | None = None) -> None:
         super().__init__()
-        self._notes, self._episodes = notes, episodes
+        self._folder = folder
+        self._times: Table | None = None
         self.points: list[Point] = []
         self._marks = [n_timesteps * i // N_POINTS for i in range(1, N_POINTS + 1)]
         self._ends: list[int] = []
@@ -84,41 +85,42 @@ class LearningCurve(BaseCallback):
 
     def _on_training_start(self) -> None:
         self._start, self._cpu_start = time.perf_counter(), time.process_time()
-        if self._notes is not None:
-            rows = self._take_up(self._notes) if self.model.num_timesteps else []
-            # What was noted after the checkpoint is noted anew.
-            with self._notes.open("w", newline="", encoding="utf-8") as file:
-                csv.writer(file).writerows([COLUMNS, *rows])
+        if self._folder is not None:
+            kept = self._take_up(self._folder) if self.model.num_timesteps else 0
+            self._times = Table(self._folder / "times.csv", _TIMES, kept)
 
-    def _take_up(self, notes: Path) -> list[list[str]]:
-        """Go on from what was noted until the step of the checkpoint; return it."""
-        with notes.open(newline="", encoding="utf-8") as file:
-            rows = [row for row in list(csv.reader(file))[1:] if len(row) == len(COLUMNS)]
-        rows = [row for row in rows if int(row[0]) <= self.model.num_timesteps]
-        if rows:
-            self._start -= float(rows[-1][1])
-            self._cpu_start -= float(rows[-1][2])
-        marks = {str(mark) for mark in self._marks}
-        for steps, seconds, cpu_seconds, mean_return in rows:
-            if steps in marks:
-                score = None if mean_return == "" else float(mean_return)
-                self.points.append(Point(int(steps), float(seconds), float(cpu_seconds), score))
-        if self._episodes is not None:
-            with self._episodes.open(newline="", encoding="utf-8") as file:
-                for row in csv.DictReader(file):
-                    self._ends.append(int(row["steps"]))
-                    self._returns.append(float(row["return"]))
-        return rows
+    def _take_up(self, folder: Path) -> int:
+        """Go on from what was noted until the checkpoint; return how many times that is."""
+        done = self.model.num_timesteps
+        times = read_table(folder / "times.csv", _TIMES)
+        kept = int(np.searchsorted(times["steps"], done, side="right"))
+        if not kept:
+            raise CheckpointError(
+                f"{folder / 'times.csv'} has no time before step {done:,}: train again."
+            )
+        steps, seconds, cpu_seconds = (times[name][:kept] for name in _TIMES)
+        self._start -= seconds[-1]
+        self._cpu_start -= cpu_seconds[-1]
+        episodes = Run(folder / "run").episodes()
+        self._ends, self._returns = episodes["steps"].tolist(), episodes["return"].tolist()
+        for mark in self._marks:
+            if mark > done:
+                break
+            passed = -(-mark // self.model.n_envs) * self.model.n_envs
+            score = self._mean(int(np.searchsorted(self._ends, passed, side="right")))
+            wall, cpu = (float(np.interp(mark, steps, clock)) for clock in (seconds, cpu_seconds))
+            self.points.append(Point(mark, wall, cpu, score))
+        return kept
 
-    def _note(self, steps: int, mean_return: float | None = None) -> None:
-        self.stop()
-        if self._notes is not None:
-            with self._notes.open("a", newline="", encoding="utf-8") as file:
-                csv.writer(file).writerow((steps, self.seconds, self.cpu_seconds, mean_return))
+    def close(self) -> None:
+        """Close ``times.csv``."""
+        if self._times is not None:
+            self._times.close()
 
     def _on_rollout_start(self) -> None:
-        if self.model.num_timesteps not in self._marks:
-            self._note(self.model.num_timesteps)
+        if self._times is not None:
+            self.stop()
+            self._times.append((self.model.num_timesteps, self.seconds, self.cpu_seconds))
 
     def _on_step(self) -> bool:
         for index in np.flatnonzero(self.locals["dones"]):
@@ -128,8 +130,8 @@ class LearningCurve(BaseCallback):
                 self._ends.append(self.num_timesteps)
                 self._returns.append(float(episode["r"]))
         while (n := len(self.points)) < N_POINTS and self.num_timesteps >= self._marks[n]:
+            self.stop()
             mean_return = self._mean(len(self._returns))
-            self._note(self._marks[n], mean_return)
             self.points.append(Point(self._marks[n], self.seconds, self.cpu_seconds, mean_return))
         return True
 

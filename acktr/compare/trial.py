@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from acktr.checkpoint.durable import write_file
 from acktr.compare import peers
 from acktr.compare.curve import LearningCurve
 from acktr.errors import AcktrError, ConfigurationError, DivergenceError
@@ -112,12 +113,13 @@ def train(trial: Trial, folder: Path) -> Outcome:
     :param folder: for files; ACKTR leaves its run directory there, and goes on from what it holds
     :raises ConfigurationError: if it cannot be built
     """
-    run = folder / "run"
-    curve = LearningCurve(trial.n_timesteps, folder / "curve.csv", run / "episodes.csv")
+    # A peer cannot go on; and some of them have so many rollouts that notes would cost them time.
+    curve = LearningCurve(trial.n_timesteps, folder if trial.algo == "acktr" else None)
     train_one = _train_acktr if trial.algo == "acktr" else _train_peer
     diverged, figures = "no", {}
     try:
-        figures = train_one(trial, curve, folder)
+        with contextlib.closing(curve):
+            figures = train_one(trial, curve, folder)
     except DivergenceError as error:
         curve.stop()
         diverged = "yes"
@@ -247,7 +249,8 @@ def write_job(
         "threads": threads,
         "command": command,
     }
-    path.write_text(json.dumps(job, indent=1), encoding="utf-8")
+    # Whole or not at all: without it nobody goes on with what was half done.
+    write_file(path, json.dumps(job, indent=1).encode())
 
 
 def can_go_on(path: Path, trial: Trial) -> bool:

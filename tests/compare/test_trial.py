@@ -7,7 +7,7 @@ import pytest
 from acktr.compare.curve import LearningCurve
 from acktr.compare.store import COLUMNS, Store, session
 from acktr.compare.trial import Trial, can_go_on, complete_settings, settings_hash, train, write_job
-from acktr.errors import ConfigurationError
+from acktr.errors import CheckpointError, ConfigurationError
 
 TOY = "tests.toy_envs:Toy-v0"
 SMALL = {
@@ -37,6 +37,9 @@ def test_train(algo, tmp_path):
     assert scores["backend"] == "gymnasium"
     assert len(outcome.curve.points) == 100
     assert (tmp_path / "run" / "model.zip").exists() is (algo == "acktr")
+    assert (tmp_path / "times.csv").exists() is (
+        algo == "acktr"
+    )  # what a peer cannot use costs it no time
     store = Store(tmp_path / "store")
     store.add(one, outcome, complete_settings(one), session("a test"))
     (row,) = store.rows()
@@ -70,6 +73,9 @@ def test_acktr_goes_on_where_it_was_killed(tmp_path, monkeypatch, capsys):
         ]
     seconds = [point.seconds for point in killed.curve.points]
     assert seconds == sorted(seconds)
+    (tmp_path / "killed" / "times.csv").unlink()
+    with pytest.raises(CheckpointError, match="has no time before step 208"):
+        train(one, tmp_path / "killed")
 
 
 def test_what_can_be_gone_on_with(tmp_path):
