@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from benchmarks.statistics import Estimate, estimate, improvement, iqm
-from benchmarks.suite_data import ACKTR, SuiteData, collapsed
+from benchmarks.suite_data import ACKTR, SuiteData, collapsed, random_policy
 
 MILESTONES = (300_000, 500_000)
 
@@ -27,6 +27,8 @@ def text(data: SuiteData) -> str:
     if ACKTR in data.labels and any(data.target(env) for env in data.envs):
         parts += ["**Over all tasks**", aggregate_table(data)]
         parts += ["**Sample efficiency**", efficiency_table(data)]
+    if any(set(pair) <= set(data.labels) for pair in suite.batches):
+        parts += ["**The larger batch**", batch_table(data)]
     if {ACKTR, "ppo"} <= set(data.labels):
         parts += ["**Time to PPO's final return**", time_table(data)]
     return "\n\n".join(parts)
@@ -190,6 +192,38 @@ def efficiency_table(data: SuiteData) -> str:
     return f"{_table(header, rows)}\n\nReached {counts} of {len(reached)} tasks."
 
 
+def batch_table(data: SuiteData) -> str:
+    """Return what a larger batch keeps of the gain over the random policy: per step, and per update.
+
+    Per step both batches have all of the steps. Per update the smaller one has as many updates as the
+    larger one makes in all of its steps: the ratio is what the larger batch is worth to an update.
+    """
+    random, rows = random_policy(), []
+    for env in data.envs:
+        for small, large in data.suite.batches:
+            if not {(env, small), (env, large)} <= set(data.rows) or env not in random:
+                continue
+            ends = [data.scores(env, label) - random[env] for label in (small, large)]
+            share = 1 / data.suite.batch_ratio(small, large)
+            early = [
+                float(curve["return"][np.searchsorted(curve["steps"], share * curve["steps"][-1])])
+                for curve in data.curves(env, small)
+            ]
+            as_many_updates = np.array(early) - random[env]
+            rows.append([
+                env,
+                large,
+                _estimate(estimate(_iqm_ratio, [ends[1], ends[0]]), 2),
+                _estimate(estimate(_iqm_ratio, [ends[1], as_many_updates]), 2),
+            ])  # fmt: skip
+    header = (
+        "task", "larger batch", "gain / the smaller batch's, same steps [95 %]",
+        "gain / the smaller batch's, same updates [95 %]",
+    )  # fmt: skip
+    note = "*Gain*: the IQM of the last 100 episodes less what the random policy has."
+    return f"{_table(header, rows)}\n\n{note}"
+
+
 def time_table(data: SuiteData) -> str:
     """Return the seconds in which ACKTR and PPO themselves reach PPO's final IQM."""
     rows, ratios = [], []
@@ -227,6 +261,11 @@ def first_reached(data: SuiteData, env: str, label: str, target: float) -> int |
     # Before each seed has had an episode there is no IQM; comparisons with NaN are false.
     reached = np.flatnonzero(np.isfinite(returns).all(axis=0) & (iqm(returns, axis=0) >= target))
     return int(reached[0]) if len(reached) else None
+
+
+def _iqm_ratio(*tasks: np.ndarray, axis: int = -1) -> np.ndarray:
+    above, below = tasks
+    return iqm(above, axis=axis) / iqm(below, axis=axis)
 
 
 def _seconds_to(data: SuiteData, env: str, label: str, target: float) -> float | None:

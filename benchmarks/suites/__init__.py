@@ -2,7 +2,8 @@
 
 ``algorithms`` maps the label that tables and figures use to what it stands for. An algorithm may have
 settings of its own (``set``: changes to ACKTR's preset or to the Zoo's settings of a peer, a dotted key
-reaches into a mapping) and other ``envs``, ``seeds`` and ``steps`` than the suite.
+reaches into a mapping) and other ``envs``, ``seeds`` and ``steps`` than the suite. ``batches`` names
+pairs of labels whose ``set`` differ in ``n_steps`` alone, the smaller batch first.
 """
 
 from pathlib import Path
@@ -51,6 +52,7 @@ class Suite(_Strict):
     eval_episodes: NonNegativeInt = 20
     # By label. No commas: --only separates with them.
     algorithms: dict[Annotated[str, Field(pattern=r"^[^,]+$")], Algorithm]
+    batches: list[tuple[str, str]] = []
 
     def trials(self) -> list[Trial]:
         """Return all trainings: first all of the first seed, one algorithm after another."""
@@ -81,6 +83,21 @@ class Suite(_Strict):
                 if not algorithm.steps and isinstance(self.steps, dict) and env not in self.steps:
                     raise ValueError(f"steps does not name {env}, which {label} learns")
         return self
+
+    @model_validator(mode="after")
+    def _pairs_differ_in_their_batch(self) -> "Suite":
+        for pair in self.batches:
+            if missing := [label for label in pair if label not in self.algorithms]:
+                raise ValueError(f"batches names {missing[0]!r}, which is not among algorithms")
+            small, large = (dict(self.algorithms[label].set) for label in pair)
+            if not small.pop("n_steps", 0) < large.pop("n_steps", 0) or small != large:
+                raise ValueError(f"{' and '.join(pair)} must differ in n_steps alone, the smaller first")
+        return self
+
+    def batch_ratio(self, small: str, large: str) -> float:
+        """Return how many times as large the second batch of a pair is."""
+        first, second = (self.algorithms[label].set["n_steps"] for label in (small, large))
+        return float(second / first)
 
     def _steps(self, env: str) -> int:
         return self.steps[env] if isinstance(self.steps, dict) else self.steps

@@ -2,10 +2,12 @@
 
 import pytest
 
+from acktr.compare.store import Store
 from benchmarks import suite_figures, suite_tables
 from benchmarks.report import BEGIN, END, SUITES_BEGIN, SUITES_END, page
-from benchmarks.suite_data import collapsed
-from tests.benchmarks.small_suite import FINALS, small_suite
+from benchmarks.suite_data import SuiteData, collapsed
+from benchmarks.suites import Suite
+from tests.benchmarks.small_suite import FINALS, SESSION, outcome, small_suite
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +61,55 @@ def test_efficiency_and_time(data):
     text = suite_tables.time_table(data)
     assert line(text, "HalfCheetah-v5")[1:] == ["4500", "87", "1000", "1000", "11.5"]
     assert text.endswith("Median of the 2 tasks where it is reached: 10.9.")
+
+
+def batches(path, finals):
+    suite = Suite(
+        title="Batches", about="Made up.", steps=1_000_000, seeds=[0, 1], envs=["HalfCheetah-v5"],
+        algorithms={
+            "small": {"algo": "acktr", "set": {"n_envs": 8, "n_steps": 64}},
+            "large": {"algo": "acktr", "set": {"n_envs": 8, "n_steps": 256}},
+        },
+        batches=[("small", "large")],
+    )  # fmt: skip
+    store = Store(path)
+    for trial in suite.trials():
+        if trial.label in finals:
+            store.add(trial, outcome(trial, finals[trial.label][trial.seed]), {}, SESSION)
+    return SuiteData("batches", suite, path)
+
+
+def test_what_a_larger_batch_keeps(tmp_path):
+    data = batches(tmp_path, {"small": (3715.0, 3715.0), "large": (1715.0, 1715.0)})
+    # The random policy has -285: gains of 4000 and 2000, and of 1000 after a quarter of the steps.
+    assert line(suite_tables.text(data), "HalfCheetah-v5", "large", "0.50 [0.50, 0.50]") == [
+        "HalfCheetah-v5", "large", "0.50 [0.50, 0.50]", "2.00 [2.00, 2.00]",
+    ]  # fmt: skip
+
+
+def test_there_is_nothing_to_say_of_one_batch(tmp_path):
+    assert "larger batch" not in suite_tables.text(batches(tmp_path, {"small": (3715.0, 3715.0)}))
+
+
+@pytest.mark.parametrize(
+    ("pair", "message"),
+    [
+        (("small", "huge"), "'huge', which is not among"),
+        (("large", "small"), "large and small must differ in n_steps alone, the smaller first"),
+        (("small", "other"), "small and other must differ in n_steps alone"),
+    ],
+)
+def test_pairs_of_batches_are_checked(pair, message):
+    algorithms = {
+        "small": {"set": {"n_envs": 8, "n_steps": 64}},
+        "large": {"set": {"n_envs": 8, "n_steps": 256}},
+        "other": {"set": {"n_envs": 4, "n_steps": 256}},
+    }
+    with pytest.raises(ValueError, match=message):
+        Suite(
+            title="", about="", steps=1, seeds=[0], envs=["CartPole-v1"], algorithms=algorithms,
+            batches=[pair],
+        )  # fmt: skip
 
 
 def test_what_is_not_there_is_left_out(tmp_path):
