@@ -56,6 +56,8 @@ def update_actor(model: ACKTR, batch: RolloutBatch, target_kl: float) -> tuple[d
     group = model.kfac.param_groups[0]
     # The tiny floor: a linear schedule ends at a radius of 0, which is no trust region.
     group["target_kl"] = max(target_kl * model.kl_scale / model.n_actor_updates, 1e-12)
+    corrected = model.corrected_lr_schedule(model._current_progress_remaining)
+    group["lr"] = min(group["lr"], corrected * model.kl_scale)
     before = [p.detach().clone() for p in group["params"]]
     undo = Undo(model.kfac) if model.defer_checks else None
     first = last = model.run("actor", partial(natural_step, model), batch, None)

@@ -6,6 +6,7 @@ batch for the actor, inside a KL trust region, and one or more for the critic.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, cast
@@ -65,6 +66,8 @@ class ACKTR(SafeAlgorithm):
         spend ``target_kl`` together
     :param kl_feedback: hold the *measured* KL at ``target_kl`` by scaling the bound that K-FAC's
         quadratic model is given
+    :param corrected_learning_rate: eta_max in natural gradients as the measured KL corrects them
+        (:mod:`acktr.kl`), beside ``learning_rate``; number, schedule or ``"lin_10"``; ``None`` for none
     :param damping: lambda of the actor's Fisher, or of the joint one
     :param cg_iterations: conjugate-gradient iterations that correct K-FAC's direction for the actor, or
         for both on a shared trunk, by the exact Fisher of the batch (:mod:`acktr.kfac.exact`); 0 for
@@ -95,8 +98,7 @@ class ACKTR(SafeAlgorithm):
     :param normalize_advantage: to mean 0 and standard deviation 1: ``True`` by that of each rollout,
         ``"running"`` by the root mean square of those of all rollouts, so that noise makes small steps
     :param kfac_kwargs: further arguments of :class:`acktr.kfac.KFAC` (``stat_decay``, ``inverse``, ...)
-    :param critic_kfac_kwargs: those in which a separate critic differs (``factor_period``, ...), and its
-        ``cg_iterations``
+    :param critic_kfac_kwargs: those in which a separate critic differs, and its ``cg_iterations``
     :param use_sde: must be False: gSDE is not supported, and refused by name
     :param stats_window_size: episodes in the logged averages
     :param tensorboard_log: where TensorBoard's files go
@@ -127,6 +129,7 @@ class ACKTR(SafeAlgorithm):
         target_kl: float | str | Schedule = 0.01,
         n_actor_updates: int = 1,
         kl_feedback: bool = True,
+        corrected_learning_rate: float | str | Schedule | None = None,
         damping: float = 0.01,
         cg_iterations: int = 0,
         sub_sampling_factor: int = 1,
@@ -185,6 +188,7 @@ class ACKTR(SafeAlgorithm):
         self.target_kl = target_kl
         self.n_actor_updates = n_actor_updates
         self.kl_feedback = kl_feedback
+        self.corrected_learning_rate = corrected_learning_rate
         self.damping = damping
         self.cg_iterations = cg_iterations
         self.sub_sampling_factor = sub_sampling_factor
@@ -222,6 +226,7 @@ class ACKTR(SafeAlgorithm):
         self.lr_schedule = as_schedule(self.learning_rate)
         self.target_kl_schedule = as_schedule(self.target_kl)
         self.gamma_schedule = as_discount(self.gamma)
+        self.corrected_lr_schedule = as_schedule(self.corrected_learning_rate or math.inf)
         rate = self.critic_learning_rate
         if rate is None:
             rate = 0.3 if self.critic_norm == "gauss-newton" else 1e-3

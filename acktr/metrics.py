@@ -38,7 +38,7 @@ def record_update(
     record("train/gamma", model.rollout_buffer.gamma)
     record("train/kl_rescales", model.kl_rescales)
     record("train/step_scale", info.step_scale.item())
-    if kfac.param_groups[0]["length_floor"]:
+    if kfac.param_groups[0]["length_floor"] or model.corrected_learning_rate is not None:
         record("train/max_step_scale", info.max_scale.item())
     if info.cg_residual is not None:
         record("train/cg_residual", info.cg_residual.item())

@@ -83,6 +83,10 @@ _AT_LEAST: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda x: x is None or is_schedule(x) or x > 0,
         "must be positive, or None",
     ),
+    "corrected_learning_rate": (
+        lambda x: x is None or is_schedule(x) or x > 0,
+        "must be positive, or None",
+    ),
     "critic_trust_region": (lambda x: x is None or x > 0, "must be positive, or None"),
     "precision": (lambda x: x in PRECISIONS, f"must be one of {', '.join(PRECISIONS)}"),
     "cuda_graphs": (lambda x: isinstance(x, bool), "must be True or False"),
@@ -111,7 +115,12 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
     target_kl = arguments["target_kl"]
     if not is_schedule(target_kl) and not target_kl > 0:
         raise ConfigurationError(f"target_kl must be positive (nats), got {target_kl!r}.")
-    for name in ("learning_rate", "target_kl", "critic_learning_rate"):
+    if arguments["corrected_learning_rate"] is not None and not arguments["kl_feedback"]:
+        raise ConfigurationError(
+            "corrected_learning_rate needs the measured KL: leave kl_feedback at True, or limit steps with "
+            "learning_rate."
+        )
+    for name in ("learning_rate", "corrected_learning_rate", "target_kl", "critic_learning_rate"):
         if arguments[name] is not None:
             as_schedule(arguments[name])
     as_discount(arguments["gamma"])

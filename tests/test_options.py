@@ -53,6 +53,8 @@ REFUSED = [
     ("learning_rate", math.nan, "negative"),
     ("critic_learning_rate", 0.0, "positive"),
     ("critic_learning_rate", "lin_", "lin_X"),
+    ("corrected_learning_rate", 0.0, "positive"),
+    ("corrected_learning_rate", "lin_", "lin_X"),
     ("critic_trust_region", 0.0, "positive"),
     ("critic_norm", "gauss_newton", "gauss-newton, euclidean"),
     ("critic_std", 0.0, "'adaptive'"),
@@ -83,6 +85,11 @@ def test_what_does_not_go_with_kfac_is_refused_by_name(key, value):
     says = "gSDE" if key == "use_sde" else key
     with pytest.raises(ConfigurationError, match=says):
         ACKTR("MlpPolicy", small_env("Box"), policy_kwargs={key: value})
+
+
+def test_what_corrects_steps_must_be_measured():
+    with pytest.raises(ConfigurationError, match="corrected_learning_rate needs the measured KL"):
+        ACKTR("MlpPolicy", small_env(), corrected_learning_rate=10.0, kl_feedback=False)
 
 
 def test_gsde_is_refused_as_an_argument_too():

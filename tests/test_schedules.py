@@ -29,6 +29,17 @@ def test_schedules_are_honoured():
     assert set(left) <= set(seen)
 
 
+def test_no_step_is_longer_than_so_many_corrected_natural_gradients():
+    # A radius that no step meets: eta_max rules, and K-FAC's promise is put to the test.
+    model = make(cls=Recorded, corrected_learning_rate="lin_0.4", learning_rate=0.2, target_kl=10.0)
+    model.kl_scale = 0.5
+    model.learn(4 * 16)
+    left = np.array([0.75, 0.5, 0.25, 0.0])
+    np.testing.assert_allclose(model.logged("kl_scale"), 0.5)  # where eta_max rules it does not rise
+    np.testing.assert_allclose(model.logged("max_step_scale"), np.minimum(0.2, 0.4 * left * 0.5))
+    np.testing.assert_allclose(model.logged("step_scale"), model.logged("max_step_scale"))
+
+
 @pytest.mark.parametrize("norm", ["gauss-newton", "euclidean"])
 def test_the_critics_learning_rate_may_fall(norm):
     rates = []
