@@ -5,12 +5,12 @@ while the step is fitted to the present one. So it promises too little KL: 5 to 
 MuJoCo. The missing factor changes slowly, so a multiplicative controller on the bound finds and holds
 it; a step that still lands far off is rescaled.
 
-A KL that is 1/s times the promise (s is that multiplier, ``kl_scale``) means a curvature along the step of
-1/s times K-FAC's: the natural gradient there is not D but s D. ``corrected_learning_rate`` c limits steps
-in that unit, ``eta <= c s``. Where every rollout has something to say the radius is met before and nothing
-changes. Where most have nothing to say, their steps would else be as many natural gradients as K-FAC is
-wrong by, and undo what the few others taught: states that are rare have no part in the mean KL that holds
-a step, and all of their part in what is lost.
+A KL that is 1/s times the promise (s is that multiplier, ``kl_scale``) means a curvature along the step
+of 1/s times K-FAC's: the natural gradient there is not D but s D. ``corrected_learning_rate`` c limits
+steps in that unit, ``eta <= c s``. Where every rollout has something to say the radius is met before,
+and nothing changes. Where most have nothing to say, their steps would else be as many natural gradients
+as K-FAC is wrong by, and undo what the few others taught: rare states hardly count in the mean KL that
+holds a step.
 """
 
 from __future__ import annotations

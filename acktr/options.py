@@ -117,8 +117,8 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
         raise ConfigurationError(f"target_kl must be positive (nats), got {target_kl!r}.")
     if arguments["corrected_learning_rate"] is not None and not arguments["kl_feedback"]:
         raise ConfigurationError(
-            "corrected_learning_rate needs the measured KL: leave kl_feedback at True, or limit steps with "
-            "learning_rate."
+            "corrected_learning_rate needs the measured KL: leave kl_feedback at True, or limit steps "
+            "with learning_rate."
         )
     for name in ("learning_rate", "corrected_learning_rate", "target_kl", "critic_learning_rate"):
         if arguments[name] is not None:

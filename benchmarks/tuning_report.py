@@ -9,12 +9,13 @@ from benchmarks.faults import existing
 TUNING = Path(__file__).resolve().parent / "results" / "tuning"
 (
     RESULTS, LEVERS, MILLION, HORIZON, CONSTANT, QUIET, EARLY, EARLY_150K, KL_PARTS, GAIT, STEP_LENGTH,
-    FROZEN, PONG, FRAMES, RADIUS,
+    FROZEN, PONG, FRAMES, RADIUS, RARE,
 ) = (
     TUNING / f"{name}.csv"
     for name in (
         "short", "levers", "million", "horizon", "constant_gamma", "quiet", "early", "early_150k",
         "kl_parts", "gait", "step_length", "frozen", "pong", "breakout_frames", "breakout_radius",
+        "rare_states",
     )
 )  # fmt: skip
 SUITE = TUNING.parent / "mujoco" / "runs.csv"
@@ -90,6 +91,36 @@ def quiet(results: Path = QUIET) -> str:
 def step_length(results: Path = STEP_LENGTH) -> str:
     """Return whole runs of settings that limit the step of a rollout that says little."""
     return "\n".join(_lines(list(existing(results)), "return_1m", (*ENVIRONMENTS, STANDING)))
+
+
+def rare(results: Path = RARE) -> str:
+    """Return the share of InvertedDoublePendulum-v5's episodes that is whole, and when others end."""
+    rows = [row for row in existing(results) if row["env"] == STANDING and row["whole_share"]]
+    points = list(dict.fromkeys(int(row["to_step"]) for row in rows))[1::2]
+    lines = [
+        f"| settings | seed | {' | '.join(f'{x:,}' for x in points)} |",
+        f"| --- | --- |{' --- |' * len(points)}",
+    ]
+    for settings, seed in sorted(dict.fromkeys((row["settings"], row["seed"]) for row in rows)):
+        own = {int(r["to_step"]): r for r in rows if (r["settings"], r["seed"]) == (settings, seed)}
+        cells = [f"{float(own[x]['whole_share']):.2f} ({own[x]['fall_length'] or '–'})" for x in points]
+        lines.append(f"| {_shown(settings)} | {seed} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def corrected(results: Path = RARE) -> str:
+    """Return how many corrected natural gradients the preset's steps were before there was a limit."""
+    rows = [row for row in existing(results) if row["settings"] == "(no limit)"]
+    lines = [
+        "| task | seed | median of a tenth of the run, least and most | nine of ten are below, most |",
+        "| --- | --- | --- | --- |",
+    ]
+    for env, seed in dict.fromkeys((row["env"], row["seed"]) for row in rows):
+        own = [row for row in rows if (row["env"], row["seed"]) == (env, seed)]
+        medians = [float(row["corrected_scale"]) for row in own]
+        most = max(float(row["corrected_scale_q90"]) for row in own)
+        lines.append(f"| {env} | {seed} | {min(medians):.1f}, {max(medians):.1f} | {most:.1f} |")
+    return "\n".join(lines)
 
 
 def frozen(results: Path = FROZEN) -> str:
@@ -282,6 +313,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "early": early,
     "early 150k": early_150k,
     "step length": step_length,
+    "rare": rare,
+    "corrected": corrected,
     "frozen": frozen,
     "pong": pong,
     "frames": frames,

@@ -33,6 +33,9 @@ _MAX_EVALUATION_ENVS = 10
 # ACKTR's settings that are not the same for all tasks and machines though the preset is, and what only
 # says who launches the same updates.
 _NOT_HASHED = ("env_id", "seed", "preset", "device", "cuda_graphs")
+# Settings that came after results, and the value that means what was before: it is left out, so that
+# those results stay the results of their settings.
+_CAME_LATER: Mapping[str, Any] = {"corrected_learning_rate": None}
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,8 @@ def complete_settings(trial: Trial) -> dict[str, Any]:
     check_algorithm(trial.algo)
     if trial.algo == "acktr":
         settings = _configuration(trial).model_dump(mode="json")
-        return {key: value for key, value in settings.items() if key not in _NOT_HASHED}
+        as_before = {key for key, value in _CAME_LATER.items() if settings[key] == value}
+        return {k: v for k, v in settings.items() if k not in _NOT_HASHED and k not in as_before}
     return peers.peer_settings(trial.algo, trial.env_id, trial.n_timesteps, trial.settings)
 
 

@@ -105,6 +105,14 @@ def test_a_peer_that_diverges_is_an_outcome(tmp_path, capsys):
     assert "Expected parameter" in capsys.readouterr().err
 
 
+def test_a_setting_that_came_later_leaves_older_results_what_they_are():
+    before, after = (
+        complete_settings(trial(settings={"corrected_learning_rate": value})) for value in (None, 10)
+    )
+    assert before == {k: v for k, v in after.items() if k != "corrected_learning_rate"}
+    assert settings_hash(before) != settings_hash(after)
+
+
 def test_complete_settings():
     settings = complete_settings(
         trial(settings={"target_kl": "lin_0.5", "policy_kwargs.log_std_init": -1})
