@@ -28,7 +28,7 @@ SETTINGS = [
     {"sub_sampling_factor": 2, "kfac_kwargs": {"inverse_period": 2, "inverse_refresh": "staggered"}},
     {"n_critic_updates": 2, "critic_kfac_kwargs": {"factor_period": 2, "cg_iterations": 2}},
     {"kfac_kwargs": {"exact_scaling": True, "length_floor": 0.5}, "ent_coef": 0.01},
-    {"corrected_learning_rate": "lin_0.5", "kl_feedback": True},
+    {"corrected_learning_rate": "lin_0.5"},
     SHARED,
     {**SHARED, "cg_iterations": 2, "sub_sampling_factor": 2},
 ]
