@@ -89,8 +89,13 @@ class Suite(_Strict):
         for pair in self.batches:
             if missing := [label for label in pair if label not in self.algorithms]:
                 raise ValueError(f"batches names {missing[0]!r}, which is not among algorithms")
-            small, large = (dict(self.algorithms[label].set) for label in pair)
-            if not small.pop("n_steps", 0) < large.pop("n_steps", 0) or small != large:
+            small, large = ((label, self.algorithms[label]) for label in pair)
+            sizes = [one.set.get("n_steps") for _, one in (small, large)]
+            rests = [
+                one.model_copy(update={"algo": one.algo or label, "set": {**one.set, "n_steps": None}})
+                for label, one in (small, large)
+            ]
+            if None in sizes or not sizes[0] < sizes[1] or rests[0] != rests[1]:
                 raise ValueError(f"{' and '.join(pair)} must differ in n_steps alone, the smaller first")
         return self
 

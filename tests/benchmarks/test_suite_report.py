@@ -97,13 +97,17 @@ def test_there_is_nothing_to_say_of_one_batch(tmp_path):
         (("small", "huge"), "'huge', which is not among"),
         (("large", "small"), "large and small must differ in n_steps alone, the smaller first"),
         (("small", "other"), "small and other must differ in n_steps alone"),
+        (("small", "a2c"), "small and a2c must differ in n_steps alone"),
+        (("unsaid", "large"), "unsaid and large must differ in n_steps alone"),
     ],
 )
 def test_pairs_of_batches_are_checked(pair, message):
     algorithms = {
-        "small": {"set": {"n_envs": 8, "n_steps": 64}},
-        "large": {"set": {"n_envs": 8, "n_steps": 256}},
-        "other": {"set": {"n_envs": 4, "n_steps": 256}},
+        "small": {"algo": "acktr", "set": {"n_envs": 8, "n_steps": 64}},
+        "large": {"algo": "acktr", "set": {"n_envs": 8, "n_steps": 256}},
+        "other": {"algo": "acktr", "set": {"n_envs": 4, "n_steps": 256}},
+        "a2c": {"set": {"n_envs": 8, "n_steps": 256}},
+        "unsaid": {"algo": "acktr", "set": {"n_envs": 8}},
     }
     with pytest.raises(ValueError, match=message):
         Suite(

@@ -37,9 +37,8 @@ def test_train(algo, tmp_path):
     assert scores["backend"] == "gymnasium"
     assert len(outcome.curve.points) == 100
     assert (tmp_path / "run" / "model.zip").exists() is (algo == "acktr")
-    assert (tmp_path / "times.csv").exists() is (
-        algo == "acktr"
-    )  # what a peer cannot use costs it no time
+    # What a peer cannot use costs it no time.
+    assert (tmp_path / "times.csv").exists() is (algo == "acktr")
     store = Store(tmp_path / "store")
     store.add(one, outcome, complete_settings(one), session("a test"))
     (row,) = store.rows()
