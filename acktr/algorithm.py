@@ -34,7 +34,7 @@ from acktr.kfac.graphs import CaptureError
 from acktr.kl import as_list
 from acktr.metrics import record_update
 from acktr.optimizers import build_optimizers
-from acktr.options import as_discount, as_schedule, check_arguments
+from acktr.options import as_discount, as_schedule, check_arguments, resolve_log_std
 from acktr.policies import CnnPolicy, MlpPolicy, Model, MultiInputPolicy, without_validation
 from acktr.precision import available_precision, run_trunk_in_bfloat16
 from acktr.rollout import RolloutBatch, RolloutStorage, collect_rollout
@@ -52,8 +52,7 @@ class ACKTR(SafeAlgorithm):
 
     :param policy: ``"MlpPolicy"``, ``"CnnPolicy"``, ``"MultiInputPolicy"`` or a policy class
     :param env: environment, vector environment or registered id
-    :param learning_rate: eta_max, the largest step scale of the actor; number, schedule or
-        ``"lin_0.25"`` (linear to 0)
+    :param learning_rate: eta_max, the actor's largest step; number, schedule or ``"lin_0.25"`` (to 0)
     :param n_steps: steps of each environment per rollout; the batch is ``n_steps * n_envs``
     :param gamma: discount factor; number, schedule or ``"rise_0.99_0.998"``
         (:func:`acktr.options.as_discount`), which ``VecNormalize`` then follows; a horizon that rises
@@ -64,8 +63,7 @@ class ACKTR(SafeAlgorithm):
     :param target_kl: radius of the trust region, nats per update; number, schedule or ``"lin_0.02"``
     :param n_actor_updates: natural-gradient steps of the actor per rollout, on the whole batch; they
         spend ``target_kl`` together
-    :param kl_feedback: hold the *measured* KL at ``target_kl`` by scaling the bound that K-FAC's
-        quadratic model is given
+    :param kl_feedback: hold the *measured* KL at ``target_kl`` by scaling the bound that K-FAC is given
     :param corrected_learning_rate: eta_max in natural gradients as the measured KL corrects them
         (:mod:`acktr.kl`), beside ``learning_rate``; number, schedule or ``"lin_10"``; ``None`` for none
     :param damping: lambda of the actor's Fisher, or of the joint one
@@ -102,7 +100,8 @@ class ACKTR(SafeAlgorithm):
     :param use_sde: must be False: gSDE is not supported, and refused by name
     :param stats_window_size: episodes in the logged averages
     :param tensorboard_log: where TensorBoard's files go
-    :param policy_kwargs: for the policy; not ``optimizer_class``, the optimiser is K-FAC
+    :param policy_kwargs: for the policy; ``log_std_init`` may be ``"auto"``
+        (:func:`acktr.options.auto_log_std`); not ``optimizer_class``, the optimiser is K-FAC
     :param verbose: 0 none, 1 info, 2 debug
     :param seed: of everything random
     :param device: ``"cpu"``, ``"cuda"`` or ``"auto"``
@@ -233,6 +232,7 @@ class ACKTR(SafeAlgorithm):
         self.critic_lr_schedule = as_schedule(rate)
 
     def _setup_model(self) -> None:
+        self.policy_kwargs = resolve_log_std(self.policy_kwargs, self.action_space)
         super()._setup_model()
         if self.normalize_value_targets:
             normalize_value(self.policy)

@@ -1,4 +1,4 @@
-"""Checks of ACKTR's arguments and the schedules they may name."""
+"""Checks of ACKTR's arguments, the schedules that they may name and the start of its noise."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from gymnasium import spaces
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
 
@@ -58,6 +59,31 @@ def as_discount(value: float | str | Schedule) -> Schedule:
             f"gamma must be a number, a callable or 'rise_A_B' with 0 <= A <= B < 1, not {value!r}."
         )
     return lambda progress: 1 - (1 - start) ** progress * (1 - end) ** (1 - progress)
+
+
+def auto_log_std(action_dim: int) -> float:
+    """Return the logarithm of the standard deviation that a Gaussian policy had best begin with.
+
+    Noise of each actuator moves the same body, so that of d actuators is ``sigma sqrt(d)`` together: it
+    may be 0.87, which is 0.5 for each of three. More than 0.5 is cut off at the bounds of many action
+    spaces, so fewer actuators have no more. Both are figures of measurement (the page of ablations).
+
+    :param action_dim: d, at least 1
+    """
+    return min(-0.7, math.log(0.87 / math.sqrt(action_dim)))
+
+
+def resolve_log_std(policy_kwargs: Mapping[str, Any], space: spaces.Space) -> dict[str, Any]:
+    """Return the policy's arguments with a number for ``log_std_init="auto"``.
+
+    :param space: of the actions; what is not a ``Box`` has no standard deviation, and needs no number
+    """
+    kwargs = dict(policy_kwargs)
+    if kwargs.get("log_std_init") == "auto":
+        del kwargs["log_std_init"]
+        if isinstance(space, spaces.Box):
+            kwargs["log_std_init"] = auto_log_std(math.prod(space.shape))
+    return kwargs
 
 
 def is_schedule(value: Any) -> bool:
@@ -138,6 +164,11 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
                 f"policy_kwargs must not hold {name}: ACKTR's optimiser is K-FAC; its options go into "
                 "kfac_kwargs."
             )
+    log_std = (arguments["policy_kwargs"] or {}).get("log_std_init", 0.0)
+    if log_std != "auto" and not isinstance(log_std, int | float):
+        raise ConfigurationError(
+            f"policy_kwargs: log_std_init must be a number or 'auto', got {log_std!r}."
+        )
     if arguments["use_sde"] or (arguments["policy_kwargs"] or {}).get("use_sde"):
         raise ConfigurationError(
             "gSDE (use_sde) is not supported: its Fisher is not that of a Gaussian in the mean; leave "

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from stable_baselines3.common.vec_env import DummyVecEnv
 
 from acktr import ACKTR
 from acktr.errors import AcktrError, ConfigurationError
-from acktr.options import as_discount, as_schedule, check_arguments
+from acktr.options import as_discount, as_schedule, auto_log_std, check_arguments
 from tests.small_envs import IMAGE, VECTOR, Small, small_env
 
 DEFAULTS = {
@@ -85,6 +86,35 @@ def test_what_does_not_go_with_kfac_is_refused_by_name(key, value):
     says = "gSDE" if key == "use_sde" else key
     with pytest.raises(ConfigurationError, match=says):
         ACKTR("MlpPolicy", small_env("Box"), policy_kwargs={key: value})
+
+
+def test_noise_adds_up_over_actuators():
+    norms = {d: math.exp(auto_log_std(d)) * math.sqrt(d) for d in (1, 2, 3, 4, 6, 8, 17)}
+    assert max(norms.values()) == pytest.approx(0.87)
+    assert norms[6] == norms[17] == pytest.approx(0.87)
+    assert [auto_log_std(d) for d in (1, 2, 3)] == [-0.7] * 3  # the bounds of the actions count there
+
+
+def test_log_std_init_may_be_auto_and_is_a_number_then(tmp_path):
+    kwargs = {"log_std_init": "auto"}
+    space = spaces.Box(-1, 1, (2, 3), np.float32)
+    env = DummyVecEnv([lambda: Small(VECTOR, space, 5)])
+    model = ACKTR("MlpPolicy", env, n_steps=4, policy_kwargs=kwargs)
+    assert model.policy.log_std.tolist() == pytest.approx([auto_log_std(6)] * 6)
+    assert model.policy_kwargs["log_std_init"] == auto_log_std(6)
+    assert kwargs == {"log_std_init": "auto"}
+    model.save(tmp_path / "model")
+    assert ACKTR.load(tmp_path / "model").policy_kwargs == model.policy_kwargs
+
+
+def test_actions_without_a_standard_deviation_need_no_number():
+    model = ACKTR("MlpPolicy", small_env("Discrete"), policy_kwargs={"log_std_init": "auto"})
+    assert "log_std_init" not in model.policy_kwargs
+
+
+def test_another_word_for_log_std_init_is_refused():
+    with pytest.raises(ConfigurationError, match="log_std_init must be a number or 'auto', got 'low'"):
+        ACKTR("MlpPolicy", small_env("Box"), policy_kwargs={"log_std_init": "low"})
 
 
 def test_what_corrects_steps_must_be_measured():

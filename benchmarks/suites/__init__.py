@@ -2,8 +2,9 @@
 
 ``algorithms`` maps the label that tables and figures use to what it stands for. An algorithm may have
 settings of its own (``set``: changes to ACKTR's preset or to the Zoo's settings of a peer, a dotted key
-reaches into a mapping) and other ``envs``, ``seeds`` and ``steps`` than the suite. ``batches`` names
-pairs of labels whose ``set`` differ in ``n_steps`` alone, the smaller batch first.
+reaches into a mapping; ``set_on``: more of them on one task) and other ``envs``, ``seeds`` and ``steps``
+than the suite. ``batches`` names pairs of labels whose ``set`` differ in ``n_steps`` alone, the smaller
+batch first.
 """
 
 from pathlib import Path
@@ -35,6 +36,7 @@ class Algorithm(_Strict):
 
     algo: str | None = None
     set: dict[str, Any] = {}
+    set_on: dict[str, dict[str, Any]] = {}
     preset: str | None = None
     envs: list[str] | None = None
     seeds: list[NonNegativeInt] | None = None
@@ -68,7 +70,7 @@ class Suite(_Strict):
                         seed,
                         steps,
                         label,
-                        algorithm.set,
+                        {**algorithm.set, **algorithm.set_on.get(env, {})},
                         algorithm.preset,
                         self.eval_episodes,
                     )

@@ -6,6 +6,7 @@ from acktr.compare import runner
 from acktr.compare.trial import complete_settings, settings_hash
 from acktr.errors import ConfigurationError
 from benchmarks import run, suites
+from benchmarks.suites import Suite
 
 
 @pytest.mark.parametrize("name", suites.names())
@@ -42,6 +43,25 @@ def test_steps_of_each_task(tmp_path, monkeypatch):
         ConfigurationError, match=r"steps does not name CartPole-v1, which all off learns"
     ):
         suites.load("odd")
+
+
+def test_a_task_may_have_settings_of_its_own():
+    suite = Suite(
+        title="Two tasks",
+        about="",
+        steps=1000,
+        seeds=[0],
+        envs=["Hopper-v5", "CartPole-v1"],
+        algorithms={
+            "acktr": {
+                "set": {"gamma": 0.9, "n_steps": 8},
+                "set_on": {"Hopper-v5": {"gamma": 0.99}},
+            }
+        },
+    )
+    settings = {trial.env_id: trial.settings for trial in suite.trials()}
+    assert settings["Hopper-v5"] == {"gamma": 0.99, "n_steps": 8}
+    assert settings["CartPole-v1"] == {"gamma": 0.9, "n_steps": 8}
 
 
 def test_only():
