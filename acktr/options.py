@@ -165,9 +165,9 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
                 "kfac_kwargs."
             )
     log_std = (arguments["policy_kwargs"] or {}).get("log_std_init", 0.0)
-    if log_std != "auto" and not isinstance(log_std, int | float):
+    if log_std != "auto" and not (isinstance(log_std, int | float) and math.isfinite(log_std)):
         raise ConfigurationError(
-            f"policy_kwargs: log_std_init must be a number or 'auto', got {log_std!r}."
+            f"log_std_init in policy_kwargs must be a finite number or 'auto', got {log_std!r}."
         )
     if arguments["use_sde"] or (arguments["policy_kwargs"] or {}).get("use_sde"):
         raise ConfigurationError(

@@ -9,13 +9,13 @@ from benchmarks.faults import existing
 TUNING = Path(__file__).resolve().parent / "results" / "tuning"
 (
     RESULTS, LEVERS, MILLION, HORIZON, CONSTANT, QUIET, EARLY, EARLY_150K, KL_PARTS, GAIT, STEP_LENGTH,
-    FROZEN, PONG, FRAMES, RADIUS, RARE, NO_LIMIT,
+    FROZEN, PONG, FRAMES, RADIUS, RARE, NO_LIMIT, NOISE, TILT, SAME_NOISE,
 ) = (
     TUNING / f"{name}.csv"
     for name in (
         "short", "levers", "million", "horizon", "constant_gamma", "quiet", "early", "early_150k",
         "kl_parts", "gait", "step_length", "frozen", "pong", "breakout_frames", "breakout_radius",
-        "rare_states", "no_limit",
+        "rare_states", "no_limit", "noise", "tilt", "same_noise",
     )
 )  # fmt: skip
 SUITE = TUNING.parent / "mujoco" / "runs.csv"
@@ -59,15 +59,20 @@ def horizon(results: Path = HORIZON) -> str:
     return "\n".join(tables[:-1])
 
 
-def all_tasks(constant: Path = CONSTANT, no_limit: Path = NO_LIMIT, suite: Path = SUITE) -> str:
+def all_tasks(
+    constant: Path = CONSTANT,
+    no_limit: Path = NO_LIMIT,
+    same_noise: Path = SAME_NOISE,
+    suite: Path = SUITE,
+) -> str:
     """Return what each task of the suite ended with as the preset became what it is."""
     stages = [
-        *(list(existing(path)) for path in (constant, no_limit)),
+        *(list(existing(path)) for path in (constant, no_limit, same_noise)),
         [row for row in existing(suite) if row["label"] == "acktr"],
     ]
     lines = [
-        "| task | `gamma=0.99` | the horizon rises | and the limit (the preset) |",
-        "| --- | --- | --- | --- |",
+        "| task | `gamma=0.99` | the horizon rises | and the limit | and less noise (the preset) |",
+        "| --- | --- | --- | --- | --- |",
     ]
     for env in dict.fromkeys(row["env"] for row in stages[0]):
         cells = [_cell([row for row in rows if row["env"] == env], "last_100_return") for rows in stages]
@@ -196,6 +201,37 @@ def early_150k() -> str:
     return early(EARLY_150K, "150k")
 
 
+def noise() -> str:
+    """Return the same for the noise that a policy begins with."""
+    return early(NOISE, "150k")
+
+
+def tilt(results: Path = TILT, early_on: int = 64000, later: int = 152000, limit: float = 0.5) -> str:
+    """Return what HalfCheetah-v5 comes to with seeds that run upright early on and with those that lean.
+
+    :param early_on: end of the 8,000 steps whose mean tilt counts
+    :param later: end of those whose return is told
+    :param limit: from upright, rad
+    """
+    rows = list(existing(results))
+    lines = [
+        f"| `log_std_init` | below {limit} rad at {early_on:,}: return at {later:,} | above |",
+        "| --- | --- | --- |",
+    ]
+    for start in dict.fromkeys(row["log_std_init"] for row in rows):
+        own = [row for row in rows if row["log_std_init"] == start]
+        leaning = {
+            row["seed"] for row in own if int(row["to_step"]) == early_on and float(row["tilt"]) >= limit
+        }
+        ends = [row for row in own if int(row["to_step"]) == later]
+        cells = [
+            _cell([row for row in ends if (row["seed"] in leaning) is leans], "return")
+            for leans in (False, True)
+        ]
+        lines.append(f"| {start} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def early(results: Path = EARLY, at: str = "100k") -> str:
     """Return the first steps of HalfCheetah-v5, the best settings first.
 
@@ -314,6 +350,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "quiet": quiet,
     "early": early,
     "early 150k": early_150k,
+    "noise": noise,
+    "tilt": tilt,
     "step length": step_length,
     "rare": rare,
     "corrected": corrected,

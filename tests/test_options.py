@@ -112,9 +112,11 @@ def test_actions_without_a_standard_deviation_need_no_number():
     assert "log_std_init" not in model.policy_kwargs
 
 
-def test_another_word_for_log_std_init_is_refused():
-    with pytest.raises(ConfigurationError, match="log_std_init must be a number or 'auto', got 'low'"):
-        ACKTR("MlpPolicy", small_env("Box"), policy_kwargs={"log_std_init": "low"})
+@pytest.mark.parametrize("value", ["low", None, math.nan, -math.inf])
+def test_another_log_std_init_is_refused(value):
+    says = f"log_std_init in policy_kwargs must be a finite number or 'auto', got {value!r}"
+    with pytest.raises(ConfigurationError, match=says):
+        ACKTR("MlpPolicy", small_env("Box"), policy_kwargs={"log_std_init": value})
 
 
 def test_what_corrects_steps_must_be_measured():
