@@ -59,6 +59,15 @@ def test_what_was_killed_starts_anew(store, program):
     assert sorted(path.name for path in folder.iterdir()) == ["log.txt", "trial.json"]
 
 
+@pytest.fixture
+def interruptible():
+    """Answer Ctrl-C as at a terminal: a shell starts what runs in its background with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize(("number", "error"), [("SIGTERM", Terminated), ("SIGINT", KeyboardInterrupt)])
 def test_signals_end_the_children(store, program, monkeypatch, number, error):
     program(SLEEPS)
