@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from numbers import Real
 from typing import Any
 
 from gymnasium import spaces
+from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
 
@@ -82,7 +84,7 @@ def resolve_log_std(policy_kwargs: Mapping[str, Any], space: spaces.Space) -> di
     if kwargs.get("log_std_init") == "auto":
         del kwargs["log_std_init"]
         if isinstance(space, spaces.Box):
-            kwargs["log_std_init"] = auto_log_std(math.prod(space.shape))
+            kwargs["log_std_init"] = auto_log_std(get_action_dim(space))
     return kwargs
 
 
@@ -165,7 +167,7 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
                 "kfac_kwargs."
             )
     log_std = (arguments["policy_kwargs"] or {}).get("log_std_init", 0.0)
-    if log_std != "auto" and not (isinstance(log_std, int | float) and math.isfinite(log_std)):
+    if log_std != "auto" and not (isinstance(log_std, Real) and math.isfinite(log_std)):
         raise ConfigurationError(
             f"log_std_init in policy_kwargs must be a finite number or 'auto', got {log_std!r}."
         )

@@ -87,6 +87,14 @@ class Suite(_Strict):
         return self
 
     @model_validator(mode="after")
+    def _settings_of_a_task_have_their_task(self) -> "Suite":
+        for label, algorithm in self.algorithms.items():
+            envs = self.envs if algorithm.envs is None else algorithm.envs
+            if missing := sorted(algorithm.set_on.keys() - set(envs)):
+                raise ValueError(f"set_on names {missing[0]}, which {label} does not learn")
+        return self
+
+    @model_validator(mode="after")
     def _pairs_differ_in_their_batch(self) -> "Suite":
         for pair in self.batches:
             if missing := [label for label in pair if label not in self.algorithms]:

@@ -64,6 +64,18 @@ def test_a_task_may_have_settings_of_its_own():
     assert settings["CartPole-v1"] == {"gamma": 0.9, "n_steps": 8}
 
 
+def test_settings_of_a_task_that_is_not_learned_are_refused():
+    with pytest.raises(ValueError, match="set_on names Ant-v5, which acktr does not learn"):
+        Suite(
+            title="One task",
+            about="",
+            steps=1000,
+            seeds=[0],
+            envs=["Hopper-v5"],
+            algorithms={"acktr": {"set_on": {"Ant-v5": {"gamma": 0.99}}}},
+        )
+
+
 def test_only():
     trials = suites.load("mujoco").trials()
     chosen = run.choose(trials, ["algo=trpo,ppo", "seed=1", "env=Hopper-v5"])
