@@ -19,21 +19,22 @@ CRITIC_NORMS = ("gauss-newton", "euclidean")
 
 
 def as_schedule(value: float | str | Schedule) -> Schedule:
-    """Turn a number, ``"lin_X"`` (from X linearly to 0) or a callable into a schedule.
+    """Turn a number, ``"lin_A_B"`` (linearly from A to B, or to 0 without B) or a callable into one.
 
     :raises ConfigurationError: a string of another form, or a number below 0
     """
     if isinstance(value, str):
-        kind, _, start = value.partition("_")
+        kind, *ends = value.split("_")
         try:
-            number = float(start)
+            start, end = map(float, ends if len(ends) > 1 else [*ends, 0.0])
         except ValueError:
-            number = math.nan
-        if kind != "lin" or not number >= 0:
+            start, end = math.nan, math.nan
+        if kind != "lin" or not (start >= 0 and end >= 0):
             raise ConfigurationError(
-                f"A schedule must be a number, a callable or 'lin_X' with X >= 0, not {value!r}."
+                "A schedule must be a number, a callable, 'lin_A' (to 0) or 'lin_A_B' with A, B >= 0, "
+                f"not {value!r}."
             )
-        return FloatSchedule(LinearSchedule(number, 0.0, 1.0))
+        return FloatSchedule(LinearSchedule(start, end, 1.0))
     if not callable(value) and not value >= 0:
         raise ConfigurationError(f"A schedule must not be negative, got {value}.")
     return FloatSchedule(value)

@@ -45,17 +45,20 @@ REFUSED = [
     ("target_kl", 0.0, "positive"),
     ("target_kl", -0.01, "positive"),
     ("target_kl", math.nan, "positive"),
-    ("target_kl", "lin_", "lin_X"),
-    ("target_kl", "cosine_0.1", "lin_X"),
-    ("learning_rate", "lin_fast", "lin_X"),
-    ("learning_rate", "lin_-0.1", "lin_X"),
-    ("learning_rate", "0.1", "lin_X"),
+    ("target_kl", "lin_", "lin_A_B"),
+    ("target_kl", "lin_0.1_", "lin_A_B"),
+    ("target_kl", "lin_0.1_-0.1", "lin_A_B"),
+    ("target_kl", "lin_0.3_0.2_0.1", "lin_A_B"),
+    ("target_kl", "cosine_0.1", "lin_A_B"),
+    ("learning_rate", "lin_fast", "lin_A_B"),
+    ("learning_rate", "lin_-0.1", "lin_A_B"),
+    ("learning_rate", "0.1", "lin_A_B"),
     ("learning_rate", -0.25, "negative"),
     ("learning_rate", math.nan, "negative"),
     ("critic_learning_rate", 0.0, "positive"),
-    ("critic_learning_rate", "lin_", "lin_X"),
+    ("critic_learning_rate", "lin_", "lin_A_B"),
     ("corrected_learning_rate", 0.0, "positive"),
-    ("corrected_learning_rate", "lin_", "lin_X"),
+    ("corrected_learning_rate", "lin_", "lin_A_B"),
     ("critic_trust_region", 0.0, "positive"),
     ("critic_norm", "gauss_newton", "gauss-newton, euclidean"),
     ("critic_std", 0.0, "'adaptive'"),
@@ -188,6 +191,8 @@ def test_schedules():
     assert as_schedule(lambda left: left**2)(0.5) == 0.25
     assert as_schedule(0)(1.0) == 0.0
     assert as_schedule("lin_2e-3")(1.0) == 2e-3
+    raised = as_schedule("lin_0.1_0.5")
+    assert (raised(1.0), raised(0.5), raised(0.0)) == pytest.approx((0.1, 0.3, 0.5))
 
 
 def test_a_discount_is_a_number_a_callable_or_a_rising_horizon():
