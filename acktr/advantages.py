@@ -24,10 +24,12 @@ def set_discount(model: ACKTR, rollout_buffer: RolloutStorage) -> None:
     leave the critic values of one scale, however far the horizon rises.
 
     A horizon that rises by name (``"rise_A_B"``) stays within the time limit of an episode: no return
-    that is ever seen says what comes later.
+    that is ever seen says what comes later. With ``"auto_A_B"`` it is that of B as soon as episodes have
+    ended, and as long as none has ended but by its time limit: where nothing can end an episode there is
+    no caution that a long horizon could reward too soon.
 
     :param model: before the rollout
-    :param rollout_buffer: which discounts
+    :param rollout_buffer: which discounts, and goes on with the endings that were seen
     :raises ConfigurationError: the schedule's value is no discount factor
     """
     # Not SB3's _current_progress_remaining: in the first rollout it is that of an earlier learn().
@@ -38,11 +40,14 @@ def set_discount(model: ACKTR, rollout_buffer: RolloutStorage) -> None:
             f"gamma must lie in [0, 1], but its schedule gave {gamma!r} at {progress_remaining:.3f} of "
             "the training left."
         )
-    rises: Any = model.gamma  # SB3 declares a number
-    if isinstance(rises, str) and model.time_limit is not None:
-        start = model.gamma_schedule(1.0)
-        gamma = min(gamma, max(start, 1.0 - 1.0 / model.time_limit))
+    name: Any = model.gamma  # SB3 declares a number
+    if isinstance(name, str):
+        if name.startswith("auto") and model.endings == (True, False):
+            gamma = model.gamma_schedule(0.0)
+        if model.time_limit is not None:
+            gamma = min(gamma, max(model.gamma_schedule(1.0), 1.0 - 1.0 / model.time_limit))
     rollout_buffer.gamma = gamma
+    rollout_buffer.endings = model.endings
     normalize = model.get_vec_normalize_env()
     if normalize is not None and is_schedule(model.gamma):
         normalize.gamma = gamma

@@ -54,9 +54,9 @@ class ACKTR(SafeAlgorithm):
     :param env: environment, vector environment or registered id
     :param learning_rate: eta_max, the actor's largest step; number, schedule or ``"lin_0.25"`` (to 0)
     :param n_steps: steps of each environment per rollout; the batch is ``n_steps * n_envs``
-    :param gamma: discount factor; number, schedule or ``"rise_0.99_0.998"``
-        (:func:`acktr.options.as_discount`), which ``VecNormalize`` then follows; a horizon that rises
-        stays within the time limit of an episode
+    :param gamma: discount factor; number, schedule, ``"rise_0.99_0.998"`` or ``"auto_0.99_0.998"``, long
+        at once where episodes end by time alone (:func:`acktr.options.as_discount`); ``VecNormalize``
+        follows a schedule, and by name the horizon stays within the time limit of an episode
     :param gae_lambda: lambda of GAE; 1 gives k-step returns
     :param ent_coef: weight of the entropy bonus
     :param vf_coef: weight of the value loss on a shared trunk
@@ -212,6 +212,7 @@ class ACKTR(SafeAlgorithm):
         self.kl_rescales = 0  # steps rescaled since the start
         self._shared_moments: distributed.SharedMoments | None = None
         self.time_limit: int | None = None  # of an episode of the environment, if it is known
+        self.endings = (False, False)  # whether episodes were cut by time, and whether any ended before
         self.shared = False  # whether actor and critic have parameters in common
         self.defer_checks = False  # whether a look at a value would wait for the device
         self._graphs: dict[str, Graphs] = {}  # of the actor and of the critic, if they are asked for
@@ -226,10 +227,8 @@ class ACKTR(SafeAlgorithm):
         self.target_kl_schedule = as_schedule(self.target_kl)
         self.gamma_schedule = as_discount(self.gamma)
         self.corrected_lr_schedule = as_schedule(self.corrected_learning_rate or math.inf)
-        rate = self.critic_learning_rate
-        if rate is None:
-            rate = 0.3 if self.critic_norm == "gauss-newton" else 1e-3
-        self.critic_lr_schedule = as_schedule(rate)
+        critic_lr = 0.3 if self.critic_norm == "gauss-newton" else 1e-3
+        self.critic_lr_schedule = as_schedule(self.critic_learning_rate or critic_lr)
 
     def _setup_model(self) -> None:
         self.policy_kwargs = resolve_log_std(self.policy_kwargs, self.action_space)
@@ -288,12 +287,13 @@ class ACKTR(SafeAlgorithm):
             went_on = collect_rollout(self, env, callback, rollout_buffer, n_rollout_steps)
         except Exception as error:
             try:
-                distributed.vote(distributed.FAILED, self._shared_moments)
+                distributed.vote(distributed.FAILED, self.endings, self._shared_moments)
             except RuntimeError as lost:  # the others are gone: what failed here is what to tell
                 raise error from lost
             raise
         state = distributed.GO_ON if went_on else distributed.STOP
-        return distributed.vote(state, self._shared_moments) == distributed.GO_ON
+        state, self.endings = distributed.vote(state, rollout_buffer.endings, self._shared_moments)
+        return state == distributed.GO_ON
 
     def train(self) -> None:
         """Update the critic, then the actor, on the last rollout."""

@@ -34,6 +34,7 @@ TIMEOUT_SECONDS = 120.0  # an evaluation of the first rank, for which the others
 
 # What a rank tells the others after a rollout; the greatest rules.
 GO_ON, STOP, FAILED = range(3)
+Flags = tuple[bool, ...]
 
 
 def start(device: str = "auto") -> bool:
@@ -167,22 +168,24 @@ def share_parameters(module: torch.nn.Module) -> None:
         comm_of(group()).broadcast([*module.parameters(), *module.buffers()], 0)
 
 
-def vote(state: int, moments: SharedMoments | None = None) -> int:
+def vote(state: int, flags: Flags, moments: SharedMoments | None = None) -> tuple[int, Flags]:
     """Tell the others whether to go on, and hear what all together say.
 
     :param state: ``GO_ON``, ``STOP`` or ``FAILED``
+    :param flags: what this rank has seen, in the same message
     :param moments: to merge in the same message, if all go on
-    :return: the greatest of all
+    :return: the greatest state, and for each flag whether it is true on any rank
     :raises DivergenceError: another rank has failed while this one has not
     """
     if size() == 1:
-        return state
+        return state, flags
     talk = comm_of(group())
-    states = torch.zeros(size(), dtype=torch.float64, device=_device())
-    states[rank()] = state
-    finish = talk.sum_together([states])
+    table = torch.zeros(size(), 1 + len(flags), dtype=torch.float64, device=_device())
+    table[rank()] = torch.tensor([state, *flags])
+    finish = talk.sum_together([table])
     merge = moments.begin_to_merge(talk) if moments is not None else None
-    found = [int(x) for x in finish()[0].tolist()]
+    rows = finish()[0].tolist()
+    found = [int(row[0]) for row in rows]
     if max(found) == FAILED and state != FAILED:
         failed = [i for i, s in enumerate(found) if s == FAILED]
         raise DivergenceError(
@@ -191,7 +194,7 @@ def vote(state: int, moments: SharedMoments | None = None) -> int:
         )
     if merge is not None and max(found) == GO_ON:
         merge()
-    return max(found)
+    return max(found), tuple(any(row[i] for row in rows) for i in range(1, 1 + len(flags)))
 
 
 def any_of(*flags: bool) -> tuple[bool, ...]:

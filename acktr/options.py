@@ -41,12 +41,13 @@ def as_schedule(value: float | str | Schedule) -> Schedule:
 
 
 def as_discount(value: float | str | Schedule) -> Schedule:
-    """Turn a number, ``"rise_A_B"`` or a callable into a schedule of the discount factor.
+    """Turn a number, ``"rise_A_B"``, ``"auto_A_B"`` or a callable into a schedule of gamma.
 
     With ``"rise_A_B"`` the horizon ``1 / (1 - gamma)`` grows by the same factor with each step, from
     that of A to that of B (Francois-Lavet et al. 2015, arXiv 1512.02011, raise it too, by another rule).
     A long one from the start rewards caution before anything else is learned; a short one to the end
-    does not see what a fall costs.
+    does not see what a fall costs. ``"auto_A_B"`` is the same schedule, from which
+    :func:`acktr.advantages.set_discount` departs where no episode ends early.
 
     :raises ConfigurationError: a string of another form, or discount factors that do not rise below 1
     """
@@ -57,9 +58,10 @@ def as_discount(value: float | str | Schedule) -> Schedule:
         start, end = map(float, ends)
     except ValueError:
         start, end = math.nan, math.nan
-    if kind != "rise" or not 0 <= start <= end < 1:
+    if kind not in ("rise", "auto") or not 0 <= start <= end < 1:
         raise ConfigurationError(
-            f"gamma must be a number, a callable or 'rise_A_B' with 0 <= A <= B < 1, not {value!r}."
+            "gamma must be a number, a callable, 'rise_A_B' or 'auto_A_B' with 0 <= A <= B < 1, "
+            f"not {value!r}."
         )
     return lambda progress: 1 - (1 - start) ** progress * (1 - end) ** (1 - progress)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
-from itertools import repeat
+from itertools import compress, repeat
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -98,6 +98,7 @@ class RolloutStorage:
     ) -> None:
         self.gae_lambda = gae_lambda
         self.gamma = gamma
+        self.endings = (False, False)  # whether episodes were cut by time, and whether any ended before
         size = (buffer_size, n_envs)
 
         def allocate(space: spaces.Space) -> Tensor:
@@ -225,6 +226,10 @@ def collect_rollout(
                 model._last_obs, model._last_episode_starts = new_obs, dones
                 return False
             model._update_info_buffer(infos, dones)
+            for info in compress(infos, dones):
+                by_time = bool(info.get("TimeLimit.truncated"))
+                cut, ended = rollout_buffer.endings
+                rollout_buffer.endings = (cut or by_time, ended or not by_time)
             for idx, end in last_observations(dones, infos).items():
                 if infos[idx].get("TimeLimit.truncated"):
                     truncated.append((n_steps, idx, end))

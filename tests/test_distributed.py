@@ -16,7 +16,7 @@ from acktr.rollout import RolloutBatch
 from tests.kfac.processes import run_in_processes
 from tests.kfac.test_comm import signs_of_values
 from tests.small_envs import VECTOR, small_env
-from tests.test_algorithm import POLICIES, make
+from tests.test_algorithm import POLICIES, Recorded, make
 
 B = 24  # samples of a batch
 CASES = {
@@ -125,7 +125,7 @@ def merge(rank, size):
         batches.append(rng.normal(5.0 * rank, 1.0 + rank, (7, *VECTOR.shape)))
         env.obs_rms.update(batches[-1])
         env.ret_rms.update(batches[-1][:, 0])
-        distributed.vote(distributed.GO_ON, shared)
+        distributed.vote(distributed.GO_ON, (), shared)
     env_moments = [(m.mean.tolist(), m.var.tolist(), m.count) for m in (env.obs_rms, env.ret_rms)]
     return env_moments, [torch.from_numpy(x) for x in batches]
 
@@ -143,9 +143,9 @@ def test_moments_are_those_of_all_that_was_seen():
 
 
 def decide(rank, size):
-    said = [distributed.vote(distributed.STOP if rank else distributed.GO_ON)]
+    said = [distributed.vote(distributed.STOP if rank else distributed.GO_ON, (rank > 0, False))]
     try:
-        distributed.vote(distributed.FAILED if rank else distributed.GO_ON)
+        distributed.vote(distributed.FAILED if rank else distributed.GO_ON, (False, False))
     except DivergenceError as error:
         said.append(str(error))
     moments = distributed.moments(torch.arange(4.0) + 10 * rank)()
@@ -161,12 +161,24 @@ def decide(rank, size):
 def test_one_decision_for_all():
     (first, a, *flags), (second, b, *flags_too) = run_in_processes(2, decide)
     assert flags == flags_too == [(True, True, False), (False,)]
-    assert first[0] == second[0] == distributed.STOP
+    assert first[0] == second[0] == (distributed.STOP, (True, False))
     assert first[1].startswith("Rank 1 of 2 failed")
     assert len(second) == 2  # who fails hears of it from its own error
     assert "different parameters" in first[2] == second[1]
     both = torch.cat([torch.arange(4.0), torch.arange(4.0) + 10])
     torch.testing.assert_close([a, b], [(both.mean(), both.std())] * 2)
+
+
+def see_endings(rank, size):
+    model = make(small_env(ends=("truncated", "terminated")[rank]), cls=Recorded, gamma="auto_0.9_0.99")
+    model.learn(4 * 16 * size)
+    return model.logged("gamma").tolist()
+
+
+def test_an_episode_that_ends_early_on_one_rank_keeps_the_horizon_of_all():
+    first, second = run_in_processes(2, see_endings)
+    np.testing.assert_allclose(first, 1 - 0.1 * 0.1 ** np.array([0, 0.25, 0.5, 0.75]))
+    assert first == second
 
 
 def fail(rank, size):

@@ -35,6 +35,8 @@ REFUSED = [
     ("gamma", "rise_0.99_0.9", "A <= B < 1"),
     ("gamma", "rise_0.9_1", "A <= B < 1"),
     ("gamma", "rise_-1_0.9", "0 <= A"),
+    ("gamma", "auto_0.99", "auto_A_B"),
+    ("gamma", "auto", "auto_A_B"),
     ("gamma", "rise_nan_0.9", "0 <= A"),
     ("gae_lambda", 2.0, r"\[0, 1\]"),
     ("momentum", 1.0, r"\[0, 1\)"),
@@ -202,6 +204,7 @@ def test_a_discount_is_a_number_a_callable_or_a_rising_horizon():
     horizons = [1 / (1 - rising(left)) for left in (1.0, 0.75, 0.5, 0.25, 0.0)]
     np.testing.assert_allclose(horizons, 100 * 5 ** np.array([0, 0.25, 0.5, 0.75, 1]))
     assert as_discount("rise_0_0.5")(1.0) == 0.0
+    assert as_discount("auto_0.99_0.998")(0.4) == rising(0.4)
 
 
 def test_a_single_environment_and_a_single_step():

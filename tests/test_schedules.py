@@ -81,6 +81,41 @@ def test_a_horizon_rises_no_further_than_an_episode_lasts(limit, longest):
     np.testing.assert_allclose(horizons, np.minimum(risen, longest))
 
 
+@pytest.mark.parametrize(
+    ("ends", "limit", "longest"),
+    [
+        ("truncated", None, 100),
+        ("truncated", 25, 25),
+        ("terminated", None, None),
+        ("both", None, None),
+    ],
+)
+def test_where_no_episode_ends_early_the_horizon_is_long_at_once(ends, limit, longest):
+    """From the second rollout on: in the first, whose schedule is that of a rise, episodes end."""
+    env = small_env(ends=ends)
+    for one in env.envs:
+        one.spec = limit and EnvSpec("Small-v0", max_episode_steps=limit)
+    model = make(env, cls=Recorded, gamma="auto_0.9_0.99")
+    model.learn(4 * 16)
+    horizons = 1 / (1 - np.array(model.logged("gamma")))
+    risen = 10 * 10 ** (np.arange(4) / 4)
+    np.testing.assert_allclose(horizons, risen if longest is None else [10, *[longest] * 3])
+
+
+def test_an_episode_that_ends_early_takes_the_long_horizon_back():
+    env = small_env()
+
+    class Later(Recorded):
+        def train(self):
+            super().train()
+            env.envs[1].ends = "terminated"
+
+    model = make(env, cls=Later, gamma="auto_0.9_0.99")
+    model.learn(4 * 16)
+    risen = 1 - 0.1 * 0.1 ** (np.arange(4) / 4)
+    np.testing.assert_allclose(model.logged("gamma"), [0.9, 0.99, *risen[2:]])
+
+
 @pytest.mark.parametrize("error", [AttributeError, NotImplementedError])
 def test_of_a_vector_environment_of_somebodys_own_the_limit_may_not_be_known(error):
     class Own(VecEnvWrapper):

@@ -79,13 +79,15 @@ GYM = "backend=gymnasium"
 BACKGROUND = "kfac_kwargs={inverse_refresh: background, inverse_period: 3}"
 STAGGERED = "kfac_kwargs={inverse_refresh: staggered, inverse_period: 3}"
 CHEETAH = ("HalfCheetah-v5", "eval_interval=0", "n_final_eval_episodes=0")
+# Episodes that end by time within the first rollout, so that a resumed run must know of them.
+ENDING = ("gamma=auto_0.9_0.99", "env_kwargs.max_episode_steps=4")
 CASES = {
     "cartpole": ("CartPole-v1", GYM, "momentum=0.9", "target_kl=lin_0.02"),
     "background": ("CartPole-v1", BACKGROUND, "n_critic_updates=3", "normalize=true"),
     "shared": ("CartPole-v1", "policy_kwargs.share_features_extractor=true", "critic_std=adaptive"),
     "normalised values": ("CartPole-v1", "normalize_value_targets=true", "critic_std=adaptive"),
     "overlap": ("CartPole-v1", "overlap=true", "sub_sampling_factor=2"),
-    "cheetah": (*CHEETAH, GYM, BACKGROUND, "momentum=0.9", "target_kl=lin_0.02", "gamma=rise_0.9_0.99"),
+    "cheetah": (*CHEETAH, GYM, BACKGROUND, "momentum=0.9", "target_kl=lin_0.02", *ENDING),
     "cheetah, envpool": (*CHEETAH, "backend=envpool", "overlap=true", "kfac_kwargs.length_floor=0.5"),
 }
 MORE_CASES = {
