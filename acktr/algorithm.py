@@ -212,7 +212,7 @@ class ACKTR(SafeAlgorithm):
         self.kl_rescales = 0  # steps rescaled since the start
         self._shared_moments: distributed.SharedMoments | None = None
         self.time_limit: int | None = None  # of an episode of the environment, if it is known
-        self.endings = (False, False)  # whether episodes were cut by time, and whether any ended before
+        self.endings: distributed.Flags = (False, False)  # episodes seen cut by time, and ended before
         self.shared = False  # whether actor and critic have parameters in common
         self.defer_checks = False  # whether a look at a value would wait for the device
         self._graphs: dict[str, Graphs] = {}  # of the actor and of the critic, if they are asked for

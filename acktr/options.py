@@ -26,7 +26,7 @@ def as_schedule(value: float | str | Schedule) -> Schedule:
     if isinstance(value, str):
         kind, *ends = value.split("_")
         try:
-            start, end = map(float, ends if len(ends) > 1 else [*ends, 0.0])
+            start, end = map(float, ends if len(ends) > 1 else [*ends, "0"])
         except ValueError:
             start, end = math.nan, math.nan
         if kind != "lin" or not (start >= 0 and end >= 0):

@@ -98,7 +98,7 @@ class RolloutStorage:
     ) -> None:
         self.gae_lambda = gae_lambda
         self.gamma = gamma
-        self.endings = (False, False)  # whether episodes were cut by time, and whether any ended before
+        self.endings: distributed.Flags = (False, False)  # episodes seen cut by time, and ended before
         size = (buffer_size, n_envs)
 
         def allocate(space: spaces.Space) -> Tensor:
