@@ -142,20 +142,23 @@ class Store:
             self._add([row], {session_id: session})
 
     def merge(self, other: "Store") -> int:
-        """Take over what another store holds; of trials that both have, the other's.
+        """Take over the trials that have a row in another store; of those that both have, the other's.
 
         :param other: which stays as it is
         :return: the number of its rows
         :raises CheckpointError: if it holds no results
         """
+        from acktr.compare.trial import file_name
+
         rows = other.rows()
         if not rows:
             raise CheckpointError(f"{other.path} holds no results: there is no runs.csv with a row.")
         self.prepare()
         with self.lock("store"):
-            for folder in ("curves", "settings"):
-                for path in sorted((other.path / folder).iterdir()):
-                    _write(self.path / folder / path.name, path.read_text(encoding="utf-8"))
+            names = {f"curves/{file_name(*_key(row))}.csv" for row in rows}
+            names |= {f"settings/{row['settings']}.json" for row in rows}
+            for name in sorted(names):
+                _write(self.path / name, (other.path / name).read_text(encoding="utf-8"))
             self._add(rows, other.manifest())
         return len(rows)
 

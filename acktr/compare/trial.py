@@ -65,8 +65,12 @@ class Trial:
     @property
     def key(self) -> str:
         """A name for files, which no other trial of a store has."""
-        name = f"{self.env_id}_{self.label}_{self.seed}"
-        return "".join(c if c.isalnum() or c in "-_.+" else "-" for c in name)
+        return file_name(self.env_id, self.label, str(self.seed))
+
+
+def file_name(*parts: str) -> str:
+    """Return a name for files that is made of the parts."""
+    return "".join(c if c.isalnum() or c in "-_.+" else "-" for c in "_".join(parts))
 
 
 @dataclass(frozen=True)

@@ -48,10 +48,12 @@ def test_curves(tmp_path):
 
 def test_merge(tmp_path):
     ours, theirs = Store(tmp_path / "ours"), Store(tmp_path / "theirs")
-    add(ours, 0, final=1.0)
+    kept = add(ours, 0, final=1.0)
     add(ours, 1, final=1.0)
     trial = add(theirs, 1, final=2.0, settings={"a": 2})
+    (theirs.path / "curves" / f"{kept.key}.csv").write_text("of no row there")
     assert ours.merge(theirs) == 1
+    assert ours.curve(kept.key)["return"][-1] == 1.0
     assert [row["last_100_return"] for row in ours.rows()] == ["1", "2"]
     assert ours.curve(trial.key)["return"][-1] == 2.0
     assert len(list((tmp_path / "ours" / "settings").iterdir())) == 2
