@@ -146,7 +146,7 @@ class Store:
 
         :param other: which stays as it is
         :return: the number of its rows
-        :raises CheckpointError: if it holds no results
+        :raises CheckpointError: if it holds no results, or a row lacks its files; nothing is taken then
         """
         from acktr.compare.trial import file_name
 
@@ -157,8 +157,14 @@ class Store:
         with self.lock("store"):
             names = {f"curves/{file_name(*_key(row))}.csv" for row in rows}
             names |= {f"settings/{row['settings']}.json" for row in rows}
-            for name in sorted(names):
-                _write(self.path / name, (other.path / name).read_text(encoding="utf-8"))
+            try:  # all are read before the first is written: a row and its curve belong together
+                texts = {name: (other.path / name).read_text(encoding="utf-8") for name in sorted(names)}
+            except FileNotFoundError as error:
+                raise CheckpointError(
+                    f"{error.filename} is missing, though a row names it: restore it, or remove the row."
+                ) from error
+            for name, text in texts.items():
+                _write(self.path / name, text)
             self._add(rows, other.manifest())
         return len(rows)
 

@@ -59,6 +59,12 @@ def test_merge(tmp_path):
     assert len(list((tmp_path / "ours" / "settings").iterdir())) == 2
     with pytest.raises(CheckpointError, match="holds no results"):
         ours.merge(Store(tmp_path / "nowhere"))
+    lost = add(theirs, 2, final=3.0).key
+    add(theirs, 1, final=3.0)
+    (theirs.path / "curves" / f"{lost}.csv").unlink()
+    with pytest.raises(CheckpointError, match=f"{lost}.csv is missing, though a row names it"):
+        ours.merge(theirs)
+    assert ours.curve(trial.key)["return"][-1] == 2.0
 
 
 def test_git_leaves_the_files_of_trials_alone(tmp_path):
