@@ -17,7 +17,7 @@ from acktr.kfac.exact import detached, mean_kl
 from acktr.kl import adapt_scale, check_own_loss, measure_or_restore, rescale_step
 from acktr.policies import Model
 from acktr.rollout import RolloutBatch
-from acktr.update import Undo, check_losses, take_step
+from acktr.update import Undo, check_losses, run_step, take_step
 
 if TYPE_CHECKING:
     from acktr.algorithm import ACKTR
@@ -60,13 +60,13 @@ def update_actor(model: ACKTR, batch: RolloutBatch, target_kl: float) -> tuple[d
     group["lr"] = min(group["lr"], corrected * model.kl_scale)
     before = [p.detach().clone() for p in group["params"]]
     undo = Undo(model.kfac) if model.defer_checks else None
-    first = last = model.run("actor", partial(natural_step, model), batch, None)
+    first = last = run_step(model, "actor", partial(natural_step, model), batch, None)
     # A copy for this rollout: what a distribution has worked out of itself it does not work out again,
     # though a CUDA graph writes new parameters into it.
     old = [_without_graph(d) for d in first.old]
     rooms, losses = [_room(model.kfac)], [first.loss.clone()]
     for _ in range(1, model.n_actor_updates):
-        last = model.run("actor", partial(natural_step, model), batch, first.log_prob)
+        last = run_step(model, "actor", partial(natural_step, model), batch, first.log_prob)
         rooms.append(_room(model.kfac))
         losses.append(last.loss.clone())
     if undo is not None:

@@ -7,7 +7,6 @@ batch for the actor, inside a KL trust region, and one or more for the critic.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, cast
 
@@ -27,14 +26,13 @@ from acktr.actor import update_actor
 from acktr.advantages import normalize_advantages, set_discount, time_limit
 from acktr.checkpoint.algorithm_file import SafeAlgorithm
 from acktr.critic import update_critic
-from acktr.errors import ConfigurationError
 from acktr.images import standardize_images
 from acktr.kfac import KFAC, Graphs
-from acktr.kfac.graphs import CaptureError
 from acktr.kl import as_list
 from acktr.metrics import record_update
+from acktr.noise import fade_noise, resolve_log_std
 from acktr.optimizers import build_optimizers
-from acktr.options import as_discount, as_schedule, check_arguments, resolve_log_std
+from acktr.options import as_discount, as_schedule, check_arguments
 from acktr.policies import CnnPolicy, MlpPolicy, Model, MultiInputPolicy, without_validation
 from acktr.precision import available_precision, run_trunk_in_bfloat16
 from acktr.rollout import RolloutBatch, RolloutStorage, collect_rollout
@@ -61,6 +59,9 @@ class ACKTR(SafeAlgorithm):
     :param ent_coef: weight of the entropy bonus
     :param vf_coef: weight of the value loss on a shared trunk
     :param target_kl: radius of the trust region, nats per update; number, schedule or ``"lin_0.02"``
+        (:func:`acktr.options.as_schedule` has the names that schedules may have)
+    :param std_scale: of a Gaussian policy's noise beside what it learns, :func:`acktr.noise.fade_noise`;
+        schedule or ``"late_1_0.5"``, which halves it in the second half; a number changes nothing
     :param n_actor_updates: natural-gradient steps of the actor per rollout, on the whole batch; they
         spend ``target_kl`` together
     :param kl_feedback: hold the *measured* KL at ``target_kl`` by scaling the bound that K-FAC is given
@@ -101,7 +102,7 @@ class ACKTR(SafeAlgorithm):
     :param stats_window_size: episodes in the logged averages
     :param tensorboard_log: where TensorBoard's files go
     :param policy_kwargs: for the policy; ``log_std_init`` may be ``"auto"``
-        (:func:`acktr.options.auto_log_std`); not ``optimizer_class``, the optimiser is K-FAC
+        (:func:`acktr.noise.auto_log_std`); not ``optimizer_class``, the optimiser is K-FAC
     :param verbose: 0 none, 1 info, 2 debug
     :param seed: of everything random
     :param device: ``"cpu"``, ``"cuda"`` or ``"auto"``
@@ -126,6 +127,7 @@ class ACKTR(SafeAlgorithm):
         ent_coef: float = 0.0,
         vf_coef: float = 0.5,
         target_kl: float | str | Schedule = 0.01,
+        std_scale: float | str | Schedule = 1.0,
         n_actor_updates: int = 1,
         kl_feedback: bool = True,
         corrected_learning_rate: float | str | Schedule | None = None,
@@ -185,6 +187,7 @@ class ACKTR(SafeAlgorithm):
             _init_setup_model=False,
         )
         self.target_kl = target_kl
+        self.std_scale = std_scale
         self.n_actor_updates = n_actor_updates
         self.kl_feedback = kl_feedback
         self.corrected_learning_rate = corrected_learning_rate
@@ -225,6 +228,7 @@ class ACKTR(SafeAlgorithm):
     def _setup_lr_schedule(self) -> None:
         self.lr_schedule = as_schedule(self.learning_rate)
         self.target_kl_schedule = as_schedule(self.target_kl)
+        self.std_scale_schedule = as_schedule(self.std_scale)
         self.gamma_schedule = as_discount(self.gamma)
         self.corrected_lr_schedule = as_schedule(self.corrected_learning_rate or math.inf)
         critic_lr = 0.3 if self.critic_norm == "gauss-newton" else 1e-3
@@ -311,27 +315,11 @@ class ACKTR(SafeAlgorithm):
         self._update_learning_rate(self.kfac)
         target_kl = self.target_kl_schedule(self._current_progress_remaining)
         actor_losses, kl = update_actor(self, batch, target_kl)
+        fade_noise(self, len(batch.returns))
         self._n_updates += 1
         if self._n_updates % _COMPARE_PERIOD == 0:
             distributed.check_same(self.policy.parameters())
         record_update(self, batch, {**losses, **actor_losses}, kl, target_kl)
-
-    def run(self, name: str, work: Callable[..., Any], *inputs: Any) -> Any:
-        """Make one step of the actor or the critic, as a CUDA graph if there is to be one.
-
-        :param name: ``"actor"`` or ``"critic"``
-        :param work: makes it
-        :param inputs: what of it changes from one step to the next
-        :return: what ``work`` returns, valid until the next such step
-        :raises ConfigurationError: it cannot be a CUDA graph
-        """
-        graphs = self._graphs.get(name)
-        if graphs is None:
-            return work(*inputs)
-        try:
-            return graphs(name, work, *inputs)
-        except CaptureError as error:
-            raise ConfigurationError(f"cuda_graphs=True is not possible. {error}") from error
 
     def _capture(self, kfac: KFAC) -> AbstractContextManager[None]:
         """Record a pass of the whole batch, unless curvature is taken of a part of it."""

@@ -13,7 +13,7 @@ from acktr.kfac import KFAC
 from acktr.kfac.exact import detached, mean_kl
 from acktr.kl import check_own_loss
 from acktr.rollout import RolloutBatch
-from acktr.update import Undo, check_losses, take_step
+from acktr.update import Undo, check_losses, run_step, take_step
 
 if TYPE_CHECKING:
     from acktr.algorithm import ACKTR
@@ -38,10 +38,10 @@ def update_critic(model: ACKTR, batch: RolloutBatch) -> Tensor:
     losses = []
     for chosen, part in batch.minibatches(model.critic_batch_size, model.n_critic_updates):
         if isinstance(optimizer, KFAC):
-            loss = model.run("critic", partial(_step_natural, model, optimizer), part)
+            loss = run_step(model, "critic", partial(_step_natural, model, optimizer), part)
         else:
             held = [_parameters(detached(d, chosen)) for d in policy]
-            loss = model.run("critic", partial(_step_euclidean, model, optimizer), part, held)
+            loss = run_step(model, "critic", partial(_step_euclidean, model, optimizer), part, held)
         losses.append(loss.clone())
     if undo is not None:
         check_losses(losses, undo, model.num_timesteps)

@@ -1,4 +1,4 @@
-"""Checks of ACKTR's arguments, the schedules that they may name and the start of its noise."""
+"""Checks of ACKTR's arguments, and the schedules that they may name."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from collections.abc import Callable, Mapping
 from numbers import Real
 from typing import Any
 
-from gymnasium import spaces
-from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
 
@@ -19,7 +17,10 @@ CRITIC_NORMS = ("gauss-newton", "euclidean")
 
 
 def as_schedule(value: float | str | Schedule) -> Schedule:
-    """Turn a number, ``"lin_A_B"`` (linearly from A to B, or to 0 without B) or a callable into one.
+    """Turn a number, a callable or a name into a schedule.
+
+    ``"lin_A_B"`` goes linearly from A to B, ``"late_A_B"`` is A for the first half of training and goes
+    linearly to B in the second; without B both end at 0.
 
     :raises ConfigurationError: a string of another form, or a number below 0
     """
@@ -29,12 +30,15 @@ def as_schedule(value: float | str | Schedule) -> Schedule:
             start, end = map(float, ends if len(ends) > 1 else [*ends, "0"])
         except ValueError:
             start, end = math.nan, math.nan
-        if kind != "lin" or not (start >= 0 and end >= 0):
+        if kind not in ("lin", "late") or not (start >= 0 and end >= 0):
             raise ConfigurationError(
-                "A schedule must be a number, a callable, 'lin_A' (to 0) or 'lin_A_B' with A, B >= 0, "
-                f"not {value!r}."
+                "A schedule must be a number, a callable, 'lin_A_B' or 'late_A_B' with A, B >= 0 (B is "
+                f"0 if it is left out), not {value!r}."
             )
-        return FloatSchedule(LinearSchedule(start, end, 1.0))
+        linear = LinearSchedule(start, end, 1.0)
+        if kind == "lin":
+            return FloatSchedule(linear)
+        return FloatSchedule(lambda progress_remaining: linear(min(2 * progress_remaining, 1.0)))
     if not callable(value) and not value >= 0:
         raise ConfigurationError(f"A schedule must not be negative, got {value}.")
     return FloatSchedule(value)
@@ -66,31 +70,6 @@ def as_discount(value: float | str | Schedule) -> Schedule:
     return lambda progress: 1 - (1 - start) ** progress * (1 - end) ** (1 - progress)
 
 
-def auto_log_std(action_dim: int) -> float:
-    """Return the logarithm of the standard deviation that a Gaussian policy had best begin with.
-
-    Noise of each actuator moves the same body, so that of d actuators is ``sigma sqrt(d)`` together: it
-    may be 0.87, which is 0.5 for each of three. More than 0.5 is cut off at the bounds of many action
-    spaces, so fewer actuators have no more. Both are figures of measurement (the page of ablations).
-
-    :param action_dim: d, at least 1
-    """
-    return min(-0.7, math.log(0.87 / math.sqrt(action_dim)))
-
-
-def resolve_log_std(policy_kwargs: Mapping[str, Any], space: spaces.Space) -> dict[str, Any]:
-    """Return the policy's arguments with a number for ``log_std_init="auto"``.
-
-    :param space: of the actions; what is not a ``Box`` has no standard deviation, and needs no number
-    """
-    kwargs = dict(policy_kwargs)
-    if kwargs.get("log_std_init") == "auto":
-        del kwargs["log_std_init"]
-        if isinstance(space, spaces.Box):
-            kwargs["log_std_init"] = auto_log_std(get_action_dim(space))
-    return kwargs
-
-
 def is_schedule(value: Any) -> bool:
     """Say whether a setting is a schedule (a callable, or its name) and not a number."""
     return callable(value) or isinstance(value, str)
@@ -118,6 +97,7 @@ _AT_LEAST: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda x: x is None or is_schedule(x) or x > 0,
         "must be positive, or None",
     ),
+    "std_scale": (lambda x: is_schedule(x) or x > 0, "must be positive"),
     "critic_trust_region": (lambda x: x is None or x > 0, "must be positive, or None"),
     "precision": (lambda x: x in PRECISIONS, f"must be one of {', '.join(PRECISIONS)}"),
     "cuda_graphs": (lambda x: isinstance(x, bool), "must be True or False"),
@@ -151,9 +131,15 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
             "corrected_learning_rate needs the measured KL: leave kl_feedback at True, or limit steps "
             "with learning_rate."
         )
-    for name in ("learning_rate", "corrected_learning_rate", "target_kl", "critic_learning_rate"):
+    rates = ("learning_rate", "corrected_learning_rate", "critic_learning_rate")
+    for name in (*rates, "target_kl", "std_scale"):
         if arguments[name] is not None:
             as_schedule(arguments[name])
+    std_scale = arguments["std_scale"]
+    if isinstance(std_scale, str) and not min(map(as_schedule(std_scale), (0.0, 1.0))) > 0:
+        raise ConfigurationError(
+            f"std_scale must stay positive, so 'lin_A_B' or 'late_A_B' with A, B > 0, not {std_scale!r}."
+        )
     as_discount(arguments["gamma"])
     owned = {"lr", "damping", "momentum", "target_kl", "cg_iterations", "param_groups"}
     owned |= {"weight_decay", "process_group"}

@@ -2,19 +2,40 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from acktr import distributed
+from acktr.errors import ConfigurationError
 from acktr.kfac import KFAC
+from acktr.kfac.graphs import CaptureError
 from acktr.kl import check_loss
 
 if TYPE_CHECKING:
     from acktr.algorithm import ACKTR
 
 _LEAST_BOUND = 1e-12  # nats: a loss of 0 leaves nothing to bound
+
+
+def run_step(model: ACKTR, name: str, work: Callable[..., Any], *inputs: Any) -> Any:
+    """Make one step of the actor or the critic, as a CUDA graph if there is to be one.
+
+    :param name: ``"actor"`` or ``"critic"``
+    :param work: makes it
+    :param inputs: what of it changes from one step to the next
+    :return: what ``work`` returns, valid until the next such step
+    :raises ConfigurationError: it cannot be a CUDA graph
+    """
+    graphs = model._graphs.get(name)
+    if graphs is None:
+        return work(*inputs)
+    try:
+        return graphs(name, work, *inputs)
+    except CaptureError as error:
+        raise ConfigurationError(f"cuda_graphs=True is not possible. {error}") from error
 
 
 def take_step(

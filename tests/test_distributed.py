@@ -181,6 +181,19 @@ def test_an_episode_that_ends_early_on_one_rank_keeps_the_horizon_of_all():
     assert first == second
 
 
+def fade(rank, size):
+    env = small_env("Box")
+    model = make(env, cls=Recorded, std_scale="lin_1_0.5", learning_rate=1e-9)
+    model.learn(2 * 16 * size)
+    return model.logged("std").tolist()
+
+
+def test_noise_fades_with_the_steps_of_all_ranks():
+    first, second = run_in_processes(2, fade)
+    np.testing.assert_allclose(first, [0.75, 0.5], rtol=1e-5)
+    assert first == second
+
+
 def fail(rank, size):
     """One rank's environment returns a NaN; the other stops too, before the update."""
     model = make(small_env("Discrete", VECTOR), "MlpPolicy")

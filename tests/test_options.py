@@ -12,7 +12,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from acktr import ACKTR
 from acktr.errors import AcktrError, ConfigurationError
-from acktr.options import as_discount, as_schedule, auto_log_std, check_arguments
+from acktr.noise import auto_log_std
+from acktr.options import as_discount, as_schedule, check_arguments
 from tests.small_envs import IMAGE, VECTOR, Small, small_env
 
 DEFAULTS = {
@@ -61,6 +62,11 @@ REFUSED = [
     ("critic_learning_rate", "lin_", "lin_A_B"),
     ("corrected_learning_rate", 0.0, "positive"),
     ("corrected_learning_rate", "lin_", "lin_A_B"),
+    ("std_scale", 0.0, "positive"),
+    ("std_scale", "lin_1", "A, B > 0, not 'lin_1'"),
+    ("std_scale", "late_0_1", "A, B > 0"),
+    ("target_kl", "late_", "late_A_B"),
+    ("std_scale", "half", "lin_A_B"),
     ("critic_trust_region", 0.0, "positive"),
     ("critic_norm", "gauss_newton", "gauss-newton, euclidean"),
     ("critic_std", 0.0, "'adaptive'"),
@@ -195,6 +201,9 @@ def test_schedules():
     assert as_schedule("lin_2e-3")(1.0) == 2e-3
     raised = as_schedule("lin_0.1_0.5")
     assert (raised(1.0), raised(0.5), raised(0.0)) == pytest.approx((0.1, 0.3, 0.5))
+    late = [as_schedule("late_0.4_0.2")(left) for left in (1.0, 0.7, 0.5, 0.25, 0.0)]
+    assert late == pytest.approx([0.4, 0.4, 0.4, 0.3, 0.2])
+    assert as_schedule("late_0.02")(0.0) == 0.0
 
 
 def test_a_discount_is_a_number_a_callable_or_a_rising_horizon():

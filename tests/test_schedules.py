@@ -8,7 +8,7 @@ from stable_baselines3.common.vec_env import VecEnvWrapper, VecNormalize
 from acktr import ACKTR
 from acktr.errors import ConfigurationError
 from tests.small_envs import small_env
-from tests.test_algorithm import Recorded, make
+from tests.test_algorithm import Recorded, make, parameters, same
 
 
 def test_schedules_are_honoured():
@@ -157,3 +157,50 @@ def test_a_learning_rate_of_a_string_falls_linearly():
     model.learn(2 * 16)
     np.testing.assert_allclose(model.logged("learning_rate"), [0.0005, 0.0])
     assert model.logged("step_scale")[0] <= 0.0005 * (1 + 1e-6)
+
+
+def still(action="Box", **kwargs):
+    """A model whose networks hardly learn, so that what moves its noise is the schedule."""
+    return make(small_env(action), cls=Recorded, learning_rate=1e-9, **kwargs)
+
+
+def test_noise_fades_by_the_changes_of_its_schedule():
+    model = still(std_scale="late_1_0.5", policy_kwargs={"log_std_init": -0.3})
+    model.learn(4 * 16)
+    halved = np.array([1.0, 1.0, 0.75, 0.5])
+    np.testing.assert_allclose(model.logged("std"), np.exp(-0.3) * halved, rtol=1e-5)
+    model.learn(4 * 16)  # a schedule that begins anew goes on from the noise that there is
+    np.testing.assert_allclose(model.logged("std")[4:], 0.5 * np.exp(-0.3) * halved, rtol=1e-5)
+
+
+def test_noise_goes_on_learning_while_it_fades():
+    """A step of log_std is the one that would have been, and the change of the schedule on top."""
+    plain, fading = (
+        make(small_env("Box"), cls=Recorded, std_scale=scale).learn(16) for scale in (1.0, "lin_1_0.1")
+    )
+    fallen = fading.policy.log_std - plain.policy.log_std
+    np.testing.assert_allclose(fallen.detach(), np.log(0.1), rtol=1e-5)
+    assert not np.allclose(plain.policy.log_std.detach(), 0.0, atol=1e-4)
+    assert fading.logged("kl") == plain.logged("kl")
+
+
+def test_a_number_scales_nothing():
+    trained = []
+    for scale in (1.0, 0.5):
+        model = make(small_env("Box"), std_scale=scale)
+        model.learn(2 * 16)
+        trained.append(parameters(model))
+    assert same(*trained)
+
+
+def test_actions_without_a_standard_deviation_have_nothing_to_fade():
+    model = still("Discrete", std_scale="lin_1_0.5")
+    model.learn(16)
+    assert "train/std" not in model.history[0]
+
+
+def test_a_schedule_that_ends_the_noise_is_refused_and_the_noise_stays():
+    model = still(std_scale=lambda progress_remaining: progress_remaining - 0.25)
+    with pytest.raises(ConfigurationError, match=r"std_scale must stay positive.* gave 0.0 at 0.250"):
+        model.learn(4 * 16)
+    np.testing.assert_allclose(model.policy.log_std.exp().detach(), 1 / 3, rtol=1e-5)

@@ -35,7 +35,14 @@ from acktr.errors import (
 _Self = TypeVar("_Self", bound="SafeAlgorithm")
 
 # Made anew from the arguments they belong to.
-_DERIVED = {"lr_schedule", "target_kl_schedule", "gamma_schedule", "critic_lr_schedule"}
+DERIVED = {
+    "lr_schedule",
+    "target_kl_schedule",
+    "gamma_schedule",
+    "std_scale_schedule",
+    "corrected_lr_schedule",
+    "critic_lr_schedule",
+}
 _NEEDED = ("policy_class", "policy_kwargs", "observation_space", "action_space")
 
 
@@ -60,7 +67,7 @@ class SafeAlgorithm(OnPolicyAlgorithm):
         """
         left_out = {*(exclude or ()), *self._excluded_save_params()} - set(include or ())
         names, _ = self._get_torch_save_params()
-        left_out |= {*_DERIVED, *(name.split(".")[0] for name in names)}
+        left_out |= {*DERIVED, *(name.split(".")[0] for name in names)}
         data = {name: value for name, value in vars(self).items() if name not in left_out}
         missing = write_model(path, {"data": data, **self.get_parameters()})
         if missing:

@@ -21,7 +21,12 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv
 
 from acktr import distributed
-from acktr.checkpoint.algorithm_file import SafeAlgorithm, check_architecture, constructor_arguments
+from acktr.checkpoint.algorithm_file import (
+    DERIVED,
+    SafeAlgorithm,
+    check_architecture,
+    constructor_arguments,
+)
 from acktr.checkpoint.bundle import MANIFEST, pack, read_manifest, unpack
 from acktr.checkpoint.codec import Unstorable, encode
 from acktr.envs.normalization import normalization_state, set_normalization_state
@@ -33,10 +38,7 @@ _OWN = ("_last_obs", "_last_episode_starts", "_last_original_obs", "ep_info_buff
 # Attributes that the settings, the device or the clock decide.
 _NOT_STATE = {
     "start_time",
-    "lr_schedule",
-    "target_kl_schedule",
-    "gamma_schedule",
-    "critic_lr_schedule",
+    *DERIVED,
     "policy_class",
     "action_noise",
     "n_envs",

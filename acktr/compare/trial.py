@@ -35,7 +35,7 @@ _MAX_EVALUATION_ENVS = 10
 _NOT_HASHED = ("env_id", "seed", "preset", "device", "cuda_graphs")
 # Settings that came after results, and the value that means what was before: it is left out, so that
 # those results stay the results of their settings.
-_CAME_LATER: Mapping[str, Any] = {"corrected_learning_rate": None}
+_CAME_LATER: Mapping[str, Any] = {"corrected_learning_rate": None, "std_scale": 1.0}
 
 
 @dataclass(frozen=True)

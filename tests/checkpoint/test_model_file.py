@@ -58,6 +58,8 @@ def test_any_architecture_comes_back(policy, action, sizes, activation, shared, 
         kfac_kwargs={"inverse": inverse},
         target_kl="lin_0.01",
         gamma="rise_0.9_0.99",
+        corrected_learning_rate="late_9",
+        std_scale="late_1_0.5",
     ).learn(32)
     buffer = io.BytesIO()
     model.save(buffer)
@@ -66,6 +68,7 @@ def test_any_architecture_comes_back(policy, action, sizes, activation, shared, 
     assert_same_state(model, loaded)
     assert loaded.target_kl_schedule(0.5) == 0.005
     assert loaded.gamma_schedule(0.0) == pytest.approx(0.99)
+    assert loaded.std_scale_schedule(0.0) == 0.5
     loaded.learn(16, reset_num_timesteps=False)
 
 

@@ -104,11 +104,12 @@ def test_a_peer_that_diverges_is_an_outcome(tmp_path, capsys):
     assert "Expected parameter" in capsys.readouterr().err
 
 
-def test_a_setting_that_came_later_leaves_older_results_what_they_are():
-    before, after = (
-        complete_settings(trial(settings={"corrected_learning_rate": value})) for value in (None, 10)
-    )
-    assert before == {k: v for k, v in after.items() if k != "corrected_learning_rate"}
+@pytest.mark.parametrize(
+    ("name", "none", "some"), [("corrected_learning_rate", None, 10), ("std_scale", 1.0, "lin_1_0.5")]
+)
+def test_a_setting_that_came_later_leaves_older_results_what_they_are(name, none, some):
+    before, after = (complete_settings(trial(settings={name: value})) for value in (none, some))
+    assert before == {k: v for k, v in after.items() if k != name}
     assert settings_hash(before) != settings_hash(after)
 
 
