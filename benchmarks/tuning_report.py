@@ -10,12 +10,14 @@ TUNING = Path(__file__).resolve().parent / "results" / "tuning"
 (
     RESULTS, LEVERS, MILLION, HORIZON, CONSTANT, QUIET, EARLY, EARLY_150K, KL_PARTS, GAIT, STEP_LENGTH,
     FROZEN, PONG, FRAMES, RADIUS, RARE, NO_LIMIT, NOISE, TILT, SAME_NOISE, SAME_HORIZON,
+    SAME_FADE, FADE,
 ) = (
     TUNING / f"{name}.csv"
     for name in (
         "short", "levers", "million", "horizon", "constant_gamma", "quiet", "early", "early_150k",
         "kl_parts", "gait", "step_length", "frozen", "pong", "breakout_frames", "breakout_radius",
-        "rare_states", "no_limit", "noise", "tilt", "same_noise", "same_horizon",
+        "rare_states", "no_limit", "noise", "tilt", "same_noise", "same_horizon", "same_fade",
+        "fade",
     )
 )  # fmt: skip
 SUITE = TUNING.parent / "mujoco" / "runs.csv"
@@ -56,6 +58,15 @@ def horizon(results: Path = HORIZON) -> str:
     tables = []
     for title, column in (("a million", "1m"), ("500,000", "500k"), ("300,000", "300k")):
         tables += [f"After {title} steps:", "", *_lines(rows, f"return_{column}"), ""]
+    return "\n".join(tables[:-1])
+
+
+def fade(results: Path = FADE) -> str:
+    """Return what whole runs end with, and what their policies have without noise."""
+    rows = list(existing(results))
+    tables = []
+    for title, column in (("Last 100 episodes", "return_1m"), ("Evaluation without noise", "eval_mean")):
+        tables += [f"{title}:", "", *_lines(rows, column), ""]
     return "\n".join(tables[:-1])
 
 
@@ -348,6 +359,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "levers": levers,
     "million": million,
     "horizon": horizon,
+    "fade": fade,
     "all tasks": all_tasks,
     "quiet": quiet,
     "early": early,
