@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from statistics import mean, median
+from statistics import mean, median, stdev
 
 from benchmarks.faults import existing
 
@@ -62,12 +62,36 @@ def horizon(results: Path = HORIZON) -> str:
 
 
 def fade(results: Path = FADE) -> str:
-    """Return what whole runs end with, and what their policies have without noise."""
+    """Return what whole runs end with, what their policies have without noise, and paired gains."""
     rows = list(existing(results))
     tables = []
     for title, column in (("Last 100 episodes", "return_1m"), ("Evaluation without noise", "eval_mean")):
         tables += [f"{title}:", "", *_lines(rows, column), ""]
-    return "\n".join(tables[:-1])
+    plain, *changed = dict.fromkeys(row["settings"] for row in rows)
+    tables += [
+        f"Last 100 episodes, less what the same seed has with `{plain}`, ± the mean's standard error:",
+        "",
+        f"| settings | {' | '.join(ENVIRONMENTS)} |",
+        f"| --- |{' --- |' * len(ENVIRONMENTS)}",
+    ]
+    for settings in changed:
+        cells = [
+            _gain([row for row in rows if row["env"] == env], settings, plain) for env in ENVIRONMENTS
+        ]
+        tables.append(f"| {_shown(settings)} | {' | '.join(cells)} |")
+    return "\n".join(tables)
+
+
+def _gain(rows: list[dict[str, str]], settings: str, plain: str) -> str:
+    """Return by how much settings are ahead of others on the same seeds, and the standard error."""
+    ends, others = (
+        {row["seed"]: float(row["return_1m"]) for row in rows if row["settings"] == which}
+        for which in (settings, plain)
+    )
+    gains = [ends[seed] - others[seed] for seed in sorted(ends.keys() & others.keys())]
+    if len(gains) < 2:
+        return f"{gains[0]:+.0f} (1 seed)" if gains else "–"
+    return f"{mean(gains):+.0f} ± {stdev(gains) / len(gains) ** 0.5:.0f} ({len(gains)} seeds)"
 
 
 def all_tasks(
@@ -75,17 +99,18 @@ def all_tasks(
     no_limit: Path = NO_LIMIT,
     same_noise: Path = SAME_NOISE,
     same_horizon: Path = SAME_HORIZON,
+    same_fade: Path = SAME_FADE,
     suite: Path = SUITE,
 ) -> str:
     """Return what each task of the suite ended with as the preset became what it is."""
     stages = [
-        *(list(existing(path)) for path in (constant, no_limit, same_noise, same_horizon)),
+        *(list(existing(path)) for path in (constant, no_limit, same_noise, same_horizon, same_fade)),
         [row for row in existing(suite) if row["label"] == "acktr"],
     ]
     lines = [
         "| task | `gamma=0.99` | the horizon rises | and the limit | and less noise | "
-        "and long at once where nothing ends early (the preset) |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "and long at once where nothing ends early | and noise that fades (the preset) |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for env in dict.fromkeys(row["env"] for row in stages[0]):
         cells = [_cell([row for row in rows if row["env"] == env], "last_100_return") for rows in stages]
