@@ -61,10 +61,15 @@ def fade_noise(model: ACKTR, n_samples: int) -> None:
         return
     now = model._current_progress_remaining
     before = now + n_samples * distributed.size() / model._total_timesteps
-    scales = [model.std_scale_schedule(progress) for progress in (now, before)]
-    if not all(0 < scale < math.inf for scale in scales):
+    log_std += math.log(_scale(model, now) / _scale(model, before))
+
+
+def _scale(model: ACKTR, progress_remaining: float) -> float:
+    """Ask the schedule, and refuse what is no positive number."""
+    scale = model.std_scale_schedule(progress_remaining)
+    if not 0 < scale < math.inf:
         raise ConfigurationError(
-            f"std_scale must stay positive and finite, but its schedule gave {scales[0]!r} at {now:.3f} "
-            "of the training left."
+            f"std_scale must stay positive and finite, but its schedule gave {scale!r} at "
+            f"{progress_remaining:.3f} of the training left."
         )
-    log_std += math.log(scales[0] / scales[1])
+    return scale
