@@ -15,6 +15,7 @@ from benchmarks import (
     suite_figures,
     suite_tables,
     suites,
+    tuning_atari,
     tuning_report,
 )
 from benchmarks.suite_data import SuiteData
@@ -89,7 +90,7 @@ def faults_page(text: str) -> str:
 def ablations_page(text: str) -> str:
     """Return the page of ablations with its tables made anew."""
     text = _between_markers(text, tuning_report.table())
-    for name, make in tuning_report.TABLES.items():
+    for name, make in {**tuning_report.TABLES, **tuning_atari.TABLES}.items():
         begin, end = f"<!-- {name}: python -m benchmarks.report -->", f"<!-- end of {name} -->"
         text = _between_markers(text, make(), begin, end)
     return text

@@ -9,15 +9,13 @@ from benchmarks.faults import existing
 TUNING = Path(__file__).resolve().parent / "results" / "tuning"
 (
     RESULTS, LEVERS, MILLION, HORIZON, CONSTANT, QUIET, EARLY, EARLY_150K, KL_PARTS, GAIT, STEP_LENGTH,
-    FROZEN, PONG, FRAMES, RADIUS, RARE, NO_LIMIT, NOISE, TILT, SAME_NOISE, SAME_HORIZON,
-    SAME_FADE, FADE,
+    FROZEN, RARE, NO_LIMIT, NOISE, TILT, SAME_NOISE, SAME_HORIZON, SAME_FADE, FADE,
 ) = (
     TUNING / f"{name}.csv"
     for name in (
         "short", "levers", "million", "horizon", "constant_gamma", "quiet", "early", "early_150k",
-        "kl_parts", "gait", "step_length", "frozen", "pong", "breakout_frames", "breakout_radius",
-        "rare_states", "no_limit", "noise", "tilt", "same_noise", "same_horizon", "same_fade",
-        "fade",
+        "kl_parts", "gait", "step_length", "frozen", "rare_states", "no_limit", "noise", "tilt",
+        "same_noise", "same_horizon", "same_fade", "fade",
     )
 )  # fmt: skip
 SUITE = TUNING.parent / "mujoco" / "runs.csv"
@@ -44,7 +42,7 @@ def million(results: Path = MILLION) -> str:
     """Return one row for each task, at the end of whole runs: with conjugate gradients and without."""
     rows = list(existing(results))
     choices = list(dict.fromkeys(row["settings"] for row in rows))
-    lines = [f"| task | {' | '.join(map(_shown, choices))} |", f"| --- |{' --- |' * len(choices)}"]
+    lines = [f"| task | {' | '.join(map(shown, choices))} |", f"| --- |{' --- |' * len(choices)}"]
     for env in dict.fromkeys(row["env"] for row in rows):
         of_task = [row for row in rows if row["env"] == env]
         cells = [_cell([r for r in of_task if r["settings"] == x], "return_1m") for x in choices]
@@ -78,7 +76,7 @@ def fade(results: Path = FADE) -> str:
         cells = [
             _gain([row for row in rows if row["env"] == env], settings, plain) for env in ENVIRONMENTS
         ]
-        tables.append(f"| {_shown(settings)} | {' | '.join(cells)} |")
+        tables.append(f"| {shown(settings)} | {' | '.join(cells)} |")
     return "\n".join(tables)
 
 
@@ -149,7 +147,7 @@ def rare(results: Path = RARE) -> str:
     for settings, seed in sorted(dict.fromkeys((row["settings"], row["seed"]) for row in rows)):
         own = {int(r["to_step"]): r for r in rows if (r["settings"], r["seed"]) == (settings, seed)}
         cells = [f"{float(own[x]['whole_share']):.2f} ({own[x]['fall_length'] or '–'})" for x in points]
-        lines.append(f"| {_shown(settings)} | {seed} | {' | '.join(cells)} |")
+        lines.append(f"| {shown(settings)} | {seed} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -187,51 +185,6 @@ def frozen(results: Path = FROZEN) -> str:
             cells.append(own[0] if own else "–")
         lines.append(f"| {step} | {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def pong(results: Path = PONG) -> str:
-    """Return how Pong went with each preset that it was run with, one column for each."""
-    rows = list(existing(results))
-    choices = list(dict.fromkeys(row["settings"] for row in rows))
-    lines = [f"| steps | {' | '.join(map(_shown, choices))} |", f"| --- |{' --- |' * len(choices)}"]
-    for steps in dict.fromkeys(row["steps"] for row in rows):
-        of_runs = {row["settings"]: row["return"] for row in rows if row["steps"] == steps}
-        cells = [f"{float(of_runs[x]):.1f}" for x in choices]
-        lines.append(f"| {int(steps):,} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def frames(
-    results: Path = FRAMES,
-    points: tuple[int, ...] = (16384, 32768, 65536, 98304, 180224, 327680, 655360),
-) -> str:
-    """Return score and mutual information at a few points of Breakout, one row for each setting.
-
-    :param points: steps; of a run that has no row there, the last one less than a hundredth before
-    """
-    rows = list(existing(results))
-    heads = " | ".join(f"{x:,}" for x in points)
-    lines = [f"| settings | {heads} |", "| --- |" + " --- |" * len(points)]
-    for settings in dict.fromkeys(row["settings"] for row in rows):
-        own = [row for row in rows if row["settings"] == settings]
-        cells = []
-        for point in points:
-            near = [row for row in own if 0.99 * point < int(row["steps"]) <= point]
-            cells.append(_score_and_information(near[-1] if near else None))
-        lines.append(f"| {_shown(settings)} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def radius() -> str:
-    """Return the same for what came next: how far and on whose word the policy moves."""
-    return frames(RADIUS, (98304, 196608, 294912, 475136, 679936, 974848, 1277952))
-
-
-def _score_and_information(row: dict[str, str] | None) -> str:
-    if row is None:
-        return "–"
-    information = row["mutual_information"]
-    return f"{float(row['score']):.1f}" + (f" ({float(information):.3f})" if information else "")
 
 
 def early_150k() -> str:
@@ -287,7 +240,7 @@ def early(results: Path = EARLY, at: str = "100k") -> str:
     steps = at.replace("k", ",000")
     lines = [f"| settings | return at {steps} steps | standard deviation there |", "| --- | --- | --- |"]
     lines.extend(
-        f"| {_shown(x)} | {_cell(runs[x], f'return_{at}')} | {of(x, f'std_{at}'):.2f} |"
+        f"| {shown(x)} | {_cell(runs[x], f'return_{at}')} | {of(x, f'std_{at}'):.2f} |"
         for x in sorted(runs, key=lambda x: -of(x, f"return_{at}"))
     )
     return "\n".join(lines)
@@ -339,11 +292,12 @@ def _lines(rows: list[dict[str, str]], column: str, envs: tuple[str, ...] = ENVI
         for env in envs:
             own = [row for row in rows if (row["settings"], row["env"]) == (settings, env)]
             cells.append(_cell(own, column))
-        lines.append(f"| {_shown(settings)} | {' | '.join(cells)} |")
+        lines.append(f"| {shown(settings)} | {' | '.join(cells)} |")
     return lines
 
 
-def _shown(settings: str) -> str:
+def shown(settings: str) -> str:
+    """Return settings as code, or in parentheses what is no option."""
     return settings if settings.startswith("(") else f"`{settings}`"
 
 
@@ -395,9 +349,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "rare": rare,
     "corrected": corrected,
     "frozen": frozen,
-    "pong": pong,
-    "frames": frames,
-    "radius": radius,
     "kl parts": kl_parts,
     "gait": gait,
 }
