@@ -10,12 +10,13 @@ TUNING = Path(__file__).resolve().parent / "results" / "tuning"
 (
     RESULTS, LEVERS, MILLION, HORIZON, CONSTANT, QUIET, EARLY, EARLY_150K, KL_PARTS, GAIT, STEP_LENGTH,
     FROZEN, RARE, NO_LIMIT, NOISE, TILT, SAME_NOISE, SAME_HORIZON, SAME_FADE, FADE,
+    CRITIC_ROLLOUTS,
 ) = (
     TUNING / f"{name}.csv"
     for name in (
         "short", "levers", "million", "horizon", "constant_gamma", "quiet", "early", "early_150k",
         "kl_parts", "gait", "step_length", "frozen", "rare_states", "no_limit", "noise", "tilt",
-        "same_noise", "same_horizon", "same_fade", "fade",
+        "same_noise", "same_horizon", "same_fade", "fade", "critic_rollouts",
     )
 )  # fmt: skip
 SUITE = TUNING.parent / "mujoco" / "runs.csv"
@@ -36,6 +37,11 @@ def table(results: Path = RESULTS, column: str = "return_300k") -> str:
 def levers(results: Path = LEVERS, column: str = "return_300k") -> str:
     """Return one row for each lever that was tried on the preset with four critic updates."""
     return "\n".join(_lines([row for row in existing(results) if row[column]], column))
+
+
+def critic_rollouts(results: Path = CRITIC_ROLLOUTS) -> str:
+    """Return the same for critics that learn from several rollouts."""
+    return "\n".join(_lines(list(existing(results)), "return_300k", ENVIRONMENTS[:2]))
 
 
 def million(results: Path = MILLION) -> str:
@@ -336,6 +342,7 @@ def _middle(rows: list[dict[str, str]]) -> str:
 # What stands between the markers of this name in the page of ablations.
 TABLES: dict[str, Callable[[], str]] = {
     "levers": levers,
+    "critic rollouts": critic_rollouts,
     "million": million,
     "horizon": horizon,
     "fade": fade,
