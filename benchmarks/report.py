@@ -23,12 +23,16 @@ from benchmarks.suite_data import SuiteData
 ROOT = Path(__file__).resolve().parent
 RESULTS = ROOT / "results" / "0.1.0" / "presets.csv"
 PAGE = ROOT.parent / "docs" / "results.md"
+README = ROOT.parent / "README.md"
 SPEED_PAGE = ROOT.parent / "docs" / "speed.md"
 FAULTS_PAGE = ROOT.parent / "docs" / "reliability.md"
 ABLATIONS_PAGE = ROOT.parent / "docs" / "ablations.md"
 SCALING_PAGE = ROOT.parent / "docs" / "distributed.md"
 BEGIN, END = "<!-- table: python -m benchmarks.report -->", "<!-- end of table -->"
 SUITES_BEGIN, SUITES_END = "<!-- suites: python -m benchmarks.report -->", "<!-- end of suites -->"
+SUMMARY_BEGIN, SUMMARY_END = "<!-- summary: python -m benchmarks.report -->", "<!-- end of summary -->"
+# The experiments of the paper, in the order of the page; the other suites follow.
+EXPERIMENTS = ("mujoco", "atari", "atari_short", "pixels", "critic_norm", "batch_size", "wall_clock")
 
 
 def table(results: Path = RESULTS) -> str:
@@ -58,8 +62,9 @@ def table(results: Path = RESULTS) -> str:
 
 
 def all_suites() -> list[SuiteData]:
-    """Return the results of every suite, published or not."""
-    return [SuiteData(name, suites.load(name)) for name in suites.names()]
+    """Return the results of every suite, published or not, the paper's experiments first."""
+    others = [name for name in suites.names() if name not in EXPERIMENTS]
+    return [SuiteData(name, suites.load(name)) for name in (*EXPERIMENTS, *others)]
 
 
 def page(text: str, results: Path = RESULTS, data: Sequence[SuiteData] | None = None) -> str:
@@ -73,6 +78,12 @@ def page(text: str, results: Path = RESULTS, data: Sequence[SuiteData] | None = 
     text = _between_markers(text, table(results))
     content = "\n\n".join(section for section in sections if section)
     return _between_markers(text, content, SUITES_BEGIN, SUITES_END)
+
+
+def summary(text: str) -> str:
+    """Return a page with the table that sums up the suite of one million steps made anew."""
+    content = suite_tables.summary_table(SuiteData("mujoco", suites.load("mujoco")))
+    return _between_markers(text, content, SUMMARY_BEGIN, SUMMARY_END)
 
 
 def speed_page(text: str) -> str:
@@ -115,7 +126,8 @@ def _between_markers(text: str, content: str, begin: str = BEGIN, end: str = END
 
 
 PAGES = {
-    PAGE: page,
+    PAGE: lambda text: summary(page(text)),
+    README: summary,
     SPEED_PAGE: speed_page,
     FAULTS_PAGE: faults_page,
     SCALING_PAGE: scaling_page,

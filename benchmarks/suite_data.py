@@ -1,7 +1,7 @@
 """What is known of a suite: the rows of its runs by task and label, their scores and curves."""
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -85,13 +85,21 @@ class SuiteData:
         scores = self.scores(env, label, column)
         return float(iqm(scores)) if len(scores) else None
 
-    def curves(self, env: str, label: str) -> list[dict[str, np.ndarray]]:
-        """Return the learning curve of each seed."""
+    def curves(
+        self, env: str, label: str, seeds: Collection[str] | None = None
+    ) -> list[dict[str, np.ndarray]]:
+        """Return the learning curve of each seed, or of some."""
         steps = {(t.env_id, t.label, str(t.seed)): t.key for t in self.wanted}
         return [
             self._store.curve(steps[row["env"], row["label"], row["seed"]])
             for row in self.rows.get((env, label), [])
+            if seeds is None or row["seed"] in seeds
         ]
+
+    def in_turns(self, env: str, *labels: str) -> list[str]:
+        """Return the seeds that all labels learned in the same session."""
+        sessions = [{(row["seed"], row["session"]) for row in self.rows[env, label]} for label in labels]
+        return sorted(seed for seed, _ in set.intersection(*sessions))
 
     def target(self, env: str) -> tuple[str, float] | None:
         """Return the better of PPO and TRPO at the end, and its score; ``None`` if one is missing."""

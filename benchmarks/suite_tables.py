@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from benchmarks.statistics import Estimate, estimate, improvement, iqm
-from benchmarks.suite_data import ACKTR, SuiteData, collapsed, random_policy
+from benchmarks.suite_data import ACKTR, PEERS, SuiteData, collapsed, random_policy
 
 MILESTONES = (300_000, 500_000)
 
@@ -32,6 +32,26 @@ def text(data: SuiteData) -> str:
     if {ACKTR, "ppo"} <= set(data.labels):
         parts += ["**Time to PPO's final return**", time_table(data)]
     return "\n\n".join(parts)
+
+
+def summary_table(data: SuiteData) -> str:
+    """Return one row for each task that all have learned: the ends, and how soon ACKTR is there."""
+    rows = []
+    for env in data.envs:
+        target, ours = data.target(env), data.score(env, ACKTR)
+        if target is None or ours is None:
+            continue
+        rows.append([
+            env,
+            *(_score(data.score(env, label)) for label in (ACKTR, *PEERS)),
+            _or(_steps_to(data, env, target[1]), "–", ","),
+            _or(_seconds_to_ppo(data, env)[-1], "–", ".1f"),
+        ])  # fmt: skip
+    header = (
+        "task", "ACKTR", "PPO", "TRPO", "ACKTR has the better one's return at step",
+        "PPO's seconds to its return / ACKTR's",
+    )  # fmt: skip
+    return _table(header, rows)
 
 
 def provenance(data: SuiteData) -> str:
@@ -173,8 +193,7 @@ def efficiency_table(data: SuiteData) -> str:
         target = data.target(env)
         if target is None or (env, ACKTR) not in data.rows:
             continue
-        point = first_reached(data, env, ACKTR, target[1])
-        steps = None if point is None else int(data.curves(env, ACKTR)[0]["steps"][point])
+        steps = _steps_to(data, env, target[1])
         reached.append(steps)
         rows.append([
             env,
@@ -182,7 +201,7 @@ def efficiency_table(data: SuiteData) -> str:
             _score(data.score(env, ACKTR, "return_300k")),
             _score(data.score(env, ACKTR, "return_500k")),
             _score(data.score(env, ACKTR)),
-            "not reached" if steps is None else f"{steps:,}",
+            _or(steps, "not reached", ","),
         ])  # fmt: skip
     header = ("task", "better of PPO and TRPO", "ACKTR at 300 k", "500 k", "end", "reached at step")
     counts = " and ".join(
@@ -231,20 +250,22 @@ def time_table(data: SuiteData) -> str:
         target = data.score(env, "ppo")
         if target is None or (env, ACKTR) not in data.rows:
             continue
-        seconds = {label: _seconds_to(data, env, label, target) for label in (ACKTR, "ppo")}
+        ours, theirs, ratio = _seconds_to_ppo(data, env)
+        if ratio is not None:
+            ratios.append(ratio)
+        seeds = data.in_turns(env, ACKTR, "ppo")
         whole = data.score(env, "ppo", "cpu_seconds")
-        cells = [env, _score(target), *(_or(s, "not reached", ".0f") for s in seconds.values())]
-        cells.append(_or(whole, "–", ".0f"))
-        ours, theirs = seconds[ACKTR], seconds["ppo"]
-        if ours is not None and theirs is not None:
-            ratios.append(theirs / ours)
-            cells.append(f"{ratios[-1]:.1f}")
-        else:
-            cells.append("–")
-        rows.append(cells)
+        rows.append([
+            env,
+            _score(target),
+            *(_or(seconds, "not reached", ".0f") for seconds in (ours, theirs)),
+            _or(whole, "–", ".0f"),
+            _or(ratio, "–", ".1f"),
+            f"{', '.join(seeds)}, in turns" if seeds else "all",
+        ])  # fmt: skip
     header = (
         "task", "PPO's final IQM", "ACKTR, seconds until there", "PPO, seconds until there",
-        "PPO, all of its steps", "PPO / ACKTR until there",
+        "PPO, all of its steps", "PPO / ACKTR until there", "seeds timed",
     )  # fmt: skip
     if not ratios:
         return _table(header, rows)
@@ -268,11 +289,25 @@ def _iqm_ratio(*tasks: np.ndarray, axis: int = -1) -> np.ndarray:
     return iqm(above, axis=axis) / iqm(below, axis=axis)
 
 
-def _seconds_to(data: SuiteData, env: str, label: str, target: float) -> float | None:
-    point = first_reached(data, env, label, target)
-    if point is None:
-        return None
-    return float(np.mean([curve["cpu_seconds"][point] for curve in data.curves(env, label)]))
+def _steps_to(data: SuiteData, env: str, target: float) -> int | None:
+    point = first_reached(data, env, ACKTR, target)
+    return None if point is None else int(data.curves(env, ACKTR)[0]["steps"][point])
+
+
+def _seconds_to_ppo(data: SuiteData, env: str) -> tuple[float | None, float | None, float | None]:
+    """Return the seconds in which ACKTR and PPO reach PPO's final IQM, and their ratio.
+
+    They are those of the seeds that both learned in one session, one after the other on the same
+    machine, or of all seeds where there are no such.
+    """
+    target, seeds = data.score(env, "ppo"), data.in_turns(env, ACKTR, "ppo")
+    seconds: list[float | None] = []
+    for label in (ACKTR, "ppo"):
+        point = None if target is None else first_reached(data, env, label, target)
+        curves = [] if point is None else data.curves(env, label, seeds or None)
+        seconds.append(float(np.mean([c["cpu_seconds"][point] for c in curves])) if curves else None)
+    ours, theirs = seconds
+    return ours, theirs, None if ours is None or theirs is None else theirs / ours
 
 
 def _score(value: float | None) -> str:

@@ -1,5 +1,7 @@
 """Tables and figures of a suite: from the csv alone, the same at each call, and honest about gaps."""
 
+from dataclasses import replace
+
 import pytest
 
 from acktr.compare.store import Store
@@ -59,8 +61,29 @@ def test_efficiency_and_time(data):
         "4500 (ppo)", "1376", "2482", "5250", "870,000"
     ]  # fmt: skip
     text = suite_tables.time_table(data)
-    assert line(text, "HalfCheetah-v5")[1:] == ["4500", "87", "1000", "1000", "11.5"]
+    assert line(text, "HalfCheetah-v5")[1:] == [
+        "4500",
+        "87",
+        "1000",
+        "1000",
+        "11.5",
+        "0, 1, 2, in turns",
+    ]
     assert text.endswith("Median of the 2 tasks where it is reached: 10.9.")
+
+
+def test_seconds_are_those_of_seeds_learned_in_turns(tmp_path):
+    data = small_suite(tmp_path)
+    (slow,) = [t for t in data.wanted if (t.env_id, t.label, t.seed) == ("HalfCheetah-v5", "ppo", 0)]
+    result = outcome(slow, 5000.0)
+    result.curve.points[:] = [
+        replace(point, cpu_seconds=10 * point.cpu_seconds) for point in result.curve.points
+    ]
+    Store(tmp_path).add(slow, result, {}, {**SESSION, "date": "2026-01-02"})
+    row = line(suite_tables.time_table(SuiteData("small", data.suite, tmp_path)), "HalfCheetah-v5")
+    assert row[3:] == ["1000", "1000", "11.5", "1, 2, in turns"]
+    (ours,) = [row for row in suite_tables.summary_table(data).splitlines() if "HalfCheetah" in row]
+    assert ours == "| HalfCheetah-v5 | 5250 | 4500 | 2000 | 870,000 | 11.5 |"
 
 
 def batches(path, finals):
