@@ -3,7 +3,7 @@
 ``algorithms`` maps the label that tables and figures use to what it stands for. An algorithm may have
 settings of its own (``set``: changes to ACKTR's preset or to the Zoo's settings of a peer, a dotted key
 reaches into a mapping; ``set_on``: more of them on one task) and other ``envs``, ``seeds`` and ``steps``
-than the suite. ``batches`` names pairs of labels whose ``set`` differ in ``n_steps`` alone, the smaller
+than the suite. The ``set`` of the suite is what all of ACKTR's labels begin with. ``batches`` names pairs of labels whose ``set`` differ in ``n_steps`` alone, the smaller
 batch first.
 """
 
@@ -52,6 +52,7 @@ class Suite(_Strict):
     seeds: list[NonNegativeInt]
     envs: list[str]
     eval_episodes: NonNegativeInt = 20
+    set: dict[str, Any] = {}
     # By label. No commas: --only separates with them.
     algorithms: dict[Annotated[str, Field(pattern=r"^[^,]+$")], Algorithm]
     batches: list[tuple[str, str]] = []
@@ -64,13 +65,14 @@ class Suite(_Strict):
                 for i, seed in enumerate(self.seeds if algorithm.seeds is None else algorithm.seeds):
                     steps = algorithm.steps or self._steps(env)
                     algo = algorithm.algo or label
+                    common = self.set if algo == "acktr" else {}
                     trial = Trial(
                         env,
                         algo,
                         seed,
                         steps,
                         label,
-                        {**algorithm.set, **algorithm.set_on.get(env, {})},
+                        {**common, **algorithm.set, **algorithm.set_on.get(env, {})},
                         algorithm.preset,
                         self.eval_episodes,
                     )

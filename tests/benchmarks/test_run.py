@@ -64,6 +64,22 @@ def test_a_task_may_have_settings_of_its_own():
     assert settings["CartPole-v1"] == {"gamma": 0.9, "n_steps": 8}
 
 
+def test_settings_of_a_suite_are_those_that_acktr_begins_with():
+    suite = Suite(
+        title="Common settings",
+        about="",
+        steps=1000,
+        seeds=[0],
+        envs=["Hopper-v5"],
+        set={"gamma": 0.9, "n_steps": 8},
+        algorithms={"acktr": {}, "long": {"algo": "acktr", "set": {"n_steps": 16}}, "ppo": {}},
+    )
+    settings = {trial.label: trial.settings for trial in suite.trials()}
+    assert settings == {
+        "acktr": {"gamma": 0.9, "n_steps": 8}, "long": {"gamma": 0.9, "n_steps": 16}, "ppo": {},
+    }  # fmt: skip
+
+
 def test_settings_of_a_task_that_is_not_learned_are_refused():
     with pytest.raises(ValueError, match="set_on names Ant-v5, which acktr does not learn"):
         Suite(
