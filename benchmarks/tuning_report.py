@@ -10,13 +10,14 @@ TUNING = Path(__file__).resolve().parent / "results" / "tuning"
 (
     RESULTS, LEVERS, MILLION, HORIZON, CONSTANT, QUIET, EARLY, EARLY_150K, KL_PARTS, GAIT, STEP_LENGTH,
     FROZEN, RARE, NO_LIMIT, NOISE, TILT, SAME_NOISE, SAME_HORIZON, SAME_FADE, FADE,
-    CRITIC_ROLLOUTS,
+    CRITIC_ROLLOUTS, SECOND_QUARTER, FROZEN_CRITIC,
 ) = (
     TUNING / f"{name}.csv"
     for name in (
         "short", "levers", "million", "horizon", "constant_gamma", "quiet", "early", "early_150k",
         "kl_parts", "gait", "step_length", "frozen", "rare_states", "no_limit", "noise", "tilt",
         "same_noise", "same_horizon", "same_fade", "fade", "critic_rollouts",
+        "second_quarter", "frozen_critic",
     )
 )  # fmt: skip
 SUITE = TUNING.parent / "mujoco" / "runs.csv"
@@ -193,6 +194,22 @@ def frozen(results: Path = FROZEN) -> str:
     return "\n".join(lines)
 
 
+def frozen_critic(results: Path = FROZEN_CRITIC) -> str:
+    """Return how well a run's critic predicts returns, and networks that had far more samples."""
+    lines = ["| task | λ | critic | explained variance | what it leaves |", "| --- |" + " --- |" * 4]
+    for r in existing(results):
+        lines.append(
+            f"| {r['env']} | {r['gae_lambda']} | {r['critic']} | {float(r['explained_variance']):.2f} | "
+            f"{float(r['residual_std']):.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def second_quarter(results: Path = SECOND_QUARTER) -> str:
+    """Return what half of the steps end with, by the radius of the second quarter."""
+    return "\n".join(_lines(list(existing(results)), "return_500k", ENVIRONMENTS[:2]))
+
+
 def early_150k() -> str:
     """Return the same for the first 150,000 steps, of more seeds."""
     return early(EARLY_150K, "150k")
@@ -356,6 +373,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "rare": rare,
     "corrected": corrected,
     "frozen": frozen,
+    "frozen critic": frozen_critic,
+    "second quarter": second_quarter,
     "kl parts": kl_parts,
     "gait": gait,
 }

@@ -3,8 +3,8 @@
 ``algorithms`` maps the label that tables and figures use to what it stands for. An algorithm may have
 settings of its own (``set``: changes to ACKTR's preset or to the Zoo's settings of a peer, a dotted key
 reaches into a mapping; ``set_on``: more of them on one task) and other ``envs``, ``seeds`` and ``steps``
-than the suite. The ``set`` of the suite is what all of ACKTR's labels begin with. ``batches`` names pairs of labels whose ``set`` differ in ``n_steps`` alone, the smaller
-batch first.
+than the suite. The ``set`` of the suite is what all of ACKTR's labels begin with. ``batches`` names
+pairs of labels whose ``set`` differ in ``n_steps`` alone, the smaller batch first.
 """
 
 from pathlib import Path
