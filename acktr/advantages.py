@@ -10,7 +10,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from acktr import distributed
 from acktr.errors import ConfigurationError
-from acktr.options import is_schedule
+from acktr.options import as_trace_decay, is_schedule
 from acktr.rollout import RolloutBatch, RolloutStorage
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def set_discount(model: ACKTR, rollout_buffer: RolloutStorage) -> None:
-    """Give the next rollout the discount factor that the schedule ``gamma`` has for it.
+    """Give the next rollout the discount factor and the lambda that are its own.
 
     A schedule sets that of ``VecNormalize`` too: rewards in units of what the same horizon sums up to
     leave the critic values of one scale, however far the horizon rises.
@@ -26,7 +26,8 @@ def set_discount(model: ACKTR, rollout_buffer: RolloutStorage) -> None:
     A horizon that rises by name (``"rise_A_B"``) stays within the time limit of an episode: no return
     that is ever seen says what comes later. With ``"auto_A_B"`` it is that of B as soon as episodes have
     ended, and as long as none has ended but by its time limit: where nothing can end an episode there is
-    no caution that a long horizon could reward too soon.
+    no caution that a long horizon could reward too soon. ``gae_lambda="auto_A_B"`` is B on the same
+    condition, unless the time limit holds the horizon back, and else A.
 
     :param model: before the rollout
     :param rollout_buffer: which discounts, and goes on with the endings that were seen
@@ -40,13 +41,17 @@ def set_discount(model: ACKTR, rollout_buffer: RolloutStorage) -> None:
             f"gamma must lie in [0, 1], but its schedule gave {gamma!r} at {progress_remaining:.3f} of "
             "the training left."
         )
+    lasting = model.endings == (True, False)
     name: Any = model.gamma  # SB3 declares a number
     if isinstance(name, str):
-        if name.startswith("auto") and model.endings == (True, False):
+        if name.startswith("auto") and lasting:
             gamma = model.gamma_schedule(0.0)
         if model.time_limit is not None:
-            gamma = min(gamma, max(model.gamma_schedule(1.0), 1.0 - 1.0 / model.time_limit))
+            longest = max(model.gamma_schedule(1.0), 1.0 - 1.0 / model.time_limit)
+            lasting = lasting and gamma <= longest
+            gamma = min(gamma, longest)
     rollout_buffer.gamma = gamma
+    rollout_buffer.gae_lambda = as_trace_decay(model.gae_lambda)[lasting]
     rollout_buffer.endings = model.endings
     normalize = model.get_vec_normalize_env()
     if normalize is not None and is_schedule(model.gamma):

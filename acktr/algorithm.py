@@ -55,7 +55,8 @@ class ACKTR(SafeAlgorithm):
     :param gamma: discount factor; number, schedule, ``"rise_0.99_0.998"`` or ``"auto_0.99_0.998"``, long
         at once where episodes end by time alone (:func:`acktr.options.as_discount`); ``VecNormalize``
         follows a schedule, and by name the horizon stays within the time limit of an episode
-    :param gae_lambda: lambda of GAE; 1 gives k-step returns
+    :param gae_lambda: lambda of GAE; 1 gives k-step returns, ``"auto_0.95_0.9"`` is 0.95, and 0.9 where
+        long episodes end by time alone (:func:`acktr.advantages.set_discount`)
     :param ent_coef: weight of the entropy bonus
     :param vf_coef: weight of the value loss on a shared trunk
     :param target_kl: radius of the trust region, nats per update; number, schedule or ``"lin_0.02"``
@@ -123,7 +124,7 @@ class ACKTR(SafeAlgorithm):
         learning_rate: float | str | Schedule = 1.0,
         n_steps: int = 64,
         gamma: float | str | Schedule = 0.99,
-        gae_lambda: float = 0.95,
+        gae_lambda: float | str = 0.95,
         ent_coef: float = 0.0,
         vf_coef: float = 0.5,
         target_kl: float | str | Schedule = 0.01,
@@ -165,7 +166,7 @@ class ACKTR(SafeAlgorithm):
             learning_rate=learning_rate,  # type: ignore[arg-type]  # strings: _setup_lr_schedule
             n_steps=n_steps,
             gamma=gamma,  # type: ignore[arg-type]  # schedules: set_discount
-            gae_lambda=gae_lambda,
+            gae_lambda=gae_lambda,  # type: ignore[arg-type]  # a name: set_discount
             ent_coef=ent_coef,
             vf_coef=vf_coef,
             max_grad_norm=float("inf"),  # the trust region bounds the step

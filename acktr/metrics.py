@@ -36,6 +36,7 @@ def record_update(
     record("train/target_kl", target_kl)
     record("train/kl_scale", model.kl_scale)
     record("train/gamma", model.rollout_buffer.gamma)
+    record("train/gae_lambda", model.rollout_buffer.gae_lambda)
     record("train/kl_rescales", model.kl_rescales)
     record("train/step_scale", info.step_scale.item())
     if kfac.param_groups[0]["length_floor"] or model.corrected_learning_rate is not None:

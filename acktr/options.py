@@ -70,6 +70,27 @@ def as_discount(value: float | str | Schedule) -> Schedule:
     return lambda progress: 1 - (1 - start) ** progress * (1 - end) ** (1 - progress)
 
 
+def as_trace_decay(value: float | str) -> tuple[float, float]:
+    """Turn lambda of GAE into what it is, and what it is where long episodes end by time alone.
+
+    A number is both; ``"auto_A_B"`` names them. :func:`acktr.advantages.set_discount` tells which one a
+    rollout has.
+
+    :raises ConfigurationError: another string, or a number beyond [0, 1]
+    """
+    kind, *ends = value.split("_") if isinstance(value, str) else ("auto", value, value)
+    try:
+        decay, lasting = map(float, ends)
+    except (TypeError, ValueError):
+        decay = lasting = math.nan
+    if kind != "auto" or not (0 <= decay <= 1 and 0 <= lasting <= 1):
+        raise ConfigurationError(
+            "gae_lambda must be a number in [0, 1], or 'auto_A_B' with two of them, the second where "
+            f"long episodes end by time alone, got {value!r}."
+        )
+    return decay, lasting
+
+
 def is_schedule(value: Any) -> bool:
     """Say whether a setting is a schedule (a callable, or its name) and not a number."""
     return callable(value) or isinstance(value, str)
@@ -83,7 +104,6 @@ _AT_LEAST: dict[str, tuple[Callable[[Any], bool], str]] = {
     "cg_iterations": (lambda x: isinstance(x, int) and x >= 0, "must be 0 or more"),
     "sub_sampling_factor": (lambda x: isinstance(x, int) and x >= 1, "must be at least 1"),
     "gamma": (lambda x: is_schedule(x) or 0 <= x <= 1, "must lie in [0, 1]"),
-    "gae_lambda": (lambda x: 0 <= x <= 1, "must lie in [0, 1]"),
     "momentum": (lambda x: 0 <= x < 1, "must lie in [0, 1)"),
     "damping": (lambda x: x >= 0, "must be 0 or more"),
     "critic_damping": (lambda x: x >= 0, "must be 0 or more"),
@@ -141,6 +161,7 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
             f"std_scale must stay positive, so 'lin_A_B' or 'late_A_B' with A, B > 0, not {std_scale!r}."
         )
     as_discount(arguments["gamma"])
+    as_trace_decay(arguments["gae_lambda"])
     owned = {"lr", "damping", "momentum", "target_kl", "cg_iterations", "param_groups"}
     owned |= {"weight_decay", "process_group"}
     for kwargs, its_own in (("kfac_kwargs", owned), ("critic_kfac_kwargs", owned - {"cg_iterations"})):

@@ -152,7 +152,7 @@ def test_bad_preset_file(tmp_path, content, message):
         ("=3", "not of the form key=value"),
         ("policy_kwargs..a=3", "not of the form key=value"),
         ("n_steps.a=3", "n_steps is 64, not a mapping"),
-        ("gae_lambda=high", "gae_lambda = 'high' is not valid"),
+        ("damping=high", "damping = 'high' is not valid"),
         ("n_steps=2.5", "n_steps = 2.5 is not valid"),
         ("n_envs=0", "n_envs = 0 is not valid: input should be greater than 0"),
         ("n_timesteps=-5", "n_timesteps = -5 is not valid"),

@@ -116,6 +116,27 @@ def test_an_episode_that_ends_early_takes_the_long_horizon_back():
     np.testing.assert_allclose(model.logged("gamma"), [0.9, 0.99, *risen[2:]])
 
 
+@pytest.mark.parametrize(
+    ("ends", "limit", "gamma", "decays"),
+    [
+        ("truncated", None, 0.9, [0.9, 0.5, 0.5]),
+        ("truncated", 100, "auto_0.9_0.99", [0.9, 0.5, 0.5]),
+        ("truncated", 25, "auto_0.9_0.99", [0.9, 0.9, 0.9]),  # which holds the horizon back
+        ("truncated", 25, 0.99, [0.9, 0.5, 0.5]),
+        ("terminated", None, 0.9, [0.9, 0.9, 0.9]),
+        ("both", None, 0.9, [0.9, 0.9, 0.9]),
+    ],
+)
+def test_lambda_is_its_second_number_where_long_episodes_end_by_time_alone(ends, limit, gamma, decays):
+    env = small_env(ends=ends)
+    for one in env.envs:
+        one.spec = limit and EnvSpec("Small-v0", max_episode_steps=limit)
+    model = make(env, cls=Recorded, gamma=gamma, gae_lambda="auto_0.9_0.5")
+    model.learn(3 * 16)
+    assert model.logged("gae_lambda").tolist() == decays
+    assert model.gae_lambda == "auto_0.9_0.5"
+
+
 @pytest.mark.parametrize("error", [AttributeError, NotImplementedError])
 def test_of_a_vector_environment_of_somebodys_own_the_limit_may_not_be_known(error):
     class Own(VecEnvWrapper):
