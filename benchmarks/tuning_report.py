@@ -10,14 +10,14 @@ TUNING = Path(__file__).resolve().parent / "results" / "tuning"
 (
     RESULTS, LEVERS, MILLION, HORIZON, CONSTANT, QUIET, EARLY, EARLY_150K, KL_PARTS, GAIT, STEP_LENGTH,
     FROZEN, RARE, NO_LIMIT, NOISE, TILT, SAME_NOISE, SAME_HORIZON, SAME_FADE, FADE,
-    CRITIC_ROLLOUTS, SECOND_QUARTER, FROZEN_CRITIC,
+    CRITIC_ROLLOUTS, SECOND_QUARTER, FROZEN_CRITIC, GAE_LAMBDA,
 ) = (
     TUNING / f"{name}.csv"
     for name in (
         "short", "levers", "million", "horizon", "constant_gamma", "quiet", "early", "early_150k",
         "kl_parts", "gait", "step_length", "frozen", "rare_states", "no_limit", "noise", "tilt",
         "same_noise", "same_horizon", "same_fade", "fade", "critic_rollouts",
-        "second_quarter", "frozen_critic",
+        "second_quarter", "frozen_critic", "gae_lambda",
     )
 )  # fmt: skip
 SUITE = TUNING.parent / "mujoco" / "runs.csv"
@@ -192,6 +192,20 @@ def frozen(results: Path = FROZEN) -> str:
             cells.append(own[0] if own else "–")
         lines.append(f"| {step} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def gae_lambda(results: Path = GAE_LAMBDA) -> str:
+    """Return the same for lambda of GAE, with a task that no suite has."""
+    rows, tables = list(existing(results)), []
+    for title, column in (("300,000", "300k"), ("500,000", "500k"), ("a million", "1m")):
+        known = [row for row in rows if row[f"return_{column}"]]
+        tables += [
+            f"After {title} steps:",
+            "",
+            *_lines(known, f"return_{column}", (*ENVIRONMENTS, "Pusher-v5")),
+            "",
+        ]
+    return "\n".join(tables[:-1])
 
 
 def frozen_critic(results: Path = FROZEN_CRITIC) -> str:
@@ -373,6 +387,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "rare": rare,
     "corrected": corrected,
     "frozen": frozen,
+    "gae lambda": gae_lambda,
     "frozen critic": frozen_critic,
     "second quarter": second_quarter,
     "kl parts": kl_parts,
