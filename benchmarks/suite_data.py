@@ -99,7 +99,7 @@ class SuiteData:
     def in_turns(self, env: str, *labels: str) -> list[str]:
         """Return the seeds that all labels learned in the same session."""
         sessions = [{(row["seed"], row["session"]) for row in self.rows[env, label]} for label in labels]
-        return sorted(seed for seed, _ in set.intersection(*sessions))
+        return sorted((seed for seed, _ in set.intersection(*sessions)), key=int)
 
     def target(self, env: str) -> tuple[str, float] | None:
         """Return the better of PPO and TRPO at the end, and its score; ``None`` if one is missing."""

@@ -62,13 +62,8 @@ def test_efficiency_and_time(data):
     ]  # fmt: skip
     text = suite_tables.time_table(data)
     assert line(text, "HalfCheetah-v5")[1:] == [
-        "4500",
-        "87",
-        "1000",
-        "1000",
-        "11.5",
-        "0, 1, 2, in turns",
-    ]
+        "4500", "87", "1000", "1000", "11.5", "0, 1, 2, in turns"
+    ]  # fmt: skip
     assert text.endswith("Median of the 2 tasks where it is reached: 10.9.")
 
 
