@@ -16,6 +16,7 @@ from benchmarks import (
     suite_tables,
     suites,
     tuning_atari,
+    tuning_looks,
     tuning_report,
 )
 from benchmarks.suite_data import SuiteData
@@ -101,7 +102,8 @@ def faults_page(text: str) -> str:
 def ablations_page(text: str) -> str:
     """Return the page of ablations with its tables made anew."""
     text = _between_markers(text, tuning_report.table())
-    for name, make in {**tuning_report.TABLES, **tuning_atari.TABLES}.items():
+    tables = {**tuning_report.TABLES, **tuning_looks.TABLES, **tuning_atari.TABLES}
+    for name, make in tables.items():
         begin, end = f"<!-- {name}: python -m benchmarks.report -->", f"<!-- end of {name} -->"
         text = _between_markers(text, make(), begin, end)
     return text
