@@ -1,6 +1,7 @@
 """What is known of a suite: the rows of its runs by task and label, their scores and curves."""
 
 import csv
+from collections import Counter
 from collections.abc import Collection, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -75,10 +76,15 @@ class SuiteData:
         """Count the seeds that the suite asks for."""
         return sum(trial.env_id == env and trial.label == label for trial in self.wanted)
 
-    def scores(self, env: str, label: str, column: str = "last_100_return") -> np.ndarray:
-        """Return a column of the runs of a task and label, ``(n_seeds,)``, empty values left out."""
-        rows = self.rows.get((env, label), [])
-        return np.array([float(row[column]) for row in rows if row[column]])
+    def scores(
+        self,
+        env: str,
+        label: str,
+        column: str = "last_100_return",
+        seeds: Collection[str] | None = None,
+    ) -> np.ndarray:
+        """Return a column of the runs of a task and label, or of some seeds, empty values left out."""
+        return np.array([float(row[column]) for row in self._rows(env, label, seeds) if row[column]])
 
     def score(self, env: str, label: str, column: str = "last_100_return") -> float | None:
         """Return the interquartile mean of a column; ``None`` where there is none."""
@@ -92,14 +98,31 @@ class SuiteData:
         steps = {(t.env_id, t.label, str(t.seed)): t.key for t in self.wanted}
         return [
             self._store.curve(steps[row["env"], row["label"], row["seed"]])
-            for row in self.rows.get((env, label), [])
-            if seeds is None or row["seed"] in seeds
+            for row in self._rows(env, label, seeds)
         ]
+
+    def _rows(self, env: str, label: str, seeds: Collection[str] | None) -> list[Row]:
+        rows = self.rows.get((env, label), [])
+        return rows if seeds is None else [row for row in rows if row["seed"] in seeds]
 
     def in_turns(self, env: str, *labels: str) -> list[str]:
         """Return the seeds that all labels learned in the same session."""
         sessions = [{(row["seed"], row["session"]) for row in self.rows[env, label]} for label in labels]
         return sorted((seed for seed, _ in set.intersection(*sessions)), key=int)
+
+    @cached_property
+    def processor(self) -> str:
+        """The processor that most runs had: seconds of another cannot be compared with its own."""
+        counts = Counter(self._processor(row) for rows in self.rows.values() for row in rows)
+        return counts.most_common(1)[0][0]
+
+    def timed(self, env: str, label: str) -> list[str]:
+        """Return the seeds whose seconds are those of :attr:`processor`."""
+        rows = self._rows(env, label, None)
+        return [row["seed"] for row in rows if self._processor(row) == self.processor]
+
+    def _processor(self, row: Row) -> str:
+        return str(self.manifest()[row["session"]]["machine"]["cpu"])
 
     def target(self, env: str) -> tuple[str, float] | None:
         """Return the better of PPO and TRPO at the end, and its score; ``None`` if one is missing."""

@@ -47,8 +47,11 @@ def curves(data: SuiteData, x: str) -> Figure:
     colours = {label: f"C{i}" for i, label in enumerate(data.suite.algorithms)}
     # Tasks first: of the two it is they that end, and no panel is lost.
     for env, axes in zip(data.envs, panels, strict=False):
-        groups = {label: data.curves(env, label) for label in data.labels if (env, label) in data.rows}
-        draw(axes, groups, x, iqm_with_interval, colours)
+        groups = {
+            label: data.curves(env, label, None if x == "steps" else data.timed(env, label))
+            for label in data.labels
+        }
+        draw(axes, {label: own for label, own in groups.items() if own}, x, iqm_with_interval, colours)
         axes.set_title(env, fontsize="medium")
         axes.set_xlabel("")
         # Labels with their seeds: they may differ from task to task while results come in.

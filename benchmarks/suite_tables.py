@@ -82,9 +82,17 @@ def provenance(data: SuiteData) -> str:
     ]
     if mixed:
         lines.append(f"**Seeds with different settings: {', '.join(mixed)}.**")
-    ours = [group for (_, label), group in data.rows.items() if label == ACKTR]
-    if len(ours) > 1 and len({row["settings"] for group in ours for row in group}) == 1:
+    ours = [row for (_, label), group in data.rows.items() if label == ACKTR for row in group]
+    envs_of: dict[str, dict[str, None]] = {}
+    for row in ours:
+        envs_of.setdefault(row["settings"], {})[row["env"]] = None
+    if len(envs_of) > 1:
+        tasks = "; ".join(f"{settings} on {', '.join(envs)}" for settings, envs in envs_of.items())
+        lines.append(f"ACKTR's settings, by their fingerprints: {tasks}.")
+    elif len({row["env"] for row in ours}) > 1:
         lines.append("ACKTR had the same settings on all tasks.")
+    if len(machines) > 1:
+        lines.append(f"Seconds are those of runs on {data.processor}.")
     missing = []
     for label in data.suite.algorithms:
         n_wanted = sum(trial.label == label for trial in data.wanted)
@@ -115,7 +123,8 @@ def scores_table(data: SuiteData) -> str:
     """Return one row for each task and label, with the score of every seed."""
     rows = []
     for (env, label), group in data.rows.items():
-        scores, seconds = (data.scores(env, label, c) for c in ("last_100_return", "cpu_seconds"))
+        scores, timed = data.scores(env, label), data.timed(env, label)
+        steps, seconds = (data.scores(env, label, c, timed) for c in ("steps", "cpu_seconds"))
         flags = [
             f"seed {row['seed']} {'diverged' if row['diverged'] == 'yes' else 'collapsed'}"
             for row in group
@@ -128,8 +137,8 @@ def scores_table(data: SuiteData) -> str:
             ", ".join(_score(x) for x in scores),
             _estimate(estimate(iqm, [scores])),
             _score(data.score(env, label, "eval_mean")),
-            f"{np.median(seconds):.0f}",
-            f"{np.median(data.scores(env, label, 'steps') / seconds):,.0f}",
+            f"{np.median(seconds):.0f}" if timed else "–",
+            f"{np.median(steps / seconds):,.0f}" if timed else "–",
             ", ".join(flags) or "–",
         ])  # fmt: skip
     header = (
@@ -253,15 +262,18 @@ def time_table(data: SuiteData) -> str:
         ours, theirs, ratio = _seconds_to_ppo(data, env)
         if ratio is not None:
             ratios.append(ratio)
-        seeds = data.in_turns(env, ACKTR, "ppo")
-        whole = data.score(env, "ppo", "cpu_seconds")
+        turns = data.in_turns(env, ACKTR, "ppo")
+        whole = data.scores(env, "ppo", "cpu_seconds", data.timed(env, "ppo"))
         rows.append([
             env,
             _score(target),
-            *(_or(seconds, "not reached", ".0f") for seconds in (ours, theirs)),
-            _or(whole, "–", ".0f"),
+            *(
+                _or(seconds, "not reached" if turns or data.timed(env, label) else "–", ".0f")
+                for label, seconds in ((ACKTR, ours), ("ppo", theirs))
+            ),
+            f"{iqm(whole):.0f}" if len(whole) else "–",
             _or(ratio, "–", ".1f"),
-            f"{', '.join(seeds)}, in turns" if seeds else "all",
+            f"{', '.join(turns)}, in turns" if turns else f"all on {data.processor}",
         ])  # fmt: skip
     header = (
         "task", "PPO's final IQM", "ACKTR, seconds until there", "PPO, seconds until there",
@@ -298,13 +310,13 @@ def _seconds_to_ppo(data: SuiteData, env: str) -> tuple[float | None, float | No
     """Return the seconds in which ACKTR and PPO reach PPO's final IQM, and their ratio.
 
     They are those of the seeds that both learned in one session, one after the other on the same
-    machine, or of all seeds where there are no such.
+    machine, or where there are no such of all that have run on the same kind of processor.
     """
-    target, seeds = data.score(env, "ppo"), data.in_turns(env, ACKTR, "ppo")
+    target, turns = data.score(env, "ppo"), data.in_turns(env, ACKTR, "ppo")
     seconds: list[float | None] = []
     for label in (ACKTR, "ppo"):
         point = None if target is None else first_reached(data, env, label, target)
-        curves = [] if point is None else data.curves(env, label, seeds or None)
+        curves = [] if point is None else data.curves(env, label, turns or data.timed(env, label))
         seconds.append(float(np.mean([c["cpu_seconds"][point] for c in curves])) if curves else None)
     ours, theirs = seconds
     return ours, theirs, None if ours is None or theirs is None else theirs / ours

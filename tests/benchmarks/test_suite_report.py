@@ -81,6 +81,31 @@ def test_seconds_are_those_of_seeds_learned_in_turns(tmp_path):
     assert ours == "| HalfCheetah-v5 | 5250 | 4500 | 2000 | 870,000 | 11.5 |"
 
 
+def test_seconds_of_another_processor_do_not_count(tmp_path):
+    data = small_suite(tmp_path)
+    elsewhere = {**SESSION, "machine": {**SESSION["machine"], "cpu": "a slow CPU"}}
+    for trial in data.wanted:
+        if (trial.env_id, trial.label) == ("HalfCheetah-v5", "acktr"):
+            settings = {"algo": "acktr", "steps": trial.n_timesteps, "lambda": 0.9}
+            Store(tmp_path).add(trial, outcome(trial, 5000.0), settings, elsewhere)
+    data = SuiteData("small", data.suite, tmp_path)
+    assert line(suite_tables.scores_table(data), "HalfCheetah-v5", "acktr")[-3:-1] == ["–", "–"]
+    assert line(suite_tables.time_table(data), "HalfCheetah-v5")[2:] == [
+        "–", "1000", "1000", "–", "all on a CPU"
+    ]  # fmt: skip
+    text = suite_tables.provenance(data)
+    assert "one thread each on a CPU with 2 cores and a slow CPU with 2 cores" in text
+    assert "Seconds are those of runs on a CPU." in text
+    ours = {env: data.rows[env, "acktr"][0]["settings"] for env in data.envs}
+    assert (
+        f"ACKTR's settings, by their fingerprints: {ours['HalfCheetah-v5']} on HalfCheetah-v5; "
+        f"{ours['Reacher-v5']} on Reacher-v5."
+    ) in text
+    (panel, _) = suite_figures.curves(data, "cpu_seconds").axes
+    labels = [text.get_text() for text in panel.get_legend().get_texts()]
+    assert [label.split()[0] for label in labels] == ["ppo", "trpo"]
+
+
 def batches(path, finals):
     suite = Suite(
         title="Batches", about="Made up.", steps=1_000_000, seeds=[0, 1], envs=["HalfCheetah-v5"],
