@@ -317,7 +317,8 @@ def _seconds_to_ppo(data: SuiteData, env: str) -> tuple[float | None, float | No
     for label in (ACKTR, "ppo"):
         point = None if target is None else first_reached(data, env, label, target)
         curves = [] if point is None else data.curves(env, label, turns or data.timed(env, label))
-        seconds.append(float(iqm(np.array([c["cpu_seconds"][point] for c in curves]))) if curves else None)
+        of_seeds = np.array([curve["cpu_seconds"][point] for curve in curves])
+        seconds.append(float(iqm(of_seeds)) if curves else None)
     ours, theirs = seconds
     return ours, theirs, None if ours is None or theirs is None else theirs / ours
 

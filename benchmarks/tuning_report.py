@@ -17,8 +17,9 @@ STAGES = {
     "and the limit": "same_noise",
     "and less noise": "same_horizon",
     "and long at once where nothing ends early": "same_fade",
+    "and noise that fades": "same_lambda",
 }
-NOW = "and noise that fades (the preset)"
+NOW = "and a smaller λ where nothing ends early (the preset)"
 
 
 def table(results: Path = TUNING / "short.csv", column: str = "return_300k") -> str:
