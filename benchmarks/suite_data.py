@@ -113,16 +113,17 @@ class SuiteData:
     @cached_property
     def processor(self) -> str:
         """The processor that most runs had: seconds of another cannot be compared with its own."""
-        counts = Counter(self._processor(row) for rows in self.rows.values() for row in rows)
+        counts = Counter(self._processors[row["session"]] for rows in self.rows.values() for row in rows)
         return counts.most_common(1)[0][0]
 
     def timed(self, env: str, label: str) -> list[str]:
         """Return the seeds whose seconds are those of :attr:`processor`."""
         rows = self._rows(env, label, None)
-        return [row["seed"] for row in rows if self._processor(row) == self.processor]
+        return [row["seed"] for row in rows if self._processors[row["session"]] == self.processor]
 
-    def _processor(self, row: Row) -> str:
-        return str(self.manifest()[row["session"]]["machine"]["cpu"])
+    @cached_property
+    def _processors(self) -> dict[str, str]:
+        return {session: about["machine"]["cpu"] for session, about in self.manifest().items()}
 
     def target(self, env: str) -> tuple[str, float] | None:
         """Return the better of PPO and TRPO at the end, and its score; ``None`` if one is missing."""
