@@ -107,7 +107,9 @@ class SuiteData:
 
     def in_turns(self, env: str, *labels: str) -> list[str]:
         """Return the seeds that all labels learned in the same session."""
-        sessions = [{(row["seed"], row["session"]) for row in self.rows[env, label]} for label in labels]
+        sessions = [
+            {(row["seed"], row["session"]) for row in self._rows(env, label, None)} for label in labels
+        ]
         return sorted((seed for seed, _ in set.intersection(*sessions)), key=int)
 
     @cached_property

@@ -23,6 +23,8 @@ def text(data: SuiteData) -> str:
         parts += figures
     if len(data.envs) > 1 and not any(data.target(env) for env in data.envs):
         parts += ["**IQM by task**", overview_table(data)]
+    if suite.speeds:
+        return "\n\n".join([*parts, speed_table(data)])
     parts += ["**Every seed**", scores_table(data)]
     if ACKTR in data.labels and any(data.target(env) for env in data.envs):
         parts += ["**Over all tasks**", aggregate_table(data)]
@@ -250,6 +252,35 @@ def batch_table(data: SuiteData) -> str:
     )  # fmt: skip
     note = "*Gain*: the IQM of the last 100 episodes less what the random policy has."
     return f"{_table(header, rows)}\n\n{note}"
+
+
+def speed_table(data: SuiteData) -> str:
+    """Return the steps per second of both labels of a pair, and their ratio on the same seeds."""
+    rows = []
+    for env in data.envs:
+        for pair in data.suite.speeds:
+            seeds = data.in_turns(env, *pair)
+            if not seeds:
+                continue
+            steps, seconds = (
+                np.array([data.scores(env, label, column, seeds) for label in pair])
+                for column in ("steps", "cpu_seconds")
+            )
+            speeds = steps / seconds
+            ratios = speeds[0] / speeds[1]
+            rows.append([
+                env,
+                *pair,
+                *(f"{speed:,.0f}" for speed in np.median(speeds, axis=1)),
+                f"{np.median(ratios):.2f}",
+                f"{ratios.min():.2f} – {ratios.max():.2f}",
+                str(len(seeds)),
+            ])  # fmt: skip
+    header = (
+        "task", "one", "the other", "one, steps/s", "the other, steps/s", "ratio, median",
+        "least – greatest", "seeds in turns",
+    )  # fmt: skip
+    return _table(header, rows)
 
 
 def time_table(data: SuiteData) -> str:

@@ -4,7 +4,8 @@
 settings of its own (``set``: changes to ACKTR's preset or to the Zoo's settings of a peer, a dotted key
 reaches into a mapping; ``set_on``: more of them on one task) and other ``envs``, ``seeds`` and ``steps``
 than the suite. The ``set`` of the suite is what all of ACKTR's labels begin with. ``batches`` names
-pairs of labels whose ``set`` differ in ``n_steps`` alone, the smaller batch first.
+pairs of labels whose ``set`` differ in ``n_steps`` alone, the smaller batch first. ``speeds`` names
+pairs whose steps per second are compared, the one in question first.
 """
 
 from pathlib import Path
@@ -56,6 +57,7 @@ class Suite(_Strict):
     # By label. No commas: --only separates with them.
     algorithms: dict[Annotated[str, Field(pattern=r"^[^,]+$")], Algorithm]
     batches: list[tuple[str, str]] = []
+    speeds: list[tuple[str, str]] = []
 
     def trials(self) -> list[Trial]:
         """Return all trainings: first all of the first seed, one algorithm after another."""
@@ -97,10 +99,15 @@ class Suite(_Strict):
         return self
 
     @model_validator(mode="after")
+    def _pairs_have_their_labels(self) -> "Suite":
+        for name, pairs in (("batches", self.batches), ("speeds", self.speeds)):
+            if missing := [label for pair in pairs for label in pair if label not in self.algorithms]:
+                raise ValueError(f"{name} names {missing[0]!r}, which is not among algorithms")
+        return self
+
+    @model_validator(mode="after")
     def _pairs_differ_in_their_batch(self) -> "Suite":
         for pair in self.batches:
-            if missing := [label for label in pair if label not in self.algorithms]:
-                raise ValueError(f"batches names {missing[0]!r}, which is not among algorithms")
             small, large = ((label, self.algorithms[label]) for label in pair)
             sizes = [one.set.get("n_steps") for _, one in (small, large)]
             rests = [

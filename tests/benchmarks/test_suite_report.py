@@ -159,6 +159,29 @@ def test_pairs_of_batches_are_checked(pair, message):
         )  # fmt: skip
 
 
+def test_steps_per_second_of_pairs(tmp_path):
+    data = small_suite(tmp_path)
+    suite = data.suite.model_copy(update={"speeds": [("acktr", "ppo"), ("ppo", "trpo")]})
+    (slow,) = [t for t in data.wanted if (t.env_id, t.label, t.seed) == ("HalfCheetah-v5", "ppo", 2)]
+    result = outcome(slow, 5000.0)
+    result.scores["cpu_seconds"] *= 4
+    Store(tmp_path).add(slow, result, {}, SESSION)
+    text = suite_tables.text(SuiteData("small", suite, tmp_path))
+    assert line(text, "HalfCheetah-v5", "acktr") == [
+        "HalfCheetah-v5", "acktr", "ppo", "10,000", "1,000", "10.00", "10.00 – 40.00", "3"
+    ]  # fmt: skip
+    assert line(text, "Reacher-v5", "ppo")[-1] == "1"
+    assert "Every seed" not in text
+
+
+def test_pairs_of_speeds_are_checked():
+    with pytest.raises(ValueError, match="speeds names 'sac', which is not among algorithms"):
+        Suite(
+            title="", about="", steps=1, seeds=[0], envs=["CartPole-v1"], algorithms={"acktr": {}},
+            speeds=[("acktr", "sac")],
+        )  # fmt: skip
+
+
 def test_what_is_not_there_is_left_out(tmp_path):
     assert suite_tables.text(small_suite(tmp_path / "nothing", {})) == ""
     finals = {key: value for key, value in FINALS.items() if key[1] == "acktr"}
