@@ -19,12 +19,12 @@ def text(data: SuiteData) -> str:
         return ""
     suite = data.suite
     parts = [f"## {suite.title}", suite.about.strip(), provenance(data)]
+    if suite.speeds:
+        return "\n\n".join([*parts, speed_table(data)])
     if figures := figure_links(data):
         parts += figures
     if len(data.envs) > 1 and not any(data.target(env) for env in data.envs):
         parts += ["**IQM by task**", overview_table(data)]
-    if suite.speeds:
-        return "\n\n".join([*parts, speed_table(data)])
     parts += ["**Every seed**", scores_table(data)]
     if ACKTR in data.labels and any(data.target(env) for env in data.envs):
         parts += ["**Over all tasks**", aggregate_table(data)]
@@ -277,8 +277,8 @@ def speed_table(data: SuiteData) -> str:
                 str(len(seeds)),
             ])  # fmt: skip
     header = (
-        "task", "one", "the other", "one, steps/s", "the other, steps/s", "ratio, median",
-        "least – greatest", "seeds in turns",
+        "task", "A", "B", "A, steps/s", "B, steps/s", "A / B, median", "least – greatest",
+        "seeds in turns",
     )  # fmt: skip
     return _table(header, rows)
 
