@@ -101,14 +101,14 @@ class SuiteData:
             for row in self._rows(env, label, seeds)
         ]
 
-    def _rows(self, env: str, label: str, seeds: Collection[str] | None) -> list[Row]:
+    def _rows(self, env: str, label: str, seeds: Collection[str] | None = None) -> list[Row]:
         rows = self.rows.get((env, label), [])
         return rows if seeds is None else [row for row in rows if row["seed"] in seeds]
 
     def in_turns(self, env: str, *labels: str) -> list[str]:
         """Return the seeds that all labels learned in the same session."""
         sessions = [
-            {(row["seed"], row["session"]) for row in self._rows(env, label, None)} for label in labels
+            {(row["seed"], row["session"]) for row in self._rows(env, label)} for label in labels
         ]
         return sorted((seed for seed, _ in set.intersection(*sessions)), key=int)
 
@@ -120,7 +120,7 @@ class SuiteData:
 
     def timed(self, env: str, label: str) -> list[str]:
         """Return the seeds whose seconds are those of :attr:`processor`."""
-        rows = self._rows(env, label, None)
+        rows = self._rows(env, label)
         return [row["seed"] for row in rows if self._processors[row["session"]] == self.processor]
 
     @cached_property

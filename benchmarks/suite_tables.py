@@ -172,7 +172,7 @@ def aggregate_table(data: SuiteData) -> str:
             cells.append(f"{_estimate(estimate(improvement, tasks), 2)} on {len(both)}")
         rows.append(cells)
     header = ("algorithm", "tasks", "normalised IQM [95 %]", "probability that ACKTR is better [95 %]")
-    return f"{_table(header, rows)}\n\n{wins(data)}".rstrip()
+    return f"{_table(header, rows)}\n\n{wins(data)}".rstrip() if rows else wins(data)
 
 
 def wins(data: SuiteData) -> str:
