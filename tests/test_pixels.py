@@ -154,6 +154,8 @@ class Renderer:
     def __init__(self, model, height, width):
         self.model, self.shape = model, (height, width, 3)
         self.scene = SimpleNamespace(flags=np.ones(20, np.uint8))
+        # A renderer makes its shapes when it is opened.
+        self.facets = model.vis.quality.numslices, model.vis.quality.numstacks
         self.closed = 0
 
     def update_scene(self, data, camera):
@@ -222,12 +224,12 @@ def test_a_drawn_mujoco_environment_goes_on_from_a_state():
         np.testing.assert_array_equal(env.step(action)[0], other.step(action)[0])
 
 
-@pytest.mark.usefixtures("renderers")
-def test_a_film_is_larger_than_what_is_observed():
+def test_a_film_is_larger_than_what_is_observed_and_rounder(renderers):
     film = film_frames(AddRenderObservation(frames("HalfCheetah-v5")))
     film.reset(seed=0)
     assert film.render().shape == (480, 480, 3)
     assert film.step(film.action_space.sample())[0].shape == (84, 84, 3)
+    assert [renderer.facets for renderer in renderers] == [(8, 4), (28, 16)]
     plain = gym.make("HalfCheetah-v5")
     assert film_frames(plain) is plain
 
