@@ -37,6 +37,10 @@ def pad_last(x: Tensor, size: int) -> Tensor:
     return x if x.shape[-1] == size else F.pad(x, (0, size - x.shape[-1]))
 
 
+# From this width on a Gram matrix is multiplied out by strips of its upper half, which was quicker on a CPU.
+_WIDE, _STRIPS = 1024, 4
+
+
 class Gram(NamedTuple):
     """``rows' rows / divisor``, kept as its rows until it is averaged in.
 
@@ -73,10 +77,12 @@ class Gram(NamedTuple):
             return average.lerp_(self.dense().to(average), weight)
         *_, m, d = rows.shape
         corner = average[..., :d, :d]
-        if rows.ndim == 2:
-            corner.addmm_(rows.mT, rows, beta=keep, alpha=scale)
-        else:
+        if rows.ndim > 2:
             corner.baddbmm_(rows.mT, rows, beta=keep, alpha=scale)
+        elif d >= _WIDE and not rows.is_cuda:
+            _add_by_strips(corner, rows, keep, scale)
+        else:
+            corner.addmm_(rows.mT, rows, beta=keep, alpha=scale)
         if self.bias:
             column = average[..., :d, d]
             if keep:
@@ -87,6 +93,18 @@ class Gram(NamedTuple):
                 average[..., d, d].fill_(m * scale)  # a number that is assigned travels to the device
             average[..., d, :d] = column
         return average
+
+
+def _add_by_strips(corner: Tensor, rows: Tensor, keep: float, scale: float) -> None:
+    """``corner <- keep corner + scale rows' rows``, of which half is a mirror of the other half.
+
+    Strips from the diagonal to the right edge, each reflected to below: 10 blocks of 16 are multiplied.
+    """
+    width = -(-len(corner) // _STRIPS)
+    for start in range(0, len(corner), width):
+        end = start + width
+        corner[start:end, start:].addmm_(rows[:, start:end].mT, rows[:, start:], beta=keep, alpha=scale)
+        corner[end:, start:end] = corner[start:end, end:].mT
 
 
 class RunningAverage:

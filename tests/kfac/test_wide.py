@@ -6,7 +6,7 @@ from torch import nn
 from torch.distributions import Categorical, Normal
 
 from acktr.kfac import KFAC
-from acktr.kfac.factors import diagonal_blocks, join, split_shape
+from acktr.kfac.factors import Gram, diagonal_blocks, join, split_shape
 
 NETS = {
     "mlp": (lambda: nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 6)), (5,)),
@@ -133,3 +133,15 @@ def test_states_of_other_splits_are_refused_and_the_own_one_is_restored():
 def test_a_bound_below_one_is_refused(bound):
     with pytest.raises(ValueError, match="max_factor_size must be at least 1"):
         KFAC(nn.Linear(2, 2), max_factor_size=bound)
+
+
+@pytest.mark.parametrize("size", [1024, 1037])
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_wide_gram_matrix_is_multiplied_by_strips_to_the_same(size, bias):
+    rows = torch.randn(9, size, dtype=torch.float64)
+    whole = torch.cat([rows, rows.new_ones(9, 1)], -1) if bias else rows
+    product = whole.mT @ whole
+    torch.testing.assert_close(Gram(rows, 3, bias).dense(), product / 3)
+    average = product.clone()
+    Gram(rows, 3, bias).average_into(average, 0.25)
+    torch.testing.assert_close(average, 0.75 * product + 0.25 * product / 3)
