@@ -83,7 +83,7 @@ def test_the_setting_chooses_the_papers_set_up():
     configuration, notes = resolve(DRAWN, overrides=["pixels=true"])
     assert configuration.preset == "pixels: default"
     assert notes == []
-    assert configuration.n_envs * configuration.algorithm_arguments()["n_steps"] == 8000
+    assert configuration.n_envs * configuration.algorithm_arguments()["n_steps"] == 1024
     env = build_environment(configuration)
     assert env.observation_space.shape == (6, 42, 42)
     assert isinstance(unwrap_vec_wrapper(env, VecTransposeImage), VecTransposeImage)
