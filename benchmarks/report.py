@@ -15,7 +15,7 @@ from benchmarks import (
     suite_figures,
     suite_tables,
     suites,
-    tuning_atari,
+    tuning_images,
     tuning_looks,
     tuning_report,
 )
@@ -102,7 +102,7 @@ def faults_page(text: str) -> str:
 def ablations_page(text: str) -> str:
     """Return the page of ablations with its tables made anew."""
     text = _between_markers(text, tuning_report.table())
-    tables = {**tuning_report.TABLES, **tuning_looks.TABLES, **tuning_atari.TABLES}
+    tables = {**tuning_report.TABLES, **tuning_looks.TABLES, **tuning_images.TABLES}
     for name, make in tables.items():
         begin, end = f"<!-- {name}: python -m benchmarks.report -->", f"<!-- end of {name} -->"
         text = _between_markers(text, make(), begin, end)

@@ -95,8 +95,8 @@ def open_renderer(model: Any, height: int, width: int) -> Any:
 class MujocoFrames(gym.Wrapper):
     """``render`` by MuJoCo's own renderer, without what costs most and shows least in a small picture.
 
-    Shadows, reflections and multisampling take 98 % of the time where a CPU draws; of what is left, half to
-    three quarters goes into the facets of spheres and capsules that are a few pixels wide.
+    Shadows, reflections and multisampling take 98 % of the time where a CPU draws; of what is left, half
+    to three quarters goes into the facets of spheres and capsules that are a few pixels wide.
 
     :param env: one of gymnasium's MuJoCo environments, or built like them
     :param size: width and height of its frames

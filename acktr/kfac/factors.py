@@ -37,7 +37,7 @@ def pad_last(x: Tensor, size: int) -> Tensor:
     return x if x.shape[-1] == size else F.pad(x, (0, size - x.shape[-1]))
 
 
-# From this width on a Gram matrix is multiplied out by strips of its upper half, which was quicker on a CPU.
+# From this width on a Gram matrix is multiplied out by strips of its upper half: quicker on a CPU.
 _WIDE, _STRIPS = 1024, 4
 
 

@@ -1,4 +1,4 @@
-"""The tables of settings that were tried for the Atari preset, made of ``results/tuning/*.csv``."""
+"""The tables of settings that were tried for the presets of images, made of ``results/tuning/*.csv``."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -46,6 +46,28 @@ def radius() -> str:
     return frames(TUNING / "breakout_radius.csv", points)
 
 
+def pixels(
+    results: Path = TUNING / "pixels.csv",
+    points: tuple[int, ...] = (8000, 16000, 24000, 32000, 48000, 64000, 88000, 152000),
+) -> str:
+    """Return return and explained variance at a few points of HalfCheetah-v5 from pixels."""
+    rows = list(existing(results))
+    heads = " | ".join(f"{x:,}" for x in points)
+    lines = [f"| settings | {heads} |", "| --- |" + " --- |" * len(points)]
+    for settings in dict.fromkeys(row["settings"] for row in rows):
+        own = {int(row["steps"]): row for row in rows if row["settings"] == settings}
+        cells = [_return_and_explained_variance(own.get(point)) for point in points]
+        lines.append(f"| {shown(settings)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _return_and_explained_variance(row: dict[str, str] | None) -> str:
+    if row is None:
+        return "–"
+    explained = row["explained_variance"]  # empty before the first update
+    return f"{float(row['return']):.0f}" + (f" ({float(explained):.2f})" if explained else "")
+
+
 def _score_and_information(row: dict[str, str] | None) -> str:
     if row is None:
         return "–"
@@ -54,4 +76,9 @@ def _score_and_information(row: dict[str, str] | None) -> str:
 
 
 # As in :mod:`benchmarks.tuning_report`.
-TABLES: dict[str, Callable[[], str]] = {"pong": pong, "frames": frames, "radius": radius}
+TABLES: dict[str, Callable[[], str]] = {
+    "pong": pong,
+    "frames": frames,
+    "radius": radius,
+    "pixels": pixels,
+}
