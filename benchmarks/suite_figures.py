@@ -38,20 +38,24 @@ def make(data: SuiteData) -> list[Path]:
 def curves(data: SuiteData, x: str) -> Figure:
     """Draw a panel for each task, a line for each label: the IQM over seeds and its interval.
 
-    :param x: ``"steps"`` or ``"cpu_seconds"``
+    :param x: ``"steps"`` or ``"cpu_seconds"``; a task whose seconds do not count has no panel there
     """
-    n_rows = math.ceil(len(data.envs) / _COLUMNS)
-    n_columns = min(len(data.envs), _COLUMNS)
-    figure = Figure(figsize=(4.2 * n_columns, 3.2 * n_rows + 0.4), layout="constrained")
-    panels = figure.subplots(n_rows, n_columns, squeeze=False).flat
-    colours = {label: f"C{i}" for i, label in enumerate(data.suite.algorithms)}
-    # Tasks first: of the two it is they that end, and no panel is lost.
-    for env, axes in zip(data.envs, panels, strict=False):
+    drawn = {}
+    for env in data.envs:
         groups = {
             label: data.curves(env, label, None if x == "steps" else data.timed(env, label))
             for label in data.labels
         }
-        draw(axes, {label: own for label, own in groups.items() if own}, x, iqm_with_interval, colours)
+        if any(groups.values()):
+            drawn[env] = {label: own for label, own in groups.items() if own}
+    n_rows = math.ceil(len(drawn) / _COLUMNS)
+    n_columns = min(len(drawn), _COLUMNS)
+    figure = Figure(figsize=(4.2 * n_columns, 3.2 * n_rows + 0.4), layout="constrained")
+    panels = figure.subplots(n_rows, n_columns, squeeze=False).flat
+    colours = {label: f"C{i}" for i, label in enumerate(data.suite.algorithms)}
+    # Tasks first: of the two it is they that end, and no panel is lost.
+    for (env, groups), axes in zip(drawn.items(), panels, strict=False):
+        draw(axes, groups, x, iqm_with_interval, colours)
         axes.set_title(env, fontsize="medium")
         axes.set_xlabel("")
         # Labels with their seeds: they may differ from task to task while results come in.

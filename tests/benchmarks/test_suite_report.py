@@ -106,6 +106,19 @@ def test_seconds_of_another_processor_do_not_count(tmp_path):
     assert [label.split()[0] for label in labels] == ["ppo", "trpo"]
 
 
+def test_a_task_whose_seconds_do_not_count_has_no_panel_of_them(tmp_path, monkeypatch):
+    data = small_suite(tmp_path)
+    timed = SuiteData.timed
+    monkeypatch.setattr(
+        SuiteData,
+        "timed",
+        lambda self, env, label: [] if env == "Reacher-v5" else timed(self, env, label),
+    )
+    titles = [panel.get_title() for panel in suite_figures.curves(data, "cpu_seconds").axes]
+    assert titles == ["HalfCheetah-v5"]
+    assert len(suite_figures.curves(data, "steps").axes) == 2
+
+
 def batches(path, finals):
     suite = Suite(
         title="Batches", about="Made up.", steps=1_000_000, seeds=[0, 1], envs=["HalfCheetah-v5"],
