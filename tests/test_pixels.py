@@ -156,6 +156,7 @@ class Renderer:
         self.scene = SimpleNamespace(flags=np.ones(20, np.uint8))
         # A renderer makes its shapes when it is opened.
         self.facets = model.vis.quality.numslices, model.vis.quality.numstacks
+        self.floor = float(model.geom_size[0, 2])
         self.closed = 0
 
     def update_scene(self, data, camera):
@@ -232,6 +233,14 @@ def test_a_film_is_larger_than_what_is_observed_and_rounder(renderers):
     assert [renderer.facets for renderer in renderers] == [(8, 4), (28, 16)]
     plain = gym.make("HalfCheetah-v5")
     assert film_frames(plain) is plain
+
+
+def test_a_floor_is_drawn_in_fewer_squares_and_the_model_keeps_its_own(renderers):
+    for env_id, own, drawn in (("Hopper-v5", 0.125, 1.0), ("HalfCheetah-v5", 40.0, 40.0)):
+        env = frames(env_id)
+        assert renderers[-1].floor == drawn
+        assert env.unwrapped.model.geom_size[0, 2] == own
+        assert env.unwrapped.model.vis.quality.numslices == 28
 
 
 def test_opengl_that_is_missing_is_named(monkeypatch):

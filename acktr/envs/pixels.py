@@ -9,6 +9,8 @@ renderer makes its context the current one each time.
 from __future__ import annotations
 
 import atexit
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import gymnasium as gym
@@ -96,7 +98,7 @@ class MujocoFrames(gym.Wrapper):
     """``render`` by MuJoCo's own renderer, without what costs most and shows least in a small picture.
 
     Shadows, reflections and multisampling take 98 % of the time where a CPU draws; of what is left, half
-    to three quarters goes into the facets of spheres and capsules that are a few pixels wide.
+    and more goes into facets that no pixel shows.
 
     :param env: one of gymnasium's MuJoCo environments, or built like them
     :param size: width and height of its frames
@@ -108,14 +110,11 @@ class MujocoFrames(gym.Wrapper):
         simulator: Any = env.unwrapped
         quality = simulator.model.vis.quality
         quality.shadowsize, quality.offsamples = 0, 0
-        facets = quality.numslices, quality.numstacks
-        quality.numslices, quality.numstacks = map(min, facets, _facets(size))
         try:
-            renderer = open_renderer(simulator.model, size, size)
+            with _few_facets(simulator.model, size):
+                renderer = open_renderer(simulator.model, size, size)
         except Exception as error:
             raise rendering_refusal(env, error) from error
-        # The renderer has its shapes now; another one, for a film, begins with those of the model again.
-        quality.numslices, quality.numstacks = facets
         _draw_plainly(renderer.scene)
         camera = _camera(simulator)
 
@@ -141,12 +140,28 @@ class MujocoFrames(gym.Wrapper):
         super().close()
 
 
-def _facets(size: int) -> tuple[int, int]:
-    """Return how many facets a sphere needs around it and from pole to pole in a picture of that size.
+@contextmanager
+def _few_facets(model: Any, size: int) -> Iterator[None]:
+    """Let a renderer that is opened inside draw with as few facets as show in a picture of that size.
 
-    8 and 4 at 84 x 84; MuJoCo's own 28 and 16 from 320 x 320 on.
+    A sphere has 8 around it and 4 from pole to pole at 84 x 84, and MuJoCo's own 28 and 16 from 320 x 320
+    on. The floor of Hopper has 320 x 320 squares, of which 40 x 40 show the same light. A renderer makes its
+    shapes when it is opened, so the model has its own numbers again afterwards.
     """
-    return max(size // 10, 4), max(size // 20, 2)
+    import mujoco
+
+    quality = model.vis.quality
+    round_facets = quality.numslices, quality.numstacks
+    planes = model.geom_type == mujoco.mjtGeom.mjGEOM_PLANE
+    sizes = model.geom_size[planes]  # half a length, half a width, and the width of a square
+    quality.numslices = min(quality.numslices, max(size // 10, 4))
+    quality.numstacks = min(quality.numstacks, max(size // 20, 2))
+    model.geom_size[planes, 2] = np.maximum(sizes[:, 2], sizes[:, :2].max(-1) / 20)
+    try:
+        yield
+    finally:
+        quality.numslices, quality.numstacks = round_facets
+        model.geom_size[planes] = sizes
 
 
 def _draw_plainly(scene: Any) -> None:
