@@ -144,9 +144,9 @@ class MujocoFrames(gym.Wrapper):
 def _few_facets(model: Any, size: int) -> Iterator[None]:
     """Let a renderer that is opened inside draw with as few facets as show in a picture of that size.
 
-    A sphere has 8 around it and 4 from pole to pole at 84 x 84, and MuJoCo's own 28 and 16 from 320 x 320
-    on. The floor of Hopper has 320 x 320 squares, of which 40 x 40 show the same light. A renderer makes its
-    shapes when it is opened, so the model has its own numbers again afterwards.
+    A sphere has 8 around it and 4 from pole to pole at 84 x 84, and MuJoCo's own 28 and 16 from
+    320 x 320 on. The floor of Hopper has 320 x 320 squares, of which 40 x 40 show the same light. A
+    renderer makes its shapes when it is opened, so the model gets its own numbers back.
     """
     import mujoco
 
