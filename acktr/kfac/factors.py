@@ -79,7 +79,7 @@ class Gram(NamedTuple):
         corner = average[..., :d, :d]
         if rows.ndim > 2:
             corner.baddbmm_(rows.mT, rows, beta=keep, alpha=scale)
-        elif d >= _WIDE and not rows.is_cuda:
+        elif d >= _WIDE and rows.device.type == "cpu":
             _add_by_strips(corner, rows, keep, scale)
         else:
             corner.addmm_(rows.mT, rows, beta=keep, alpha=scale)
