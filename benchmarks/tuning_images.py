@@ -22,10 +22,12 @@ def pong(results: Path = TUNING / "pong.csv") -> str:
 def frames(
     results: Path = TUNING / "breakout_frames.csv",
     points: tuple[int, ...] = (16384, 32768, 65536, 98304, 180224, 327680, 655360),
+    columns: tuple[str, int, str, int] = ("score", 1, "mutual_information", 3),
 ) -> str:
     """Return score and mutual information at a few points of Breakout, one row for each setting.
 
     :param points: steps; of a run that has no row there, the last one less than a hundredth before
+    :param columns: what to show, and behind it in parentheses where there is any, each with its digits
     """
     rows = list(existing(results))
     heads = " | ".join(f"{x:,}" for x in points)
@@ -35,7 +37,7 @@ def frames(
         cells = []
         for point in points:
             near = [row for row in own if 0.99 * point < int(row["steps"]) <= point]
-            cells.append(_score_and_information(near[-1] if near else None))
+            cells.append(_cell(near[-1], *columns) if near else "–")
         lines.append(f"| {shown(settings)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -46,33 +48,15 @@ def radius() -> str:
     return frames(TUNING / "breakout_radius.csv", points)
 
 
-def pixels(
-    results: Path = TUNING / "pixels.csv",
-    points: tuple[int, ...] = (8000, 16000, 24000, 32000, 48000, 64000, 88000, 152000),
-) -> str:
-    """Return return and explained variance at a few points of HalfCheetah-v5 from pixels."""
-    rows = list(existing(results))
-    heads = " | ".join(f"{x:,}" for x in points)
-    lines = [f"| settings | {heads} |", "| --- |" + " --- |" * len(points)]
-    for settings in dict.fromkeys(row["settings"] for row in rows):
-        own = {int(row["steps"]): row for row in rows if row["settings"] == settings}
-        cells = [_return_and_explained_variance(own.get(point)) for point in points]
-        lines.append(f"| {shown(settings)} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+def pixels() -> str:
+    """Return return and explained variance of HalfCheetah-v5 from pixels in the same way."""
+    points = (8000, 16000, 24000, 32000, 48000, 64000, 88000, 152000)
+    return frames(TUNING / "pixels.csv", points, ("return", 0, "explained_variance", 2))
 
 
-def _return_and_explained_variance(row: dict[str, str] | None) -> str:
-    if row is None:
-        return "–"
-    explained = row["explained_variance"]  # empty before the first update
-    return f"{float(row['return']):.0f}" + (f" ({float(explained):.2f})" if explained else "")
-
-
-def _score_and_information(row: dict[str, str] | None) -> str:
-    if row is None:
-        return "–"
-    information = row["mutual_information"]
-    return f"{float(row['score']):.1f}" + (f" ({float(information):.3f})" if information else "")
+def _cell(row: dict[str, str], score: str, digits: int, beside: str, digits_beside: int) -> str:
+    text = f"{float(row[score]):.{digits}f}"
+    return text + (f" ({float(row[beside]):.{digits_beside}f})" if row[beside] else "")
 
 
 # As in :mod:`benchmarks.tuning_report`.

@@ -79,7 +79,7 @@ def test_two_frames_are_observed_and_so_they_are_at_an_end(backend, overlap):
     env.close()
 
 
-def test_the_setting_chooses_the_papers_set_up():
+def test_the_setting_chooses_the_preset_with_the_papers_network():
     configuration, notes = resolve(DRAWN, overrides=["pixels=true"])
     assert configuration.preset == "pixels: default"
     assert notes == []

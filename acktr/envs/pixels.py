@@ -98,7 +98,7 @@ class MujocoFrames(gym.Wrapper):
     """``render`` by MuJoCo's own renderer, without what costs most and shows least in a small picture.
 
     Shadows, reflections and multisampling take 98 % of the time where a CPU draws; of what is left, half
-    and more goes into facets that no pixel shows.
+    and more goes into facets that hardly show.
 
     :param env: one of gymnasium's MuJoCo environments, or built like them
     :param size: width and height of its frames
@@ -142,7 +142,7 @@ class MujocoFrames(gym.Wrapper):
 
 @contextmanager
 def _few_facets(model: Any, size: int) -> Iterator[None]:
-    """Let a renderer that is opened inside draw with as few facets as show in a picture of that size.
+    """Let a renderer that is opened inside draw with few facets where its pictures are small.
 
     A sphere has 8 around it and 4 from pole to pole at 84 x 84, and MuJoCo's own 28 and 16 from
     320 x 320 on. The floor of Hopper has 320 x 320 squares, of which 40 x 40 show the same light. A
