@@ -1,9 +1,9 @@
 """Trains what a suite asks for and has not been trained yet: ``python -m benchmarks.run SUITE``.
 
 Results go to ``benchmarks/results/SUITE``. What is done is skipped, and a run that was killed goes on
-from its last checkpoint if it is ACKTR's and the code is the same, and else starts anew, so the command
-may be ended and given again at any moment. ``docs/results.md`` is made of the results by ``python -m
-benchmarks.report``.
+from its last checkpoint if the code is the same, a peer's in new episodes, and else starts anew, so the
+command may be ended and given again at any moment. ``docs/results.md`` is made of the results by
+``python -m benchmarks.report``.
 """
 
 import argparse

@@ -95,6 +95,13 @@ def provenance(data: SuiteData) -> str:
         lines.append("ACKTR had the same settings on all tasks.")
     if len(machines) > 1:
         lines.append(f"Seconds are those of runs on {data.processor}.")
+    manifest, resumed = data.manifest(), []
+    for row in rows:
+        after = " and ".join(f"{n:,}" for n in manifest[row["session"]].get("resumed_at", ()))
+        if after:
+            resumed.append(f"{row['label']} on {row['env']}, seed {row['seed']}, after {after} steps")
+    if resumed:
+        lines.append(f"Stopped and continued in new episodes: {'; '.join(resumed)}.")
     missing = []
     for label in data.suite.algorithms:
         n_wanted = sum(trial.label == label for trial in data.wanted)

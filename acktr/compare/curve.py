@@ -1,7 +1,9 @@
 """What is noted of a training, of whichever algorithm: its learning curve and its scores."""
 
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from copy import copy
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ SCORE_WINDOW = 100
 N_POINTS = 100
 COLUMNS = ("steps", "seconds", "cpu_seconds", "return")
 _TIMES = COLUMNS[:3]
+_STATE = ("_ends", "_returns", "seconds", "cpu_seconds", "resumed_at")
 # Steps at which the score is a figure of its own, where a training is long enough.
 MILESTONES = {"return_300k": 300_000, "return_500k": 500_000}
 
@@ -38,7 +41,8 @@ class LearningCurve(BaseCallback):
     core of its own the same, and unlike it where other work interferes.
 
     A training of ACKTR that goes on from a checkpoint takes up what an earlier process had noted until
-    there: episodes from its run directory, and the time spent from ``times.csv`` beside it.
+    there: episodes from its run directory, and the time spent from ``times.csv`` beside it. A peer's
+    checkpoint holds the curve, and ``resumed_at`` has the steps at which the peer went on from one.
 
     :param n_timesteps: how long training is to be, steps
     :param folder: of ``times.csv`` and the run directory ``run``; ``None`` for what cannot go on
@@ -54,6 +58,21 @@ class LearningCurve(BaseCallback):
         self._returns: list[float] = []
         self._start = self._cpu_start = 0.0
         self.seconds = self.cpu_seconds = 0.0
+        self.resumed_at: list[int] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that was noted, with the time until now, as plain values."""
+        self.stop()
+        return {
+            "points": [astuple(point) for point in self.points],
+            **{name: copy(getattr(self, name)) for name in _STATE},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up what :meth:`state_dict` returned, before learning begins."""
+        self.points = [Point(*values) for values in state["points"]]
+        for name in _STATE:
+            setattr(self, name, copy(state[name]))
 
     def stop(self) -> None:
         """Take the time that learning took; for a training that ended with an error."""
@@ -84,10 +103,11 @@ class LearningCurve(BaseCallback):
         return float(np.mean(window)) if window else None
 
     def _on_training_start(self) -> None:
-        self._start, self._cpu_start = time.perf_counter(), time.process_time()
         if self._folder is not None:
             kept = self._take_up(self._folder) if self.model.num_timesteps else 0
             self._times = Table(self._folder / "times.csv", _TIMES, kept)
+        self._start = time.perf_counter() - self.seconds
+        self._cpu_start = time.process_time() - self.cpu_seconds
 
     def _take_up(self, folder: Path) -> int:
         """Go on from what was noted until the checkpoint; return how many times that is."""
@@ -99,8 +119,7 @@ class LearningCurve(BaseCallback):
                 f"{folder / 'times.csv'} has no time before step {done:,}: train again."
             )
         steps, seconds, cpu_seconds = (times[name][:kept] for name in _TIMES)
-        self._start -= seconds[-1]
-        self._cpu_start -= cpu_seconds[-1]
+        self.seconds, self.cpu_seconds = float(seconds[-1]), float(cpu_seconds[-1])
         episodes = Run(folder / "run").episodes()
         self._ends, self._returns = episodes["steps"].tolist(), episodes["return"].tolist()
         for mark in self._marks:

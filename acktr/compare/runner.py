@@ -128,7 +128,8 @@ def run_trials(
     """Train what is not done, one process for each core; a failure does not end the others.
 
     SIGTERM and Ctrl-C end the processes that were started here. The next call goes on from the newest
-    checkpoint of an ACKTR that they had half done with the same code; peers start anew.
+    checkpoint of what they had half done with the same code: ACKTR as if nothing had been, peers in new
+    episodes.
 
     :param trials: in the order in which they start
     :param store: where results go

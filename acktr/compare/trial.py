@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from acktr.checkpoint.durable import write_file
-from acktr.compare import peers
+from acktr.compare import peer_checkpoint, peers
 from acktr.compare.curve import LearningCurve
 from acktr.errors import AcktrError, ConfigurationError, DivergenceError
 
@@ -118,10 +118,11 @@ def train(trial: Trial, folder: Path) -> Outcome:
     """Train and evaluate. A training that diverged is an outcome too, without an evaluation.
 
     :param trial: what to train
-    :param folder: for files; ACKTR leaves its run directory there, and goes on from what it holds
+    :param folder: for files; ACKTR leaves its run directory there, a peer its last checkpoint, and
+        training goes on from what it holds
     :raises ConfigurationError: if it cannot be built
     """
-    # A peer cannot go on; and some of them have so many rollouts that notes would cost them time.
+    # Some peers have so many rollouts that notes at each would cost them time.
     curve = LearningCurve(trial.n_timesteps, folder if trial.algo == "acktr" else None)
     train_one = _train_acktr if trial.algo == "acktr" else _train_peer
     diverged, figures = "no", {}
@@ -177,7 +178,7 @@ def _train_acktr(trial: Trial, curve: LearningCurve, folder: Path) -> dict[str, 
     return {"backend": experiment.configuration.backend, **figures}
 
 
-def _train_peer(trial: Trial, curve: LearningCurve, _: Path) -> dict[str, Any]:
+def _train_peer(trial: Trial, curve: LearningCurve, folder: Path) -> dict[str, Any]:
     """Train a peer; return the backend and the figures of the evaluation."""
     from stable_baselines3.common.evaluation import evaluate_policy
     from stable_baselines3.common.vec_env import sync_envs_normalization
@@ -187,8 +188,14 @@ def _train_peer(trial: Trial, curve: LearningCurve, _: Path) -> dict[str, Any]:
     env = model.get_env()
     assert env is not None
     with contextlib.closing(env):
+        peer_checkpoint.restore(model, curve, folder, trial.seed)
+        if model.num_timesteps:
+            print(f"{trial.algo} goes on from step {model.num_timesteps:,}, in new episodes.")
+        callbacks = [curve, peer_checkpoint.PeerCheckpoint(folder, curve)]
         try:
-            model.learn(trial.n_timesteps, callback=curve)
+            # SB3 counts what is still to do.
+            n_to_do = trial.n_timesteps - model.num_timesteps
+            model.learn(n_to_do, callback=callbacks, reset_num_timesteps=False)
         except ValueError as error:
             # What torch's distributions say of NaN and infinite parameters.
             what, found, _values = str(error).partition("found invalid values")
@@ -233,6 +240,8 @@ def main(path: Path) -> int:
     except AcktrError as error:
         print(f"acktr: {error}", file=sys.stderr)
         return error.exit_code
+    if outcome.curve.resumed_at:
+        now["resumed_at"] = outcome.curve.resumed_at
     Store(Path(job["store"])).add(trial, outcome, settings, now)
     return 0
 
@@ -262,12 +271,14 @@ def write_job(
 
 
 def can_go_on(path: Path, trial: Trial) -> bool:
-    """Tell whether a process that was killed left a run of ACKTR that the same code can go on with.
+    """Tell whether a process that was killed left a checkpoint that the same code can go on from.
 
     :param path: the file of :func:`write_job`
     :param trial: which is to be trained
     """
-    if trial.algo != "acktr" or not any((path.parent / "run" / "checkpoints").glob("*")):
+    folder = path.parent
+    left = folder.glob("run/checkpoints/*" if trial.algo == "acktr" else peer_checkpoint.FILE)
+    if not any(left):
         return False
     try:
         return json.loads(path.read_text(encoding="utf-8"))["origin"] == _origin(trial)

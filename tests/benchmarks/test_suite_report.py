@@ -106,6 +106,19 @@ def test_seconds_of_another_processor_do_not_count(tmp_path):
     assert [label.split()[0] for label in labels] == ["ppo", "trpo"]
 
 
+def test_peers_that_were_stopped_are_named(tmp_path):
+    data = small_suite(tmp_path)
+    assert "Stopped" not in suite_tables.provenance(data)
+    trial = next(t for t in data.wanted if (t.env_id, t.label, t.seed) == ("Reacher-v5", "ppo", 1))
+    resumed = {**SESSION, "resumed_at": [200_000, 1_204_224]}
+    Store(tmp_path).add(trial, outcome(trial, -7.0), {"algo": "ppo", "steps": 1_000_000}, resumed)
+    text = suite_tables.provenance(SuiteData("small", data.suite, tmp_path))
+    assert (
+        "Stopped and continued in new episodes: "
+        "ppo on Reacher-v5, seed 1, after 200,000 and 1,204,224 steps." in text
+    )
+
+
 def test_a_task_whose_seconds_do_not_count_has_no_panel_of_them(tmp_path, monkeypatch):
     data = small_suite(tmp_path)
     timed = SuiteData.timed

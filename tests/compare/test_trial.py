@@ -2,9 +2,15 @@
 
 import json
 
+import numpy as np
 import pytest
+import torch
+from stable_baselines3.common.vec_env import unwrap_vec_normalize
 
+from acktr.compare import peer_checkpoint
 from acktr.compare.curve import LearningCurve
+from acktr.compare.peer_checkpoint import PeerCheckpoint, restore
+from acktr.compare.peers import build_model
 from acktr.compare.store import COLUMNS, Store, session
 from acktr.compare.trial import Trial, can_go_on, complete_settings, settings_hash, train, write_job
 from acktr.errors import CheckpointError, ConfigurationError
@@ -77,6 +83,50 @@ def test_acktr_goes_on_where_it_was_killed(tmp_path, monkeypatch, capsys):
         train(one, tmp_path / "killed")
 
 
+@pytest.mark.parametrize("algo", ["a2c", "ppo", "trpo"])
+def test_a_peer_goes_on_in_new_episodes(algo, tmp_path, monkeypatch, capsys):
+    if algo == "trpo":
+        pytest.importorskip("sb3_contrib")
+    one = trial(algo, steps=320, settings={**SMALL[algo], "normalize": True})
+    settings = complete_settings(one)
+    saved, save = [], PeerCheckpoint.save
+
+    def end(checkpoint):
+        if checkpoint.model.num_timesteps < 160:
+            return
+        save(checkpoint)
+        saved.append(checkpoint)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(peer_checkpoint, "SECONDS_BETWEEN", 0.0)
+    monkeypatch.setattr(PeerCheckpoint, "save", end)
+    with pytest.raises(KeyboardInterrupt):
+        train(one, tmp_path)
+    killed = saved[0]
+    # All that is in the file is back in a new model and a new curve.
+    model, curve = build_model(algo, one.env_id, settings, one.seed), LearningCurve(320)
+    restore(model, curve, tmp_path, one.seed)
+    assert model.num_timesteps == 160
+    for part, values in killed.model.get_parameters().items():
+        torch.testing.assert_close(model.get_parameters()[part], values, rtol=0, atol=0)
+    before, after = (unwrap_vec_normalize(m.get_env()) for m in (killed.model, model))
+    for name in ("obs_rms", "ret_rms"):
+        np.testing.assert_equal(vars(getattr(before, name)), vars(getattr(after, name)))
+    assert (after.obs_rms.count, after.ret_rms.count) > (160, 160)
+    assert curve.scores() == {**killed._curve.scores(), "episodes": 16}
+    assert curve.points == killed._curve.points
+
+    monkeypatch.setattr(PeerCheckpoint, "save", save)
+    outcome = train(one, tmp_path)
+    assert f"{algo} goes on from step 160" in capsys.readouterr().out
+    assert outcome.curve.resumed_at == [160]
+    assert (outcome.scores["steps"], outcome.scores["episodes"]) == (320, 32)
+    assert [point.steps for point in outcome.curve.points] == [320 * i // 100 for i in range(1, 101)]
+    assert outcome.curve.points[:50] == killed._curve.points
+    seconds = [point.seconds for point in outcome.curve.points]
+    assert seconds == sorted(seconds)
+
+
 def test_what_can_be_gone_on_with(tmp_path):
     job, one = tmp_path / "trial.json", trial()
     assert not can_go_on(job, one)
@@ -85,9 +135,14 @@ def test_what_can_be_gone_on_with(tmp_path):
     write_job(job, one, tmp_path, (0,), "a test")
     assert can_go_on(job, one)
     assert not can_go_on(job, trial(settings={"n_steps": 4}))
-    assert not can_go_on(job, trial("a2c"))
+    peer = trial("a2c")
+    assert not can_go_on(job, peer)
+    write_job(job, peer, tmp_path, (0,), "a test")
+    assert not can_go_on(job, peer)
+    (tmp_path / "peer.pt").touch()
+    assert can_go_on(job, peer)
     job.write_text(job.read_text().replace('"code": "', '"code": "0'))
-    assert not can_go_on(job, one)
+    assert not can_go_on(job, peer)
 
 
 def test_acktr_that_diverges_is_an_outcome(tmp_path, capsys):

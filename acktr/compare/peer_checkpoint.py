@@ -1,0 +1,96 @@
+"""What a peer goes on from after its process was killed: one file, written every few minutes."""
+
+import io
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.running_mean_std import RunningMeanStd
+from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
+
+from acktr.checkpoint.durable import write_file
+from acktr.compare.curve import LearningCurve
+
+FILE = "peer.pt"
+SECONDS_BETWEEN = 300.0
+
+
+class PeerCheckpoint(BaseCallback):
+    """Saves a peer and its learning curve, between an update and the next rollout.
+
+    The file holds the parameters, the state of their optimiser, what ``VecNormalize`` has measured, and
+    the curve. It does not hold environments and random numbers: a peer goes on in new episodes.
+
+    :param folder: where the file :data:`FILE` is written
+    :param curve: of the same training
+    """
+
+    def __init__(self, folder: Path, curve: LearningCurve) -> None:
+        super().__init__()
+        self._path = folder / FILE
+        self._curve = curve
+        self._saved_at = time.monotonic()
+
+    def _on_rollout_start(self) -> None:
+        if time.monotonic() - self._saved_at >= SECONDS_BETWEEN:
+            self.save()
+
+    def _on_step(self) -> bool:
+        return True
+
+    def save(self) -> None:
+        """Write the file, in place of an earlier one."""
+        data = io.BytesIO()
+        torch.save(
+            {
+                "num_timesteps": self.model.num_timesteps,
+                "parameters": self.model.get_parameters(),
+                "statistics": {
+                    name: (torch.as_tensor(rms.mean), torch.as_tensor(rms.var), float(rms.count))
+                    for name, rms in _statistics(self.training_env).items()
+                },
+                "curve": self._curve.state_dict(),
+            },
+            data,
+        )
+        write_file(self._path, data.getvalue())
+        self._saved_at = time.monotonic()
+
+
+def restore(model: OnPolicyAlgorithm, curve: LearningCurve, folder: Path, seed: int) -> None:
+    """Put a new model and a new curve where a :class:`PeerCheckpoint` saved them, if it did.
+
+    :param model: made with the settings and the environments of the one that was saved
+    :param curve: of the same length
+    :param folder: of the file
+    :param seed: of the training; the steps done are added, so that no random number comes twice
+    """
+    path = folder / FILE
+    if not path.exists():
+        return
+    saved = torch.load(path, map_location=model.device, weights_only=True)
+    model.set_parameters(saved["parameters"], device=model.device)
+    model.num_timesteps = saved["num_timesteps"]
+    env = model.get_env()
+    assert env is not None
+    for name, rms in _statistics(env).items():
+        mean, var, rms.count = saved["statistics"][name]
+        rms.mean, rms.var = mean.cpu().numpy(), var.cpu().numpy()
+    curve.load_state_dict(saved["curve"])
+    curve.resumed_at.append(model.num_timesteps)
+    model.set_random_seed(seed + model.num_timesteps)
+
+
+def _statistics(env: VecEnv) -> dict[str, RunningMeanStd]:
+    """What ``VecNormalize`` measures, by name; nothing without it."""
+    normalize: Any = unwrap_vec_normalize(env)
+    if normalize is None:
+        return {}
+    of_observations = getattr(normalize, "obs_rms", {})
+    if not isinstance(of_observations, Mapping):
+        of_observations = {"": of_observations}
+    return {"returns": normalize.ret_rms} | {f"observations {k}": v for k, v in of_observations.items()}
