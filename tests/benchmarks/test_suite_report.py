@@ -153,6 +153,7 @@ def test_what_a_larger_batch_keeps(tmp_path):
     # The random policy has -285: gains of 4000 and 2000, and of 1000 after a quarter of the steps.
     assert line(suite_tables.text(data), "HalfCheetah-v5", "large", "0.50 [0.50, 0.50]") == [
         "HalfCheetah-v5", "large", "0.50 [0.50, 0.50]", "2.00 [2.00, 2.00]",
+        "1000 [1000, 1000]",
     ]  # fmt: skip
 
 
