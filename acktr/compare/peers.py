@@ -52,14 +52,19 @@ def peer_settings(
     :param algo: one of :data:`PEERS`
     :param env_id: an id that :func:`acktr.envs.make_vec_env` accepts
     :param n_timesteps: environment steps, in place of the Zoo's
-    :param overrides: settings that replace the Zoo's; ``pixels`` for pictures in the place of states
-    :raises ConfigurationError: if there is no such environment
+    :param overrides: settings that replace the Zoo's; ``pixels`` for pictures in the place of states,
+        ``zoo_entry`` for those under another id, or ``default`` for Stable-Baselines3's own
+    :raises ConfigurationError: if there is no such environment or entry
     """
-    entries = _data()[algo]
+    entries, overrides = _data()[algo], overrides or {}
     # The Zoo's settings for a task are tuned to its states.
-    entry = "default" if (overrides or {}).get("pixels") else _find_entry(entries, env_id)
-    zoo = {"zoo_entry": entry, **entries[entry]}
-    return {**zoo, **(overrides or {}), "n_timesteps": n_timesteps}
+    found = "default" if overrides.get("pixels") else _find_entry(entries, env_id)
+    entry = overrides.get("zoo_entry", found)
+    if entry not in entries:
+        raise ConfigurationError(
+            f"The Zoo has no settings {entry!r} for {algo}: zoo_entry is one of {', '.join(entries)}."
+        )
+    return {"zoo_entry": entry, **entries[entry], **overrides, "n_timesteps": n_timesteps}
 
 
 def build_model(algo: str, env_id: str, settings: Mapping[str, Any], seed: int) -> OnPolicyAlgorithm:

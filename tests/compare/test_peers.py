@@ -48,6 +48,15 @@ def test_what_overrides_replaces():
     assert settings["n_steps"] == 20
 
 
+def test_settings_of_another_entry():
+    changes = {"zoo_entry": "default", "normalize": True}
+    assert peer_settings("ppo", "Hopper-v5", 10, changes) == {
+        "zoo_entry": "default", "policy": "MlpPolicy", "normalize": True, "n_timesteps": 10,
+    }  # fmt: skip
+    with pytest.raises(ConfigurationError, match=r"no settings 'Hoper-v4' for ppo: zoo_entry is one of"):
+        peer_settings("ppo", "Hopper-v5", 10, {"zoo_entry": "Hoper-v4"})
+
+
 def test_a_model_has_what_the_settings_say():
     settings = peer_settings("ppo", "CartPole-v1", 100, {"policy_kwargs": {"activation_fn": "ReLU"}})
     model = build_model("ppo", "CartPole-v1", settings, seed=0)
