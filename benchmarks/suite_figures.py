@@ -75,7 +75,7 @@ def profiles(data: SuiteData) -> Figure:
         tasks = list(data.normalized(label).values()) if label in data.labels else []
         if tasks:
             _profile(axes, f"{label} ({len(tasks)} tasks)", f"C{i}", tasks, profile(_THRESHOLDS))
-    axes.set_xlabel("normalised score: 0 is the random policy, 1 the better of PPO and TRPO")
+    axes.set_xlabel("normalised score: 0 is the random policy, 1 the best of the peers")
     axes.set_ylabel("share of runs above")
     axes.axvline(1.0, color="black", linewidth=0.8, linestyle=":")
     axes.grid(alpha=0.3)

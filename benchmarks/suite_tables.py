@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from benchmarks.statistics import Estimate, estimate, improvement, iqm
-from benchmarks.suite_data import ACKTR, PEERS, SuiteData, collapsed, random_policy
+from benchmarks.suite_data import ACKTR, PEERS, PPO_DEFAULTS, SuiteData, collapsed, random_policy
 
 MILESTONES = (300_000, 500_000)
 
@@ -38,6 +38,8 @@ def text(data: SuiteData) -> str:
 
 def summary_table(data: SuiteData) -> str:
     """Return one row for each task that all have learned: the ends, and how soon ACKTR is there."""
+    names = {ACKTR: "ACKTR", "ppo": "PPO", "trpo": "TRPO", PPO_DEFAULTS: "PPO, SB3's defaults"}
+    labels = [label for label in names if label in (ACKTR, *PEERS, *data.labels)]
     rows = []
     for env in data.envs:
         target, ours = data.target(env), data.score(env, ACKTR)
@@ -45,12 +47,12 @@ def summary_table(data: SuiteData) -> str:
             continue
         rows.append([
             env,
-            *(_score(data.score(env, label)) for label in (ACKTR, *PEERS)),
+            *(_score(data.score(env, label)) for label in labels),
             _or(_steps_to(data, env, target[1]), "–", ","),
             _or(_seconds_to_ppo(data, env)[-1], "–", ".1f"),
         ])  # fmt: skip
     header = (
-        "task", "ACKTR", "PPO", "TRPO", "ACKTR has the better one's return at step",
+        "task", *(names[label] for label in labels), "ACKTR has the best peer's return at step",
         "PPO's seconds to its return / ACKTR's",
     )  # fmt: skip
     return _table(header, rows)
@@ -205,7 +207,7 @@ def wins(data: SuiteData) -> str:
 
 
 def efficiency_table(data: SuiteData) -> str:
-    """Return the steps at which ACKTR's IQM reaches the final IQM of the better of PPO and TRPO."""
+    """Return the steps at which ACKTR's IQM reaches the final IQM of the best of the peers."""
     rows, reached = [], []
     for env in data.envs:
         target = data.target(env)
@@ -221,7 +223,7 @@ def efficiency_table(data: SuiteData) -> str:
             _score(data.score(env, ACKTR)),
             _or(steps, "not reached", ","),
         ])  # fmt: skip
-    header = ("task", "better of PPO and TRPO", "ACKTR at 300 k", "500 k", "end", "reached at step")
+    header = ("task", "best peer", "ACKTR at 300 k", "500 k", "end", "reached at step")
     counts = " and ".join(
         f"by {limit:,} steps on {sum(s is not None and s <= limit for s in reached)}"
         for limit in MILESTONES

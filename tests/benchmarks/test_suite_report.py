@@ -8,7 +8,7 @@ from acktr.compare.store import Store
 from benchmarks import suite_figures, suite_tables
 from benchmarks.report import BEGIN, END, SUITES_BEGIN, SUITES_END, page
 from benchmarks.suite_data import SuiteData, collapsed
-from benchmarks.suites import Suite
+from benchmarks.suites import Algorithm, Suite
 from tests.benchmarks.small_suite import FINALS, SESSION, outcome, small_suite
 
 
@@ -79,6 +79,24 @@ def test_seconds_are_those_of_seeds_learned_in_turns(tmp_path):
     assert row[3:] == ["1000", "1000", "11.5", "1, 2, in turns"]
     (ours,) = [row for row in suite_tables.summary_table(data).splitlines() if "HalfCheetah" in row]
     assert ours == "| HalfCheetah-v5 | 5250 | 4500 | 2000 | 870,000 | 11.5 |"
+
+
+def test_a_second_ppo_may_be_the_best_peer(tmp_path):
+    data = small_suite(tmp_path)
+    suite = data.suite.model_copy(
+        update={"algorithms": {**data.suite.algorithms, "ppo defaults": Algorithm(algo="ppo")}}
+    )
+    trials = SuiteData("small", suite, tmp_path).wanted
+    for trial in trials:
+        if (trial.env_id, trial.label, trial.seed) == ("HalfCheetah-v5", "ppo defaults", 0):
+            Store(tmp_path).add(trial, outcome(trial, 5100.0), {}, SESSION)
+    data = SuiteData("small", suite, tmp_path)
+    assert data.target("HalfCheetah-v5") == ("ppo defaults", 5100.0)
+    assert line(suite_tables.efficiency_table(data), "HalfCheetah-v5")[1] == "5100 (ppo defaults)"
+    table = suite_tables.summary_table(data)
+    assert line(table, "task")[1:5] == ["ACKTR", "PPO", "TRPO", "PPO, SB3's defaults"]
+    assert line(table, "HalfCheetah-v5")[1:5] == ["5250", "4500", "2000", "5100"]
+    assert line(table, "Reacher-v5")[4] == "–"
 
 
 def test_seconds_of_another_processor_do_not_count(tmp_path):
