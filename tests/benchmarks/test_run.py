@@ -19,7 +19,7 @@ def test_every_suite_has_settings_that_are_accepted(name):
 
 def test_one_preset_for_all_of_mujoco():
     trials = suites.load("mujoco").trials()
-    assert len(trials) == 9 * 4 * 5
+    assert len(trials) == 9 * 5 * 5
     hashes = {settings_hash(complete_settings(trial)) for trial in trials if trial.algo == "acktr"}
     assert len(hashes) == 1
 
@@ -95,8 +95,8 @@ def test_settings_of_a_task_that_is_not_learned_are_refused():
 def test_only():
     trials = suites.load("mujoco").trials()
     chosen = run.choose(trials, ["algo=trpo,ppo", "seed=1", "env=Hopper-v5"])
-    assert [(trial.algo, trial.env_id, trial.seed) for trial in chosen] == [
-        ("trpo", "Hopper-v5", 1), ("ppo", "Hopper-v5", 1)
+    assert [(trial.label, trial.env_id, trial.seed) for trial in chosen] == [
+        ("trpo", "Hopper-v5", 1), ("ppo", "Hopper-v5", 1), ("ppo defaults", "Hopper-v5", 1)
     ]  # fmt: skip
     for text, message in (
         ("algo", "is not of the form KEY=VALUE"),
