@@ -129,13 +129,16 @@ class SuiteData:
     def _processors(self) -> dict[str, str]:
         return {session: about["machine"]["cpu"] for session, about in self.manifest().items()}
 
-    def target(self, env: str) -> tuple[str, float] | None:
+    def target(self, env: str, *, tuned: bool = False) -> tuple[str, float] | None:
         """Return the best of the peers at the end, and its score.
 
         They are PPO, TRPO and, where it has learned the task, PPO with Stable-Baselines3's settings;
         ``None`` if one of the first two is missing.
+
+        :param tuned: leave out the second PPO
         """
-        scores = {label: self.score(env, label) for label in (*PEERS, PPO_DEFAULTS)}
+        labels = PEERS if tuned else (*PEERS, PPO_DEFAULTS)
+        scores = {label: self.score(env, label) for label in labels}
         if any(scores[label] is None for label in PEERS):
             return None
         return max(((label, score) for label, score in scores.items() if score is not None),

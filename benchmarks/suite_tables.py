@@ -1,4 +1,4 @@
-"""The text of a suite in docs/results.md: where it ran, and its tables in Markdown."""
+"""The text of a suite in docs/results.md, and its tables in Markdown."""
 
 from collections.abc import Sequence
 
@@ -6,6 +6,7 @@ import numpy as np
 
 from benchmarks.statistics import Estimate, estimate, improvement, iqm
 from benchmarks.suite_data import ACKTR, PEERS, PPO_DEFAULTS, SuiteData, collapsed, random_policy
+from benchmarks.suite_provenance import provenance
 
 MILESTONES = (300_000, 500_000)
 
@@ -56,63 +57,6 @@ def summary_table(data: SuiteData) -> str:
         "PPO's seconds to its return / ACKTR's",
     )  # fmt: skip
     return _table(header, rows)
-
-
-def provenance(data: SuiteData) -> str:
-    """Return how many runs there are, of which code, where, and the command that repeats them."""
-    rows = [row for rows in data.rows.values() for row in rows]
-    sessions = [s for key, s in sorted(data.manifest().items()) if key in {r["session"] for r in rows}]
-    commits = sorted({row["commit"][:8] + ("+" if row["commit"].endswith("+") else "") for row in rows})
-    machines = sorted(
-        {f"{s['machine']['cpu']} with {s['machine']['processors']} cores" for s in sessions}
-    )
-    threads = sorted({s["machine"]["threads"] for s in sessions})
-    each = "one thread each" if threads == [1] else f"{' or '.join(map(str, threads))} threads each"
-    packages = ("torch", "stable-baselines3", "sb3-contrib", "gymnasium", "mujoco")
-    versions = sorted(
-        {", ".join(f"{p} {s['versions'][p]}" for p in packages if p in s["versions"]) for s in sessions}
-    )
-    dates = sorted(s["date"] for s in sessions)
-    when = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
-    lines = [
-        f"`python -m benchmarks.run {data.name}`: {len(rows)} of {len(data.wanted)} runs, {when}, "
-        f"{each} on {' and '.join(machines)}; {'; '.join(versions)}; "
-        f"commit{'s' if len(commits) > 1 else ''} {', '.join(commits)} (+: with changes)."
-    ]
-    mixed = [
-        f"{label} on {env}"
-        for (env, label), group in data.rows.items()
-        if len({row["settings"] for row in group}) > 1
-    ]
-    if mixed:
-        lines.append(f"**Seeds with different settings: {', '.join(mixed)}.**")
-    ours = [row for (_, label), group in data.rows.items() if label == ACKTR for row in group]
-    envs_of: dict[str, dict[str, None]] = {}
-    for row in ours:
-        envs_of.setdefault(row["settings"], {})[row["env"]] = None
-    if len(envs_of) > 1:
-        tasks = "; ".join(f"{settings} on {', '.join(envs)}" for settings, envs in envs_of.items())
-        lines.append(f"ACKTR's settings, by their fingerprints: {tasks}.")
-    elif len({row["env"] for row in ours}) > 1:
-        lines.append("ACKTR had the same settings on all tasks.")
-    if len(machines) > 1:
-        lines.append(f"Seconds are those of runs on {data.processor}.")
-    manifest, resumed = data.manifest(), []
-    for row in rows:
-        after = " and ".join(f"{n:,}" for n in manifest[row["session"]].get("resumed_at", ()))
-        if after:
-            resumed.append(f"{row['label']} on {row['env']}, seed {row['seed']}, after {after} steps")
-    if resumed:
-        lines.append(f"Stopped and continued in new episodes: {'; '.join(resumed)}.")
-    missing = []
-    for label in data.suite.algorithms:
-        n_wanted = sum(trial.label == label for trial in data.wanted)
-        n_missing = n_wanted - sum(len(data.rows.get((env, label), [])) for env in data.envs)
-        if n_missing:
-            missing.append(f"{n_missing} of {n_wanted} runs of {label}")
-    if missing:
-        lines.append(f"**Not complete:** {', '.join(missing)} are missing.")
-    return " ".join(lines)
 
 
 def figure_links(data: SuiteData) -> list[str]:
@@ -208,13 +152,14 @@ def wins(data: SuiteData) -> str:
 
 def efficiency_table(data: SuiteData) -> str:
     """Return the steps at which ACKTR's IQM reaches the final IQM of the best of the peers."""
-    rows, reached = [], []
+    rows, reached, tuned = [], [], []
     for env in data.envs:
-        target = data.target(env)
-        if target is None or (env, ACKTR) not in data.rows:
+        target, of_tuned = data.target(env), data.target(env, tuned=True)
+        if target is None or of_tuned is None or (env, ACKTR) not in data.rows:
             continue
         steps = _steps_to(data, env, target[1])
         reached.append(steps)
+        tuned.append(_steps_to(data, env, of_tuned[1]))
         rows.append([
             env,
             f"{_score(target[1])} ({target[0]})",
@@ -224,11 +169,17 @@ def efficiency_table(data: SuiteData) -> str:
             _or(steps, "not reached", ","),
         ])  # fmt: skip
     header = ("task", "best peer", "ACKTR at 300 k", "500 k", "end", "reached at step")
-    counts = " and ".join(
+    told = f"Reached {_by_milestones(reached)} of {len(reached)} tasks."
+    if PPO_DEFAULTS in data.labels:
+        told += f" Without {PPO_DEFAULTS}: {_by_milestones(tuned)}."
+    return f"{_table(header, rows)}\n\n{told}"
+
+
+def _by_milestones(reached: Sequence[int | None]) -> str:
+    return " and ".join(
         f"by {limit:,} steps on {sum(s is not None and s <= limit for s in reached)}"
         for limit in MILESTONES
     )
-    return f"{_table(header, rows)}\n\nReached {counts} of {len(reached)} tasks."
 
 
 def batch_table(data: SuiteData) -> str:

@@ -8,6 +8,7 @@ from acktr.compare.store import Store
 from benchmarks import suite_figures, suite_tables
 from benchmarks.report import BEGIN, END, SUITES_BEGIN, SUITES_END, page
 from benchmarks.suite_data import SuiteData, collapsed
+from benchmarks.suite_provenance import provenance
 from benchmarks.suites import Algorithm, Suite
 from tests.benchmarks.small_suite import FINALS, SESSION, outcome, small_suite
 
@@ -23,7 +24,7 @@ def line(text, *beginning):
 
 
 def test_provenance_names_code_machine_and_gaps(data):
-    text = suite_tables.provenance(data)
+    text = provenance(data)
     assert "`python -m benchmarks.run small`: 18 of 24 runs" in text
     assert "commit 01234567+" in text
     assert "torch 2.13.0" in text
@@ -92,7 +93,10 @@ def test_a_second_ppo_may_be_the_best_peer(tmp_path):
             Store(tmp_path).add(trial, outcome(trial, 5100.0), {}, SESSION)
     data = SuiteData("small", suite, tmp_path)
     assert data.target("HalfCheetah-v5") == ("ppo defaults", 5100.0)
-    assert line(suite_tables.efficiency_table(data), "HalfCheetah-v5")[1] == "5100 (ppo defaults)"
+    assert data.target("HalfCheetah-v5", tuned=True) == ("ppo", 4500.0)
+    table = suite_tables.efficiency_table(data)
+    assert line(table, "HalfCheetah-v5")[1] == "5100 (ppo defaults)"
+    assert "tasks. Without ppo defaults: by 300,000 steps on " in table
     table = suite_tables.summary_table(data)
     assert line(table, "task")[1:5] == ["ACKTR", "PPO", "TRPO", "PPO, SB3's defaults"]
     assert line(table, "HalfCheetah-v5")[1:5] == ["5250", "4500", "2000", "5100"]
@@ -111,7 +115,7 @@ def test_seconds_of_another_processor_do_not_count(tmp_path):
     assert line(suite_tables.time_table(data), "HalfCheetah-v5")[2:] == [
         "–", "1000", "1000", "–", "all on a CPU"
     ]  # fmt: skip
-    text = suite_tables.provenance(data)
+    text = provenance(data)
     assert "one thread each on a CPU with 2 cores and a slow CPU with 2 cores" in text
     assert "Seconds are those of runs on a CPU." in text
     ours = {env: data.rows[env, "acktr"][0]["settings"] for env in data.envs}
@@ -126,11 +130,11 @@ def test_seconds_of_another_processor_do_not_count(tmp_path):
 
 def test_peers_that_were_stopped_are_named(tmp_path):
     data = small_suite(tmp_path)
-    assert "Stopped" not in suite_tables.provenance(data)
+    assert "Stopped" not in provenance(data)
     trial = next(t for t in data.wanted if (t.env_id, t.label, t.seed) == ("Reacher-v5", "ppo", 1))
     resumed = {**SESSION, "resumed_at": [200_000, 1_204_224]}
     Store(tmp_path).add(trial, outcome(trial, -7.0), {"algo": "ppo", "steps": 1_000_000}, resumed)
-    text = suite_tables.provenance(SuiteData("small", data.suite, tmp_path))
+    text = provenance(SuiteData("small", data.suite, tmp_path))
     assert (
         "Stopped and continued in new episodes: "
         "ppo on Reacher-v5, seed 1, after 200,000 and 1,204,224 steps." in text
