@@ -14,6 +14,7 @@ from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from acktr.checkpoint.durable import write_file
 from acktr.compare.curve import LearningCurve
+from acktr.errors import CheckpointError
 
 FILE = "peer.pt"
 SECONDS_BETWEEN = 300.0
@@ -43,7 +44,10 @@ class PeerCheckpoint(BaseCallback):
         return True
 
     def save(self) -> None:
-        """Write the file, in place of an earlier one."""
+        """Write the file, in place of an earlier one.
+
+        :raises CheckpointError: it cannot be written; the earlier one is whole
+        """
         data = io.BytesIO()
         torch.save(
             {
@@ -57,7 +61,13 @@ class PeerCheckpoint(BaseCallback):
             },
             data,
         )
-        write_file(self._path, data.getvalue())
+        try:
+            write_file(self._path, data.getvalue())
+        except OSError as error:
+            raise CheckpointError(
+                f"{self._path} cannot be written ({error.strerror}): make room, and give the same command "
+                "again, which goes on from the checkpoint before."
+            ) from error
         self._saved_at = time.monotonic()
 
 

@@ -127,6 +127,16 @@ def test_a_peer_goes_on_in_new_episodes(algo, tmp_path, monkeypatch, capsys):
     assert seconds == sorted(seconds)
 
 
+def test_a_checkpoint_of_a_peer_that_cannot_be_written(tmp_path, monkeypatch):
+    def refuse(path, data):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(peer_checkpoint, "SECONDS_BETWEEN", 0.0)
+    monkeypatch.setattr(peer_checkpoint, "write_file", refuse)
+    with pytest.raises(CheckpointError, match=r"peer.pt cannot be written \(No space left on device\)"):
+        train(trial("a2c"), tmp_path)
+
+
 def test_what_can_be_gone_on_with(tmp_path):
     job, one = tmp_path / "trial.json", trial()
     assert not can_go_on(job, one)
