@@ -14,7 +14,7 @@ from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from acktr.checkpoint.durable import write_file
 from acktr.compare.curve import LearningCurve
-from acktr.errors import CheckpointError
+from acktr.errors import CheckpointWriteError
 
 FILE = "peer.pt"
 SECONDS_BETWEEN = 300.0
@@ -46,7 +46,7 @@ class PeerCheckpoint(BaseCallback):
     def save(self) -> None:
         """Write the file, in place of an earlier one.
 
-        :raises CheckpointError: it cannot be written; the earlier one is whole
+        :raises CheckpointWriteError: it cannot be written; the earlier one is whole
         """
         data = io.BytesIO()
         torch.save(
@@ -64,9 +64,9 @@ class PeerCheckpoint(BaseCallback):
         try:
             write_file(self._path, data.getvalue())
         except OSError as error:
-            raise CheckpointError(
-                f"{self._path} cannot be written ({error.strerror}): make room, and give the same command "
-                "again, which goes on from the checkpoint before."
+            raise CheckpointWriteError(
+                f"{self._path} cannot be written ({error.strerror or error}): make room, and "
+                "give the same command again, which goes on from the checkpoint before."
             ) from error
         self._saved_at = time.monotonic()
 
