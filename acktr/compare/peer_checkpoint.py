@@ -2,18 +2,15 @@
 
 import io
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.running_mean_std import RunningMeanStd
-from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from acktr.checkpoint.durable import write_file
 from acktr.compare.curve import LearningCurve
+from acktr.envs.normalization import normalization_state, set_normalization_state
 from acktr.errors import CheckpointWriteError
 
 FILE = "peer.pt"
@@ -48,15 +45,13 @@ class PeerCheckpoint(BaseCallback):
 
         :raises CheckpointWriteError: it cannot be written; the earlier one is whole
         """
+        normalize = self.model.get_vec_normalize_env()
         data = io.BytesIO()
         torch.save(
             {
                 "num_timesteps": self.model.num_timesteps,
                 "parameters": self.model.get_parameters(),
-                "statistics": {
-                    name: (torch.as_tensor(rms.mean), torch.as_tensor(rms.var), float(rms.count))
-                    for name, rms in _statistics(self.training_env).items()
-                },
+                "statistics": None if normalize is None else normalization_state(normalize),
                 "curve": self._curve.state_dict(),
             },
             data,
@@ -85,22 +80,9 @@ def restore(model: OnPolicyAlgorithm, curve: LearningCurve, folder: Path, seed: 
     saved = torch.load(path, map_location=model.device, weights_only=True)
     model.set_parameters(saved["parameters"], device=model.device)
     model.num_timesteps = saved["num_timesteps"]
-    env = model.get_env()
-    assert env is not None
-    for name, rms in _statistics(env).items():
-        mean, var, rms.count = saved["statistics"][name]
-        rms.mean, rms.var = mean.cpu().numpy(), var.cpu().numpy()
+    normalize = model.get_vec_normalize_env()
+    if normalize is not None:
+        set_normalization_state(normalize, saved["statistics"])
     curve.load_state_dict(saved["curve"])
     curve.resumed_at.append(model.num_timesteps)
     model.set_random_seed(seed + model.num_timesteps)
-
-
-def _statistics(env: VecEnv) -> dict[str, RunningMeanStd]:
-    """What ``VecNormalize`` measures, by name; nothing without it."""
-    normalize: Any = unwrap_vec_normalize(env)
-    if normalize is None:
-        return {}
-    of_observations = getattr(normalize, "obs_rms", {})
-    if not isinstance(of_observations, Mapping):
-        of_observations = {"": of_observations}
-    return {"returns": normalize.ret_rms} | {f"observations {k}": v for k, v in of_observations.items()}

@@ -112,7 +112,7 @@ def test_a_peer_goes_on_in_new_episodes(algo, tmp_path, monkeypatch, capsys):
     before, after = (unwrap_vec_normalize(m.get_env()) for m in (killed.model, model))
     for name in ("obs_rms", "ret_rms"):
         np.testing.assert_equal(vars(getattr(before, name)), vars(getattr(after, name)))
-    assert (after.obs_rms.count, after.ret_rms.count) > (160, 160)
+    assert min(after.obs_rms.count, after.ret_rms.count) > 160
     assert curve.scores() == {**killed._curve.scores(), "episodes": 16}
     assert curve.points == killed._curve.points
 
