@@ -34,8 +34,9 @@ $(STAMP): pyproject.toml constraints.txt
 train: setup ## train ACKTR on HalfCheetah-v5; ARGS="--steps N --seed S ..."
 	$(BIN)/acktr train HalfCheetah-v5 $(ARGS)
 
-test: setup ## run the fast tests; ARGS="-m slow" for the slow ones
-	$(BIN)/python -m pytest $(ARGS)
+# Four processes at most: each of them comes to a gigabyte.
+test: setup ## run the fast tests, one process a core; ARGS="-m slow" for the slow ones
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal $(ARGS)
 
 check: setup ## lint, formatting, types, and the documentation without a warning
 	$(BIN)/ruff check

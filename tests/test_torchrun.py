@@ -97,7 +97,7 @@ def wait_for(condition, process, seconds=120):
 def test_a_killed_rank_is_replaced_and_the_run_goes_on(tmp_path):
     out = tmp_path / "run"
     process = torchrun(
-        tmp_path, "--out", str(out), "--steps", "20000", "--set", "checkpoint_steps=640",
+        tmp_path, "--out", str(out), "--steps", "10000", "--set", "checkpoint_steps=640",
         launcher=("--nproc-per-node", "2", "--max-restarts", "1"),
     )  # fmt: skip
     wait_for(lambda: len(list(out.glob("checkpoints/step-*"))) >= 2, process)
@@ -105,7 +105,7 @@ def test_a_killed_rank_is_replaced_and_the_run_goes_on(tmp_path):
     output = finished(process)
     assert "Resumed at step" in output
     assert "exactly" in output
-    assert json.loads((out / "result.json").read_text())["steps"] >= 20000
+    assert json.loads((out / "result.json").read_text())["steps"] >= 10000
     with (out / "episodes.csv").open() as file:
         steps = [int(float(row["steps"])) for row in csv.DictReader(file)]
     assert steps == sorted(steps)
