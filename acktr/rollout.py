@@ -12,7 +12,7 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.preprocessing import get_action_dim, get_obs_shape
+from stable_baselines3.common.preprocessing import get_action_dim, get_obs_shape, is_image_space
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
@@ -102,8 +102,8 @@ class RolloutStorage:
         size = (buffer_size, n_envs)
 
         def allocate(space: spaces.Space) -> Tensor:
-            kept = np.uint8 if space.dtype == np.uint8 else np.float32
-            dtype = torch.from_numpy(np.empty(0, kept)).dtype
+            # Other bytes than those of images may come normalised, which their space does not say.
+            dtype = torch.uint8 if is_image_space(space) else torch.float32
             shape = get_obs_shape(space)
             assert isinstance(shape, tuple)
             return torch.zeros((*size, *shape), dtype=dtype, device=device)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from stable_baselines3 import A2C
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
@@ -90,6 +91,17 @@ def test_storage_keeps_shapes_and_types(observation, action):
     assert parts[0].dtype == (torch.float32 if parts[1] is VECTOR else torch.uint8)
     assert batch.actions.shape == ((8,) if action == "Discrete" else (8, 2))
     assert batch.values.shape == batch.advantages.shape == batch.returns.shape == (8,)
+
+
+def test_bytes_that_are_normalised_keep_their_fractions():
+    """``VecNormalize`` leaves the space of such observations as it was: bytes."""
+    env = VecNormalize(small_env(observation=spaces.Box(0, 255, (3,), np.uint8)))
+    model = ACKTR("MlpPolicy", env, n_steps=4, seed=0)
+    model._setup_learn(8)
+    first = model._last_obs.copy()
+    model.collect_rollouts(env, model._init_callback(None), model.rollout_buffer, 4)
+    assert np.array_equal(model.rollout_buffer.observations[0].numpy(), first)
+    assert (first % 1.0).any()
 
 
 class Own(ActorCriticPolicy):
