@@ -18,10 +18,11 @@ from acktr.callbacks import Evaluation, play
 from acktr.envs import make_vec_env
 from acktr.envs.pixels import film_frames
 from acktr.envs.running import VecRunningNormalize
+from acktr.envs.spaces import fits_convolutions
 from acktr.envs.video import Film, check_film_packages, prepare_rendering
 from acktr.errors import CheckpointError, ConfigurationError
 from acktr.options import as_discount
-from acktr.presets import Configuration, validate
+from acktr.presets import Configuration, Normalize, validate
 from acktr.presets.classes import resolve_classes
 from acktr.runs import Run
 from acktr.training import Result, follow_training, run_training
@@ -62,7 +63,7 @@ def build_environment(
         worker_timeout=configuration.worker_timeout,
         worker_restarts=configuration.worker_restarts if training else 0,
     )
-    settings = configuration.normalize
+    settings = choose_normalization(configuration.normalize, env.observation_space)
     if settings.norm_obs or settings.norm_reward:
         try:
             env = VecRunningNormalize(
@@ -125,6 +126,8 @@ def choose_policy(configuration: Configuration, observation_space: spaces.Space)
     elif is_image_space(observation_space):
         # An MLP on a flattened image is wasteful, but it works.
         fitting = ("CnnPolicy", "MlpPolicy")
+        if not fits_convolutions(observation_space):
+            fitting = ("MlpPolicy", "CnnPolicy")
     else:
         fitting = ("MlpPolicy",)
     if configuration.policy == "auto":
@@ -135,6 +138,23 @@ def choose_policy(configuration: Configuration, observation_space: spaces.Space)
             f"observations of {configuration.env_id}: use --set policy={fitting[0]}."
         )
     return configuration.policy
+
+
+def choose_normalization(settings: Normalize, observation_space: spaces.Space) -> Normalize:
+    """Turn ``norm_obs: auto`` into whether, and which, observations are normalised: vectors are."""
+    if settings.norm_obs != "auto":
+        return settings
+    chosen: dict[str, Any] = {"norm_obs": _is_vector(observation_space)}
+    if isinstance(observation_space, spaces.Dict):
+        keys = settings.norm_obs_keys
+        if keys is None:
+            keys = [key for key, part in observation_space.items() if _is_vector(part)]
+        chosen = {"norm_obs": bool(keys), "norm_obs_keys": keys}
+    return settings.model_copy(update=chosen)
+
+
+def _is_vector(space: spaces.Space) -> bool:
+    return isinstance(space, spaces.Box) and not fits_convolutions(space)
 
 
 class Experiment:

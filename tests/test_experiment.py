@@ -8,6 +8,7 @@ import cloudpickle
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecNormalize
 
 from acktr.errors import (
@@ -16,9 +17,10 @@ from acktr.errors import (
     DamagedCheckpointError,
     DivergenceError,
 )
-from acktr.experiment import Experiment, _load, evaluate, record
-from acktr.presets import resolve
+from acktr.experiment import Experiment, _load, choose_normalization, evaluate, record
+from acktr.presets import Normalize, resolve
 from acktr.runs import Run
+from tests.small_envs import IMAGE, MIXED, VECTOR
 
 TOY = "tests.toy_envs:Toy-v0"
 SMALL = (
@@ -33,7 +35,7 @@ SMALL = (
 
 
 def configure(env_id=TOY, *overrides):
-    return resolve(env_id, overrides=[*SMALL, *overrides]).configuration
+    return resolve(env_id, preset="classic", overrides=[*SMALL, *overrides]).configuration
 
 
 def train(path, *overrides, env_id=TOY, **arguments):
@@ -237,6 +239,46 @@ def test_policy_is_chosen_by_the_observations(tmp_path):
     run, _, _ = train(tmp_path, env_id="tests.toy_envs:ToyDict-v0")
     assert run.read_configuration()["policy"] == "MultiInputPolicy"
     assert len(evaluate(run, episodes=2).returns) == 2
+
+
+@pytest.mark.parametrize(
+    ("space", "settings", "norm_obs", "keys"),
+    [
+        (VECTOR, {}, True, None),
+        (spaces.Box(0, 255, (128,), np.uint8), {}, True, None),
+        (IMAGE, {}, False, None),
+        (spaces.Box(0, 255, (7, 7, 3), np.uint8), {}, True, None),  # too small for convolutions
+        (spaces.Discrete(3), {}, False, None),
+        (MIXED, {}, True, ["vector"]),
+        (spaces.Dict({"image": IMAGE, "count": spaces.Discrete(3)}), {}, False, []),
+        (spaces.Dict({"a": VECTOR, "b": VECTOR}), {"norm_obs_keys": ["a"]}, True, ["a"]),
+        (VECTOR, {"norm_obs": False}, False, None),
+        (IMAGE, {"norm_obs": True}, True, None),
+    ],
+)
+def test_what_is_normalised_by_itself(space, settings, norm_obs, keys):
+    chosen = choose_normalization(Normalize(**{"norm_obs": "auto", **settings}), space)
+    assert (chosen.norm_obs, chosen.norm_obs_keys, chosen.norm_reward) == (norm_obs, keys, True)
+
+
+@pytest.mark.parametrize(
+    ("env_id", "overrides", "policy"),
+    [
+        (TOY, [], "MlpPolicy"),
+        ("tests.toy_envs:ToyDict-v0", [], "MultiInputPolicy"),
+        ("FrozenLake-v1", [], "MlpPolicy"),
+        ("tests.toy_envs:ToyImage-v0", ["env_kwargs.side=9"], "MlpPolicy"),
+        ("tests.toy_envs:ToyImage-v0", ["n_envs=2", "n_critic_updates=2"], "CnnPolicy"),
+    ],
+)
+def test_what_belongs_to_no_family_learns_and_plays(tmp_path, env_id, overrides, policy):
+    options = {"n_timesteps": 64, "n_steps": 8, "n_eval_episodes": 1, "n_final_eval_episodes": 1}
+    run = Run.create(env_id, tmp_path)
+    with Experiment(resolve(env_id, overrides=overrides, options=options).configuration) as experiment:
+        experiment.train(run)
+    assert run.read_configuration()["policy"] == policy
+    assert (tmp_path / "vecnormalize.json").is_file()
+    assert len(evaluate(run, episodes=1).returns) == 1
 
 
 def test_evaluation_needs_an_episode(trained):

@@ -44,13 +44,29 @@ def test_preset_is_found_by_id(env_id, preset):
     assert not notes
 
 
-def test_unknown_family_falls_back_and_says_so():
-    configuration, notes = resolve("tests.toy_envs:Toy-v0")
-    assert configuration.preset == "classic: default"
+@pytest.mark.parametrize(
+    ("env_id", "preset"),
+    [
+        ("tests.toy_envs:Toy-v0", "mujoco: other"),
+        ("tests.toy_envs:ToyDict-v0", "mujoco: other"),
+        ("tests.toy_envs:ToyImage-v0", "atari: images"),
+        ("FrozenLake-v1", "mujoco: other"),
+    ],
+)
+def test_an_environment_of_no_family_has_the_preset_for_what_it_observes(env_id, preset):
+    configuration, notes = resolve(env_id)
+    assert configuration.preset == preset
     assert notes == [
-        "tests.toy_envs:Toy-v0 belongs to no preset family: using the default section of "
-        "'classic' (--preset chooses another)."
+        f"{env_id} belongs to no preset family: using the preset {preset.split()[1]!r} (--preset chooses "
+        "another)."
     ]
+
+
+def test_what_it_observes_may_be_up_to_its_arguments():
+    configuration, _ = resolve("tests.toy_envs:ToyImage-v0", overrides=["env_kwargs.side=20"])
+    assert configuration.preset == "mujoco: other"
+    with pytest.raises(ConfigurationError, match=r"ToyImage-v0 cannot be built: .*sid"):
+        resolve("tests.toy_envs:ToyImage-v0", overrides=["env_kwargs={sid: 20}"])
 
 
 def test_every_constructor_argument_is_a_setting_with_its_default():

@@ -46,10 +46,12 @@ class ToyDict(Toy):
 
 
 class ToyImage(Toy):
-    observation_space = spaces.Box(0, 255, (36, 36, 1), np.uint8)
+    def __init__(self, side=36, render_mode=None):
+        super().__init__(render_mode)
+        self.observation_space = spaces.Box(0, 255, (side, side, 1), np.uint8)
 
     def _observe(self):
-        return self.np_random.integers(0, 256, (36, 36, 1), dtype=np.uint8)
+        return self.np_random.integers(0, 256, self.observation_space.shape, dtype=np.uint8)
 
 
 class Drawn(Toy):

@@ -17,7 +17,7 @@ from acktr.envs.halves import build_halves
 from acktr.envs.lookup import find_spec, is_atari
 from acktr.envs.pixels import FRAME_STACK, make_pixel_env, pixel_arguments
 from acktr.envs.serial import SerialVecEnv
-from acktr.envs.spaces import check_spaces
+from acktr.envs.spaces import check_spaces, fits_convolutions
 from acktr.envs.state import attach
 from acktr.envs.workers import WorkerVecEnv, end_with_this_process, ignore_stops
 from acktr.errors import ConfigurationError
@@ -122,6 +122,18 @@ def make_vec_env(
     env = VecCheckFinite(env)
     depth = frame_stack or (ATARI_FRAME_STACK if atari else FRAME_STACK if pixels else 1)
     return VecFrameStack(env, depth) if depth > 1 else env
+
+
+def observes_images(env_id: str, env_kwargs: dict[str, Any] | None = None) -> bool:
+    """Build an environment to see whether it observes images for a CNN.
+
+    :param env_id: as for :func:`make_vec_env`
+    :param env_kwargs: arguments for ``gymnasium.make``
+    :raises ConfigurationError: as :func:`make_vec_env` does
+    """
+    env = _build(find_spec(env_id), None, env_kwargs or {})
+    env.close()
+    return fits_convolutions(env.observation_space)
 
 
 def _make_native(

@@ -2,10 +2,12 @@
 
 import numpy as np
 from gymnasium import spaces
+from stable_baselines3.common.preprocessing import is_image_space
 
 from acktr.errors import ConfigurationError
 
 _OBSERVATIONS = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+MIN_IMAGE_SIDE = 36  # in pixels: of less the convolutions of ``PaperCNN`` leave nothing
 _ACTIONS = "Box, Discrete, MultiDiscrete and MultiBinary"
 
 
@@ -20,6 +22,11 @@ def check_spaces(env_id: str, observation_space: spaces.Space, action_space: spa
     problem = _action_problem(action_space) or _observation_problem(observation_space)
     if problem:
         raise ConfigurationError(f"{env_id} {problem}.")
+
+
+def fits_convolutions(space: spaces.Space) -> bool:
+    """Tell whether observations are images, channels first or last, that are large enough for a CNN."""
+    return is_image_space(space) and sorted(space.shape or ())[1] >= MIN_IMAGE_SIDE
 
 
 def _action_problem(space: spaces.Space) -> str | None:

@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 import yaml
 
 from acktr.envs import lookup
+from acktr.envs.make import observes_images
 from acktr.errors import ConfigurationError
 from acktr.presets.schema import Configuration, setting_names, unknown_setting, validate
 
 FAMILIES = ("classic", "mujoco", "atari", "pixels")
-FALLBACK = "classic"
+FALLBACK, IMAGE_FALLBACK = "other", "images"  # sections of the presets for MuJoCo and Atari
 
 
 class Resolution(NamedTuple):
@@ -50,22 +51,26 @@ def resolve(
 
     :param env_id: an id that :func:`acktr.envs.make_vec_env` accepts
     :param preset: a family, a section of one, or the path of a YAML file; by default the family
-        that the id belongs to, or ``pixels`` with the override ``pixels=true``
+        that the id belongs to, or ``pixels`` with the override ``pixels=true``; for an id of no
+        family one that fits what the environment observes, for which one is built
     :param overrides: ``key=value`` strings, each for one setting
     :param options: settings that win over all others; those that are ``None`` are left out
     :return: the configuration and notes for the user
     :raises ConfigurationError: for an unknown environment, preset or setting, or a wrong value
     """
-    family = lookup.family(env_id)
-    if _given("pixels", overrides) is True:
-        family = "pixels"
+    given: dict[str, Any] = {}
+    for override in overrides:
+        _apply(given, override)
+    preset = preset or ("pixels" if given.get("pixels") is True else lookup.family(env_id))
     notes = []
-    if preset is None and family is None:
+    if preset is None:
+        images = observes_images(env_id, given.get("env_kwargs"))
+        preset = IMAGE_FALLBACK if images else FALLBACK
         notes.append(
-            f"{env_id} belongs to no preset family: using the default section of "
-            f"{FALLBACK!r} (--preset chooses another)."
+            f"{env_id} belongs to no preset family: using the preset {preset!r} (--preset chooses "
+            "another)."
         )
-    sections, section, name = _find(preset or family or FALLBACK, env_id)
+    sections, section, name = _find(preset, env_id)
     settings = _merge(sections.get("default", {}), sections.get(section, {}))
     for override in overrides:
         _apply(settings, override)
@@ -195,15 +200,6 @@ def _apply(settings: dict[str, Any], override: str) -> None:
         target = target[key]
     target[keys[-1]] = _parse(text, f"--set {override!r}")
     _expand_normalize(settings)
-
-
-def _given(key: str, overrides: Sequence[str]) -> Any:
-    """Return what overrides give for a setting, the last one counting."""
-    settings: dict[str, Any] = {}
-    for override in overrides:
-        if override.partition("=")[0].strip() == key:
-            _apply(settings, override)
-    return settings.get(key)
 
 
 def _expand_normalize(settings: dict[str, Any]) -> None:

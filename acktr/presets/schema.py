@@ -39,7 +39,8 @@ class _Strict(BaseModel):
 class Normalize(_Strict):
     """Settings of SB3's ``VecNormalize``; it is used if one of the two switches is on."""
 
-    norm_obs: bool = True
+    norm_obs: bool | Literal["auto"] = True
+    """"auto": vectors of numbers, and not images or what is only counted."""
     norm_reward: bool = True
     clip_obs: PositiveFloat = 10.0
     clip_reward: PositiveFloat = 10.0
