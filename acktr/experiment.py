@@ -16,6 +16,7 @@ from acktr import distributed
 from acktr.algorithm import ACKTR
 from acktr.callbacks import Evaluation, play
 from acktr.envs import make_vec_env
+from acktr.envs.lookup import evaluation_limit
 from acktr.envs.pixels import film_frames
 from acktr.envs.running import VecRunningNormalize
 from acktr.envs.spaces import fits_convolutions
@@ -50,12 +51,13 @@ def build_environment(
     :raises ConfigurationError: as :func:`acktr.envs.make_vec_env` does, or for observations that
         should be normalised and cannot be
     """
+    limit = {} if training else evaluation_limit(configuration.env_id)
     env = make_vec_env(
         configuration.env_id,
         configuration.n_envs if n_envs is None else n_envs,
         configuration.seed + (0 if training else _EVALUATION_SEED),
         backend=configuration.backend if training else _evaluation_backend(configuration),
-        env_kwargs={**configuration.env_kwargs, **env_kwargs},
+        env_kwargs={**limit, **configuration.env_kwargs, **env_kwargs},
         wrapper=wrapper,
         pixels=configuration.pixels,
         frame_stack=configuration.frame_stack,

@@ -11,6 +11,7 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecNormalize
 
+from acktr.callbacks import play
 from acktr.errors import (
     CheckpointError,
     ConfigurationError,
@@ -279,6 +280,17 @@ def test_what_belongs_to_no_family_learns_and_plays(tmp_path, env_id, overrides,
     assert run.read_configuration()["policy"] == policy
     assert (tmp_path / "vecnormalize.json").is_file()
     assert len(evaluate(run, episodes=1).returns) == 1
+
+
+def test_an_evaluation_ends_where_episodes_do_not(tmp_path, monkeypatch):
+    monkeypatch.setattr("acktr.envs.lookup.MAX_EVALUATION_STEPS", 30)
+    run, result, _ = train(tmp_path, env_id="tests.toy_envs:Endless-v0")
+    assert result.evaluation["mean_length"] == 30
+    assert (tmp_path / "episodes.csv").read_text().count("\n") == 1  # training has no limit
+    assert evaluate(run, episodes=2).lengths == [30, 30]
+    limited = configure("tests.toy_envs:Endless-v0", "env_kwargs.max_episode_steps=20")
+    with Experiment(limited) as experiment:
+        assert play(experiment.model, experiment.eval_env, 1).lengths == [20]
 
 
 def test_evaluation_needs_an_episode(trained):

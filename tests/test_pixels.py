@@ -99,8 +99,8 @@ def test_the_setting_chooses_the_preset_with_the_papers_network():
 @pytest.mark.parametrize(
     ("overrides", "preset"),
     [
-        (["pixels=false"], "classic: default"),
-        (["pixels=true", "pixels=false"], "classic: default"),
+        (["pixels=false"], "mujoco: other"),
+        (["pixels=true", "pixels=false"], "mujoco: other"),
         ([" pixels = true "], "pixels: default"),
     ],
 )

@@ -45,6 +45,12 @@ class ToyDict(Toy):
         return {"a": super()._observe(), "b": 1}
 
 
+class Endless(Toy):
+    def step(self, action):
+        observation, reward, *_ = super().step(action)
+        return observation, reward, False, False, {}
+
+
 class ToyImage(Toy):
     def __init__(self, side=36, render_mode=None):
         super().__init__(render_mode)
@@ -128,6 +134,7 @@ for name, cls, kwargs in (
     ("Toy-v0", Toy, {}),
     ("ToyDict-v0", ToyDict, {}),
     ("ToyImage-v0", ToyImage, {}),
+    ("Endless-v0", Endless, {}),
     ("Drawn-v0", Drawn, {}),
     ("Opaque-v0", Opaque, {}),
     # The checker would warn of the NaN that it is there to return.

@@ -13,14 +13,14 @@ from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.atari_wrappers import AtariWrapper
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
 from torch import nn
 
-from acktr.envs.lookup import family, find_spec, is_atari, is_installed
+from acktr.envs.lookup import evaluation_limit, family, find_spec, is_atari, is_installed
 from acktr.envs.pixels import FRAME_STACK, make_pixel_env, pixel_arguments
+from acktr.envs.spaces import fits_convolutions
 from acktr.errors import ConfigurationError
 from acktr.policies import PixelCNN
 
@@ -108,7 +108,8 @@ def build_env(
     atari = is_atari(spec)
     pixels = settings.get("pixels", False)
     # AtariWrapper skips frames itself.
-    env_kwargs = {"frameskip": 1} if atari else pixel_arguments({}) if pixels else None
+    env_kwargs = {"frameskip": 1} if atari else pixel_arguments({}) if pixels else {}
+    env_kwargs |= {} if training else evaluation_limit(env_id)
     env: VecEnv = make_vec_env(
         lambda **kwargs: make_pixel_env(spec, kwargs) if pixels else gym.make(spec, **kwargs),
         n_envs,
@@ -153,7 +154,7 @@ def _fitting_policy(policy: str, observation_space: spaces.Space) -> str:
     """Take the policy for images or dictionaries where the Zoo's default cannot read them well."""
     if isinstance(observation_space, spaces.Dict):
         return "MultiInputPolicy"
-    return "CnnPolicy" if is_image_space(observation_space) else policy
+    return "CnnPolicy" if fits_convolutions(observation_space) else policy
 
 
 def _class(algo: str) -> type[OnPolicyAlgorithm]:

@@ -11,6 +11,7 @@ from gymnasium.envs.registration import EnvSpec
 
 from acktr.errors import ConfigurationError
 
+MAX_EVALUATION_STEPS = 27_000  # of an episode: as many as a game of Atari may have
 # ale-py registers its ids only when it is imported, so an Atari id is known by its form.
 _ATARI_ID = re.compile(r"ALE/.+|.+(NoFrameskip|Deterministic)-v[04]")
 
@@ -89,6 +90,18 @@ def family(env_id: str) -> str | None:
 def is_atari(spec: EnvSpec) -> bool:
     """Tell whether a specification is one of ale-py's games."""
     return _origin(spec) is _ATARI
+
+
+def evaluation_limit(env_id: str) -> dict[str, int]:
+    """Return arguments for ``gymnasium.make`` by which an evaluation ends.
+
+    Where nothing ends an episode, a deterministic policy would play for ever.
+
+    :param env_id: an id that :func:`find_spec` accepts
+    """
+    spec = find_spec(env_id)
+    limited = spec.max_episode_steps is not None or is_atari(spec)
+    return {} if limited else {"max_episode_steps": MAX_EVALUATION_STEPS}
 
 
 def _origin(spec: EnvSpec) -> _Origin | None:

@@ -179,15 +179,18 @@ def test_a_setting_that_came_later_leaves_older_results_what_they_are(name, none
 
 
 def test_complete_settings():
-    settings = complete_settings(
-        trial(settings={"target_kl": "lin_0.5", "policy_kwargs.log_std_init": -1})
-    )
+    classic = "CartPole-v0"  # of the family's default section
+    changes = {"target_kl": "lin_0.5", "policy_kwargs.log_std_init": -1}
+    settings = complete_settings(trial(env_id=classic, settings=changes))
     assert (settings["target_kl"], settings["policy_kwargs"]) == ("lin_0.5", {"log_std_init": -1})
     assert settings["eval_interval"] == 0
     # The same settings on another task and with another seed have one name.
     name = settings_hash(complete_settings(trial(env_id="Acrobot-v1", settings={"normalize": False})))
-    assert name == settings_hash(complete_settings(trial(seed=3)) | {"n_steps": 32, "n_envs": 8})
-    assert name != settings_hash(complete_settings(trial(steps=300)))
+    assert name == settings_hash(
+        complete_settings(trial(env_id=classic, seed=3)) | {"n_steps": 32, "n_envs": 8}
+    )
+    assert name != settings_hash(complete_settings(trial(env_id=classic, settings={}, steps=300)))
+    assert name == settings_hash(complete_settings(trial(env_id=classic, settings={})))
     json.dumps(complete_settings(trial("ppo")))
 
 
