@@ -19,7 +19,7 @@ from acktr.envs import make_vec_env
 from acktr.envs.lookup import evaluation_limit
 from acktr.envs.pixels import film_frames
 from acktr.envs.running import VecRunningNormalize
-from acktr.envs.spaces import fits_convolutions
+from acktr.envs.spaces import fits_convolutions, numbers_alone
 from acktr.envs.video import Film, check_film_packages, prepare_rendering
 from acktr.errors import CheckpointError, ConfigurationError
 from acktr.options import as_discount
@@ -143,20 +143,13 @@ def choose_policy(configuration: Configuration, observation_space: spaces.Space)
 
 
 def choose_normalization(settings: Normalize, observation_space: spaces.Space) -> Normalize:
-    """Turn ``norm_obs: auto`` into whether, and which, observations are normalised: vectors are."""
+    """Turn ``norm_obs: auto`` into whether, and which, observations are normalised."""
     if settings.norm_obs != "auto":
         return settings
-    chosen: dict[str, Any] = {"norm_obs": _is_vector(observation_space)}
-    if isinstance(observation_space, spaces.Dict):
-        keys = settings.norm_obs_keys
-        if keys is None:
-            keys = [key for key, part in observation_space.items() if _is_vector(part)]
-        chosen = {"norm_obs": bool(keys), "norm_obs_keys": keys}
+    chosen = numbers_alone(observation_space)
+    if settings.norm_obs_keys is not None:
+        chosen = {"norm_obs": True}
     return settings.model_copy(update=chosen)
-
-
-def _is_vector(space: spaces.Space) -> bool:
-    return isinstance(space, spaces.Box) and not fits_convolutions(space)
 
 
 class Experiment:

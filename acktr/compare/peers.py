@@ -20,7 +20,7 @@ from torch import nn
 
 from acktr.envs.lookup import evaluation_limit, family, find_spec, is_atari, is_installed
 from acktr.envs.pixels import FRAME_STACK, make_pixel_env, pixel_arguments
-from acktr.envs.spaces import fits_convolutions
+from acktr.envs.spaces import fits_convolutions, numbers_alone
 from acktr.errors import ConfigurationError
 from acktr.policies import PixelCNN
 
@@ -64,7 +64,10 @@ def peer_settings(
         raise ConfigurationError(
             f"The Zoo has no settings {entry!r} for {algo}: zoo_entry is one of {', '.join(entries)}."
         )
-    return {"zoo_entry": entry, **entries[entry], **overrides, "n_timesteps": n_timesteps}
+    # What the Zoo does not know is normalised, as MuJoCo's tasks are.
+    unknown = found == "default" and family(env_id) is None
+    normalize = {"normalize": "auto"} if unknown else {}
+    return {"zoo_entry": entry, **entries[entry], **normalize, **overrides, "n_timesteps": n_timesteps}
 
 
 def build_model(algo: str, env_id: str, settings: Mapping[str, Any], seed: int) -> OnPolicyAlgorithm:
@@ -118,6 +121,8 @@ def build_env(
         env_kwargs=env_kwargs,
     )
     normalize = settings.get("normalize", False)
+    if normalize == "auto":
+        normalize = numbers_alone(env.observation_space)
     if normalize:
         arguments = dict(normalize) if isinstance(normalize, Mapping) else {}
         arguments["gamma"] = settings.get("gamma", 0.99)

@@ -1,5 +1,7 @@
 """The observation and action spaces that ACKTR can work with, and one sentence for any other."""
 
+from typing import Any
+
 import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import is_image_space
@@ -27,6 +29,18 @@ def check_spaces(env_id: str, observation_space: spaces.Space, action_space: spa
 def fits_convolutions(space: spaces.Space) -> bool:
     """Tell whether observations are images, channels first or last, that are large enough for a CNN."""
     return is_image_space(space) and sorted(space.shape or ())[1] >= MIN_IMAGE_SIDE
+
+
+def numbers_alone(space: spaces.Space) -> dict[str, Any]:
+    """Return arguments for ``VecNormalize`` that leave images, and what is counted, as they are."""
+    if isinstance(space, spaces.Dict):
+        keys = [key for key, part in space.items() if _is_vector(part)]
+        return {"norm_obs": bool(keys), "norm_obs_keys": keys}
+    return {"norm_obs": _is_vector(space)}
+
+
+def _is_vector(space: spaces.Space) -> bool:
+    return isinstance(space, spaces.Box) and not fits_convolutions(space)
 
 
 def _action_problem(space: spaces.Space) -> str | None:

@@ -4,7 +4,12 @@ import inspect
 
 import pytest
 from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
-from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize, VecTransposeImage
+from stable_baselines3.common.vec_env import (
+    VecFrameStack,
+    VecNormalize,
+    VecTransposeImage,
+    unwrap_vec_normalize,
+)
 from torch import nn
 
 from acktr.compare import peers
@@ -75,6 +80,27 @@ def test_normalisation_uses_the_discount_and_spares_evaluation():
     env.close()
     env = build_env("CartPole-v1", settings, 2, 0, training=False)
     assert (env.norm_obs, env.norm_reward, env.training) == (True, False, False)
+    env.close()
+
+
+@pytest.mark.parametrize(
+    ("env_id", "norm_obs", "keys"),
+    [
+        ("tests.toy_envs:Toy-v0", True, None),
+        ("tests.toy_envs:ToyDict-v0", True, ["a"]),
+        ("tests.toy_envs:ToyImage-v0", False, None),
+        ("FrozenLake-v1", False, None),
+    ],
+)
+def test_what_the_zoo_does_not_know_is_normalised(env_id, norm_obs, keys):
+    env = unwrap_vec_normalize(build_env(env_id, peer_settings("ppo", env_id, 100), 1, 0))
+    assert (env.norm_obs, env.norm_obs_keys, env.norm_reward) == (norm_obs, keys, True)
+    env.close()
+
+
+def test_an_evaluation_ends_where_episodes_do_not():
+    env = build_env("tests.toy_envs:Endless-v0", {}, 1, 0, training=False)
+    assert env.get_attr("spec")[0].max_episode_steps == 27_000
     env.close()
 
 
