@@ -58,10 +58,11 @@ def resolve(
     :return: the configuration and notes for the user
     :raises ConfigurationError: for an unknown environment, preset or setting, or a wrong value
     """
+    family = lookup.family(env_id)
     given: dict[str, Any] = {}
     for override in overrides:
         _apply(given, override)
-    preset = preset or ("pixels" if given.get("pixels") is True else lookup.family(env_id))
+    preset = preset or ("pixels" if given.get("pixels") is True else family)
     notes = []
     if preset is None:
         images = observes_images(env_id, given.get("env_kwargs"))
