@@ -268,6 +268,7 @@ def test_what_is_normalised_by_itself(space, settings, norm_obs, keys):
         (TOY, [], "MlpPolicy"),
         ("tests.toy_envs:ToyDict-v0", [], "MultiInputPolicy"),
         ("FrozenLake-v1", [], "MlpPolicy"),
+        ("tests.toy_envs:ToyBytes-v0", [], "MlpPolicy"),
         ("tests.toy_envs:ToyImage-v0", ["env_kwargs.side=9"], "MlpPolicy"),
         ("tests.toy_envs:ToyImage-v0", ["n_envs=2", "n_critic_updates=2"], "CnnPolicy"),
     ],

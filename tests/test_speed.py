@@ -154,7 +154,7 @@ def test_a_whole_measurement_in_miniature(tmp_path):
     pytest.importorskip("mujoco")
     command = [sys.executable, "-m", "benchmarks.speed", "--quick", "--only", "a2c", "profile", "--json"]
     done = subprocess.run(
-        [*command, "--out", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=1200
+        [*command, "--out", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
     results = json.loads(done.stdout)

@@ -60,6 +60,13 @@ class ToyImage(Toy):
         return self.np_random.integers(0, 256, self.observation_space.shape, dtype=np.uint8)
 
 
+class ToyBytes(Toy):
+    observation_space = spaces.Box(0, 255, (3,), np.uint8)
+
+    def _observe(self):
+        return self.np_random.integers(0, 256, 3, dtype=np.uint8)
+
+
 class Drawn(Toy):
     """Pays for the way to the right; its picture is dark but for a bright column where it stands."""
 
@@ -134,6 +141,7 @@ for name, cls, kwargs in (
     ("Toy-v0", Toy, {}),
     ("ToyDict-v0", ToyDict, {}),
     ("ToyImage-v0", ToyImage, {}),
+    ("ToyBytes-v0", ToyBytes, {}),
     ("Endless-v0", Endless, {}),
     ("Drawn-v0", Drawn, {}),
     ("Opaque-v0", Opaque, {}),

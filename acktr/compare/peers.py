@@ -7,6 +7,7 @@ from importlib import resources
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import yaml
 from gymnasium import spaces
 from stable_baselines3 import A2C, PPO
@@ -122,7 +123,8 @@ def build_env(
     )
     normalize = settings.get("normalize", False)
     if normalize == "auto":
-        normalize = numbers_alone(env.observation_space)
+        # SB3's rollout keeps bytes and integers as such: normalised they would lose their fractions.
+        normalize = numbers_alone(env.observation_space, np.floating)
     if normalize:
         arguments = dict(normalize) if isinstance(normalize, Mapping) else {}
         arguments["gamma"] = settings.get("gamma", 0.99)

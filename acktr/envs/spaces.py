@@ -31,16 +31,21 @@ def fits_convolutions(space: spaces.Space) -> bool:
     return is_image_space(space) and sorted(space.shape or ())[1] >= MIN_IMAGE_SIDE
 
 
-def numbers_alone(space: spaces.Space) -> dict[str, Any]:
-    """Return arguments for ``VecNormalize`` that leave images, and what is counted, as they are."""
+def numbers_alone(space: spaces.Space, kind: type = np.number) -> dict[str, Any]:
+    """Return arguments for ``VecNormalize`` that leave images, and what is counted, as they are.
+
+    :param space: of the observations
+    :param kind: of the numbers that are normalised, such as ``np.floating``
+    """
     if isinstance(space, spaces.Dict):
-        keys = [key for key, part in space.items() if _is_vector(part)]
+        keys = [key for key, part in space.items() if _is_vector(part, kind)]
         return {"norm_obs": bool(keys), "norm_obs_keys": keys}
-    return {"norm_obs": _is_vector(space)}
+    return {"norm_obs": _is_vector(space, kind)}
 
 
-def _is_vector(space: spaces.Space) -> bool:
-    return isinstance(space, spaces.Box) and not fits_convolutions(space)
+def _is_vector(space: spaces.Space, kind: type) -> bool:
+    numbers = isinstance(space, spaces.Box) and np.issubdtype(space.dtype, kind)
+    return bool(numbers) and not fits_convolutions(space)
 
 
 def _action_problem(space: spaces.Space) -> str | None:

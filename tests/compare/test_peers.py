@@ -89,6 +89,7 @@ def test_normalisation_uses_the_discount_and_spares_evaluation():
         ("tests.toy_envs:Toy-v0", True, None),
         ("tests.toy_envs:ToyDict-v0", True, ["a"]),
         ("tests.toy_envs:ToyImage-v0", False, None),
+        ("tests.toy_envs:ToyBytes-v0", False, None),  # which SB3's rollout keeps as bytes
         ("FrozenLake-v1", False, None),
     ],
 )
