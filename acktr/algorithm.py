@@ -38,6 +38,7 @@ from acktr.precision import available_precision, run_trunk_in_bfloat16
 from acktr.rollout import RolloutBatch, RolloutStorage, collect_rollout
 from acktr.value_scale import normalize_value, sigma, update_scale
 
+_BATCH_SIZE, _LEAST_STEPS = 512, 16  # of a rollout, where n_steps is not given
 _COMPARE_PERIOD = 100  # updates between two comparisons of the parameters of all ranks
 
 
@@ -51,7 +52,8 @@ class ACKTR(SafeAlgorithm):
     :param policy: ``"MlpPolicy"``, ``"CnnPolicy"``, ``"MultiInputPolicy"`` or a policy class
     :param env: environment, vector environment or registered id
     :param learning_rate: eta_max, the actor's largest step; number, schedule or ``"lin_0.25"`` (to 0)
-    :param n_steps: steps of each environment per rollout; the batch is ``n_steps * n_envs``
+    :param n_steps: steps of each environment per rollout; the batch is ``n_steps * n_envs``,
+        with ``None`` 512, but of 16 steps at least
     :param gamma: discount factor; number, schedule, ``"rise_0.99_0.998"`` or ``"auto_0.99_0.998"``, long
         at once where episodes end by time alone (:func:`acktr.options.as_discount`); ``VecNormalize``
         follows a schedule, and by name the horizon stays within the time limit of an episode
@@ -92,17 +94,17 @@ class ACKTR(SafeAlgorithm):
         ``E[(change of V)^2] / (2 sigma^2)``, as a fraction of its loss
         ``E[(return - V)^2] / (2 sigma^2)``, so that it does not depend on the scale of rewards;
         ``None`` for none
-    :param n_critic_updates: updates of a separate critic per rollout
+    :param n_critic_updates: updates per rollout of a critic that learns by itself, 4 if ``None``
     :param critic_batch_size: samples of each of them: they go through the shuffled rollout in parts, as
         often as they need; ``None`` for the whole rollout each time
-    :param normalize_advantage: to mean 0 and standard deviation 1: ``True`` by that of each rollout,
-        ``"running"`` by the root mean square of those of all rollouts, so that noise makes small steps
+    :param normalize_advantage: to mean 0 and standard deviation 1: ``"running"`` by the root mean square
+        of those of all rollouts, so that noise makes small steps, ``True`` by that of each rollout
     :param kfac_kwargs: further arguments of :class:`acktr.kfac.KFAC` (``stat_decay``, ``inverse``, ...)
     :param critic_kfac_kwargs: those in which a separate critic differs, and its ``cg_iterations``
     :param use_sde: must be False: gSDE is not supported, and refused by name
     :param stats_window_size: episodes in the logged averages
     :param tensorboard_log: where TensorBoard's files go
-    :param policy_kwargs: for the policy; ``log_std_init`` may be ``"auto"``
+    :param policy_kwargs: for the policy; ``log_std_init`` is a number or, without one, ``"auto"``
         (:func:`acktr.noise.auto_log_std`); not ``optimizer_class``, the optimiser is K-FAC
     :param verbose: 0 none, 1 info, 2 debug
     :param seed: of everything random
@@ -122,7 +124,7 @@ class ACKTR(SafeAlgorithm):
         policy: str | type[ActorCriticPolicy],
         env: GymEnv | str,
         learning_rate: float | str | Schedule = 1.0,
-        n_steps: int = 64,
+        n_steps: int | None = None,
         gamma: float | str | Schedule = 0.99,
         gae_lambda: float | str = 0.95,
         ent_coef: float = 0.0,
@@ -132,7 +134,7 @@ class ACKTR(SafeAlgorithm):
         n_actor_updates: int = 1,
         kl_feedback: bool = True,
         corrected_learning_rate: float | str | Schedule | None = None,
-        damping: float = 0.01,
+        damping: float = 0.1,
         cg_iterations: int = 0,
         sub_sampling_factor: int = 1,
         precision: str = "fp32",
@@ -145,9 +147,9 @@ class ACKTR(SafeAlgorithm):
         critic_learning_rate: float | str | Schedule | None = None,
         critic_damping: float = 0.1,
         critic_trust_region: float | None = 0.05,
-        n_critic_updates: int = 1,
+        n_critic_updates: int | None = None,
         critic_batch_size: int | None = None,
-        normalize_advantage: bool | str = True,
+        normalize_advantage: bool | str = "running",
         kfac_kwargs: dict[str, Any] | None = None,
         critic_kfac_kwargs: dict[str, Any] | None = None,
         use_sde: bool = False,
@@ -164,7 +166,7 @@ class ACKTR(SafeAlgorithm):
             policy,
             env,
             learning_rate=learning_rate,  # type: ignore[arg-type]  # strings: _setup_lr_schedule
-            n_steps=n_steps,
+            n_steps=n_steps,  # type: ignore[arg-type]  # None: _setup_model
             gamma=gamma,  # type: ignore[arg-type]  # schedules: set_discount
             gae_lambda=gae_lambda,  # type: ignore[arg-type]  # a name: set_discount
             ent_coef=ent_coef,
@@ -236,6 +238,7 @@ class ACKTR(SafeAlgorithm):
         self.critic_lr_schedule = as_schedule(self.critic_learning_rate or critic_lr)
 
     def _setup_model(self) -> None:
+        self.n_steps = self.n_steps or max(_BATCH_SIZE // self.n_envs, _LEAST_STEPS)
         self.policy_kwargs = resolve_log_std(self.policy_kwargs, self.action_space)
         super()._setup_model()
         if self.normalize_value_targets:

@@ -18,6 +18,8 @@ from acktr.update import Undo, check_losses, run_step, take_step
 if TYPE_CHECKING:
     from acktr.algorithm import ACKTR
 
+_N_UPDATES = 4  # of a rollout, where the model has no number of its own
+
 
 def update_critic(model: ACKTR, batch: RolloutBatch) -> Tensor:
     """Make all updates of one rollout, on the whole batch or on minibatches of it.
@@ -36,7 +38,8 @@ def update_critic(model: ACKTR, batch: RolloutBatch) -> Tensor:
     with torch.no_grad():
         policy = model._model(batch).distributions[:-1] if model.shared else []
     losses = []
-    for chosen, part in batch.minibatches(model.critic_batch_size, model.n_critic_updates):
+    n_updates = model.n_critic_updates or _N_UPDATES
+    for chosen, part in batch.minibatches(model.critic_batch_size, n_updates):
         if isinstance(optimizer, KFAC):
             loss = run_step(model, "critic", partial(_step_natural, model, optimizer), part)
         else:

@@ -30,12 +30,12 @@ def auto_log_std(action_dim: int) -> float:
 
 
 def resolve_log_std(policy_kwargs: Mapping[str, Any], space: spaces.Space) -> dict[str, Any]:
-    """Return the policy's arguments with a number for ``log_std_init="auto"``.
+    """Return the policy's arguments with a number for ``log_std_init="auto"``, or for none.
 
     :param space: of the actions; what is not a ``Box`` has no standard deviation, and needs no number
     """
-    kwargs = dict(policy_kwargs)
-    if kwargs.get("log_std_init") == "auto":
+    kwargs = {"log_std_init": "auto", **policy_kwargs}
+    if kwargs["log_std_init"] == "auto":
         del kwargs["log_std_init"]
         if isinstance(space, spaces.Box):
             kwargs["log_std_init"] = auto_log_std(get_action_dim(space))

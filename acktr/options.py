@@ -97,9 +97,9 @@ def is_schedule(value: Any) -> bool:
 
 
 _AT_LEAST: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "n_steps": (lambda x: x >= 1, "must be at least 1"),
+    "n_steps": (lambda x: x is None or x >= 1, "must be at least 1, or None"),
     "n_actor_updates": (lambda x: x >= 1, "must be at least 1"),
-    "n_critic_updates": (lambda x: x >= 1, "must be at least 1"),
+    "n_critic_updates": (lambda x: x is None or x >= 1, "must be at least 1, or None"),
     "critic_batch_size": (lambda x: x is None or x >= 1, "must be at least 1, or None"),
     "cg_iterations": (lambda x: isinstance(x, int) and x >= 0, "must be 0 or more"),
     "sub_sampling_factor": (lambda x: isinstance(x, int) and x >= 1, "must be at least 1"),
@@ -148,8 +148,8 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
         raise ConfigurationError(f"target_kl must be positive (nats), got {target_kl!r}.")
     if arguments["corrected_learning_rate"] is not None and not arguments["kl_feedback"]:
         raise ConfigurationError(
-            "corrected_learning_rate needs the measured KL: leave kl_feedback at True, or limit steps "
-            "with learning_rate."
+            "corrected_learning_rate needs the measured KL: leave kl_feedback at True, or pass "
+            "corrected_learning_rate=None and limit steps with learning_rate."
         )
     rates = ("learning_rate", "corrected_learning_rate", "critic_learning_rate")
     for name in (*rates, "target_kl", "std_scale"):
@@ -176,7 +176,7 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
                 f"policy_kwargs must not hold {name}: ACKTR's optimiser is K-FAC; its options go into "
                 "kfac_kwargs."
             )
-    log_std = (arguments["policy_kwargs"] or {}).get("log_std_init", 0.0)
+    log_std = (arguments["policy_kwargs"] or {}).get("log_std_init", "auto")
     if log_std != "auto" and not (isinstance(log_std, Real) and math.isfinite(log_std)):
         raise ConfigurationError(
             f"log_std_init in policy_kwargs must be a finite number or 'auto', got {log_std!r}."
@@ -188,12 +188,12 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
         )
 
 
-def check_joint_critic(n_critic_updates: int, critic_batch_size: int | None) -> None:
+def check_joint_critic(n_critic_updates: int | None, critic_batch_size: int | None) -> None:
     """Check what a Gauss-Newton critic on a shared trunk, which learns with the actor, cannot have.
 
     :raises ConfigurationError: several updates, or minibatches
     """
-    if n_critic_updates > 1 or critic_batch_size is not None:
+    if (n_critic_updates or 1) > 1 or critic_batch_size is not None:
         raise ConfigurationError(
             "n_critic_updates > 1 and critic_batch_size need a critic that learns by itself: a "
             "Gauss-Newton critic on a shared trunk learns with the actor. Pass critic_norm='euclidean' "

@@ -113,16 +113,26 @@ def test_noise_adds_up_over_actuators():
     assert [auto_log_std(d) for d in (1, 2, 3)] == [-0.7] * 3  # the bounds of the actions count there
 
 
-def test_log_std_init_may_be_auto_and_is_a_number_then(tmp_path):
-    kwargs = {"log_std_init": "auto"}
+@pytest.mark.parametrize("kwargs", [{}, {"log_std_init": "auto"}])
+def test_log_std_init_is_auto_unless_given_and_a_number_then(kwargs, tmp_path):
+    before = dict(kwargs)
     space = spaces.Box(-1, 1, (2, 3), np.float32)
     env = DummyVecEnv([lambda: Small(VECTOR, space, 5)])
     model = ACKTR("MlpPolicy", env, n_steps=4, policy_kwargs=kwargs)
     assert model.policy.log_std.tolist() == pytest.approx([auto_log_std(6)] * 6)
     assert model.policy_kwargs["log_std_init"] == auto_log_std(6)
-    assert kwargs == {"log_std_init": "auto"}
+    assert kwargs == before
     model.save(tmp_path / "model")
     assert ACKTR.load(tmp_path / "model").policy_kwargs == model.policy_kwargs
+
+
+@pytest.mark.parametrize(("n_envs", "n_steps"), [(1, 512), (3, 170), (8, 64), (64, 16)])
+def test_without_n_steps_a_batch_has_512_samples_or_16_steps(n_envs, n_steps, tmp_path):
+    model = ACKTR("MlpPolicy", small_env(n_envs=n_envs), device="cpu")
+    assert model.n_steps == n_steps
+    assert model.rollout_buffer.observations.shape[:2] == (n_steps, n_envs)
+    model.save(tmp_path / "model")
+    assert ACKTR.load(tmp_path / "model").n_steps == n_steps
 
 
 def test_log_std_init_may_be_a_number_of_numpy():
