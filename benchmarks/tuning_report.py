@@ -136,6 +136,17 @@ def second_quarter(results: Path = TUNING / "second_quarter.csv") -> str:
     return "\n".join(_lines(list(existing(results)), "return_500k", ENVIRONMENTS[:2]))
 
 
+def constructor(results: Path = TUNING / "constructor.csv") -> str:
+    """Return what the constructor's defaults learn, those of before and those of now."""
+    rows = list(existing(results))
+    return "\n".join(_lines(rows, "last_100_return", tuple(dict.fromkeys(row["env"] for row in rows))))
+
+
+def hill(results: Path = TUNING / "hill.csv") -> str:
+    """Return what MountainCarContinuous-v0 ends with, by the noise to begin with."""
+    return "\n".join(_lines(list(existing(results)), "last_100_return", ("MountainCarContinuous-v0",)))
+
+
 def early_150k() -> str:
     """Return the same for the first 150,000 steps, of more seeds."""
     return early(TUNING / "early_150k.csv", "150k")
@@ -232,4 +243,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "step length": step_length,
     "gae lambda": gae_lambda,
     "second quarter": second_quarter,
+    "constructor": constructor,
+    "hill": hill,
 }

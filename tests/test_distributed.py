@@ -183,7 +183,13 @@ def test_an_episode_that_ends_early_on_one_rank_keeps_the_horizon_of_all():
 
 def fade(rank, size):
     env = small_env("Box")
-    model = make(env, cls=Recorded, std_scale="lin_1_0.5", learning_rate=1e-9)
+    model = make(
+        env,
+        cls=Recorded,
+        std_scale="lin_1_0.5",
+        learning_rate=1e-9,
+        policy_kwargs={"log_std_init": 0.0},
+    )
     model.learn(2 * 16 * size)
     return model.logged("std").tolist()
 

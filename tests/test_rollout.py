@@ -261,7 +261,7 @@ def test_actions_outside_the_bounds_are_clipped_for_the_environment_only():
     env = small_env("Box", n_envs=1)
     step = env.envs[0].step
     env.envs[0].step = lambda action: (seen.append(action.copy()), step(action))[1]
-    model = ACKTR("MlpPolicy", env, n_steps=30, seed=0)
+    model = ACKTR("MlpPolicy", env, n_steps=30, seed=0, policy_kwargs={"log_std_init": 0.0})
     _, callback = model._setup_learn(30)
     model.collect_rollouts(env, callback, model.rollout_buffer, 30)
     stored = model.rollout_buffer.actions[:, 0].numpy()

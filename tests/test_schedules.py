@@ -221,7 +221,10 @@ def test_actions_without_a_standard_deviation_have_nothing_to_fade():
 
 
 def test_a_schedule_that_ends_the_noise_is_refused_and_the_noise_stays():
-    model = still(std_scale=lambda progress_remaining: progress_remaining - 0.25)
+    model = still(
+        std_scale=lambda progress_remaining: progress_remaining - 0.25,
+        policy_kwargs={"log_std_init": 0.0},
+    )
     with pytest.raises(ConfigurationError, match=r"std_scale must stay positive.* gave 0.0 at 0.250"):
         model.learn(4 * 16)
     np.testing.assert_allclose(model.policy.log_std.exp().detach(), 1 / 3, rtol=1e-5)

@@ -108,7 +108,7 @@ def test_arguments_change_at_load(content, capsys):
         damping=0.5,
         custom_objects={"learning_rate": 0.25},
     )
-    assert (loaded.n_envs, loaded.damping, loaded.kfac.param_groups[0]["damping"]) == (3, 0.5, 0.01)
+    assert (loaded.n_envs, loaded.damping, loaded.kfac.param_groups[0]["damping"]) == (3, 0.5, 0.1)
     assert loaded.lr_schedule(1.0) == 0.25
     assert "SAVED MODEL SYSTEM INFO" in capsys.readouterr().out
     with pytest.raises(CheckpointMismatchError, match="policy_kwargs"):
