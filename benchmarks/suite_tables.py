@@ -258,7 +258,7 @@ def time_table(data: SuiteData) -> str:
         if ratio is not None:
             ratios.append(ratio)
         turns = data.in_turns(env, ACKTR, "ppo")
-        whole = data.scores(env, "ppo", "cpu_seconds", data.timed(env, "ppo"))
+        whole = data.scores(env, "ppo", "cpu_seconds", turns or data.timed(env, "ppo"))
         rows.append([
             env,
             _score(target),

@@ -18,8 +18,9 @@ STAGES = {
     "and less noise": "same_horizon",
     "and long at once where nothing ends early": "same_fade",
     "and noise that fades": "same_lambda",
+    "and a smaller λ where nothing ends early, on another processor": "other_processor",
 }
-NOW = "and a smaller λ where nothing ends early (the preset)"
+NOW = "the same on the processor of all other columns (the preset)"
 
 
 def table(results: Path = TUNING / "short.csv", column: str = "return_300k") -> str:
