@@ -64,13 +64,12 @@ class ACKTR(SafeAlgorithm):
     :param target_kl: radius of the trust region, nats per update; number, schedule or ``"lin_0.02"``
         (:func:`acktr.options.as_schedule` has the names that schedules may have)
     :param std_scale: of a Gaussian policy's noise beside what it learns, :func:`acktr.noise.fade_noise`;
-        schedule or ``"late_1_0.5"``, which halves it in the second half; any number changes nothing
+        schedule or ``"late_1_0.5"``, which halves it in the second half; a number changes nothing
     :param n_actor_updates: natural-gradient steps of the actor per rollout, on the whole batch; they
         spend ``target_kl`` together
     :param kl_feedback: hold the *measured* KL at ``target_kl`` by scaling the bound that K-FAC is given
     :param corrected_learning_rate: eta_max in natural gradients as the measured KL corrects them
-        (:mod:`acktr.kl`), beside ``learning_rate``; number, schedule or ``"lin_10"``; ``None`` for none.
-        With ``kl_feedback=False`` nothing corrects them, and it is another bound of that kind
+        (:mod:`acktr.kl`), beside ``learning_rate``; number, schedule or ``"lin_10"``; ``None`` for none
     :param damping: lambda of the actor's Fisher, or of the joint one
     :param cg_iterations: conjugate-gradient iterations that correct K-FAC's direction for the actor, or
         for both on a shared trunk, by the exact Fisher of the batch (:mod:`acktr.kfac.exact`); 0 for
@@ -126,15 +125,15 @@ class ACKTR(SafeAlgorithm):
         env: GymEnv | str,
         learning_rate: float | str | Schedule = 1.0,
         n_steps: int | None = None,
-        gamma: float | str | Schedule = "auto_0.99_0.998",
-        gae_lambda: float | str = "auto_0.95_0.9",
+        gamma: float | str | Schedule = 0.99,
+        gae_lambda: float | str = 0.95,
         ent_coef: float = 0.0,
         vf_coef: float = 0.5,
-        target_kl: float | str | Schedule = "lin_0.02",
-        std_scale: float | str | Schedule = "late_1_0.5",
+        target_kl: float | str | Schedule = 0.01,
+        std_scale: float | str | Schedule = 1.0,
         n_actor_updates: int = 1,
         kl_feedback: bool = True,
-        corrected_learning_rate: float | str | Schedule | None = 10.0,
+        corrected_learning_rate: float | str | Schedule | None = None,
         damping: float = 0.1,
         cg_iterations: int = 0,
         sub_sampling_factor: int = 1,

@@ -146,6 +146,11 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
     target_kl = arguments["target_kl"]
     if not is_schedule(target_kl) and not target_kl > 0:
         raise ConfigurationError(f"target_kl must be positive (nats), got {target_kl!r}.")
+    if arguments["corrected_learning_rate"] is not None and not arguments["kl_feedback"]:
+        raise ConfigurationError(
+            "corrected_learning_rate needs the measured KL: leave kl_feedback at True, or pass "
+            "corrected_learning_rate=None and limit steps with learning_rate."
+        )
     rates = ("learning_rate", "corrected_learning_rate", "critic_learning_rate")
     for name in (*rates, "target_kl", "std_scale"):
         if arguments[name] is not None:

@@ -119,8 +119,7 @@ two_networks = pytest.mark.parametrize(
 def test_the_measured_kl_lies_near_its_target_on_cartpole(kwargs):
     env = make_vec_env("CartPole-v1", 8, seed=0)
     # At its default of 1 learning_rate, not the KL, ends some steps of a nearly certain policy.
-    bounds = {"target_kl": 0.01, "learning_rate": 100.0, "corrected_learning_rate": None}
-    model = make(env, cls=Recorded, n_steps=32, **bounds, **kwargs)
+    model = make(env, cls=Recorded, n_steps=32, target_kl=0.01, learning_rate=100.0, **kwargs)
     model.learn(50 * 256)
     kl = model.logged("kl")[20:]
     assert np.mean((kl > 0.005) & (kl < 0.02)) >= 0.95
@@ -131,7 +130,7 @@ def test_the_measured_kl_lies_near_its_target_on_cartpole(kwargs):
 @two_networks
 def test_the_kl_or_the_learning_rate_ends_a_step(kwargs):
     env = make_vec_env("CartPole-v1", 8, seed=0)
-    model = make(env, cls=Recorded, n_steps=32, target_kl=0.01, corrected_learning_rate=None, **kwargs)
+    model = make(env, cls=Recorded, n_steps=32, target_kl=0.01, **kwargs)
     model.learn(50 * 256)
     kl, scale = model.logged("kl")[20:], model.logged("step_scale")[20:]
     at_largest = np.isclose(scale, 1.0) & (kl < 0.01)
@@ -147,12 +146,6 @@ def test_without_feedback_the_predicted_kl_meets_the_bound():
     at_bound = np.isclose(predicted, 0.01, rtol=1e-3)
     at_largest = np.isclose(scale, 1.0) & (predicted < 0.01)
     assert np.all(at_bound | at_largest)
-
-
-def test_without_feedback_the_corrected_learning_rate_is_a_plain_bound():
-    model = make(cls=Recorded, kl_feedback=False, corrected_learning_rate=0.01, target_kl=1.0)
-    model.learn(3 * 16)
-    assert model.logged("step_scale").tolist() == pytest.approx([0.01] * 3)
 
 
 def test_the_measured_kl_is_that_of_the_step_taken():

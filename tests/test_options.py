@@ -152,6 +152,11 @@ def test_another_log_std_init_is_refused(value):
         ACKTR("MlpPolicy", small_env("Box"), policy_kwargs={"log_std_init": value})
 
 
+def test_what_corrects_steps_must_be_measured():
+    with pytest.raises(ConfigurationError, match="corrected_learning_rate needs the measured KL"):
+        ACKTR("MlpPolicy", small_env(), corrected_learning_rate=10.0, kl_feedback=False)
+
+
 def test_gsde_is_refused_as_an_argument_too():
     with pytest.raises(ConfigurationError, match="gSDE"):
         ACKTR("MlpPolicy", small_env("Box"), use_sde=True)
