@@ -1,5 +1,6 @@
 """Configurations: found by environment id, changed by ``--set``, refused with the nearest name."""
 
+import contextlib
 import inspect
 
 import pytest
@@ -9,6 +10,7 @@ from torch import nn
 
 from acktr.algorithm import ACKTR
 from acktr.errors import ConfigurationError
+from acktr.experiment import build_environment, build_model
 from acktr.presets import loader, resolve, validate
 from acktr.presets.classes import resolve_classes
 
@@ -77,6 +79,17 @@ def test_every_constructor_argument_is_a_setting_with_its_default():
     section = loader._load_family("classic")["default"]
     for name, value in arguments.items():
         assert value == section.get(name, parameters[name].default), name
+
+
+def test_the_constructor_has_the_preset_for_mujoco_without_schedules():
+    configuration, _ = resolve("tests.toy_envs:Toy-v0", preset="mujoco")
+    with contextlib.closing(build_environment(configuration)) as env:
+        model, plain = build_model(configuration, env), ACKTR("MlpPolicy", env, seed=0)
+    said = loader._load_family("mujoco")["default"].keys() & configuration.algorithm_arguments().keys()
+    others = {name for name in said if getattr(plain, name) != getattr(model, name)}
+    schedules = {"gamma", "gae_lambda", "target_kl", "std_scale"}
+    assert others == {*schedules, "corrected_learning_rate", "n_critic_updates"}
+    assert (plain.n_critic_updates, model.n_critic_updates) == (None, 4)  # None is 4, see test_algorithm
 
 
 @pytest.mark.parametrize(
