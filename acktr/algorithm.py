@@ -7,6 +7,7 @@ batch for the actor, inside a KL trust region, and one or more for the critic.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, cast
 
@@ -239,7 +240,7 @@ class ACKTR(SafeAlgorithm):
 
     def _setup_model(self) -> None:
         self.n_steps = self.n_steps or max(_BATCH_SIZE // self.n_envs, _LEAST_STEPS)
-        self.policy_kwargs = resolve_log_std(self.policy_kwargs, self.action_space)
+        self.policy_kwargs = self._complete_policy_kwargs(self.policy_kwargs, self.action_space)
         super()._setup_model()
         if self.normalize_value_targets:
             normalize_value(self.policy)
@@ -249,6 +250,10 @@ class ACKTR(SafeAlgorithm):
         distributed.share_parameters(self.policy)
         self.defer_checks = self.device.type != "cpu"
         build_optimizers(self)
+
+    @staticmethod
+    def _complete_policy_kwargs(given: Mapping[str, Any], action_space: spaces.Space) -> dict[str, Any]:
+        return resolve_log_std(given, action_space)
 
     @property
     def kfac(self) -> KFAC:

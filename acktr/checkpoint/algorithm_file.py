@@ -123,11 +123,12 @@ class SafeAlgorithm(OnPolicyAlgorithm):
             print(file.system_info)
         data, parameters = _decode(file, custom_objects or {}, kwargs)
         data = {name: value for name, value in data.items() if name not in ("env", "device")}
-        if "policy_kwargs" in kwargs and kwargs["policy_kwargs"] != data["policy_kwargs"]:
-            raise CheckpointMismatchError(
-                f"{file.where} has the policy_kwargs {data['policy_kwargs']}, not "
-                f"{kwargs['policy_kwargs']}: leave them out."
-            )
+        if "policy_kwargs" in kwargs:
+            given, saved = kwargs.pop("policy_kwargs"), data["policy_kwargs"]
+            if saved not in (given, cls._complete_policy_kwargs(given or {}, data["action_space"])):
+                raise CheckpointMismatchError(
+                    f"{file.where} has the policy_kwargs {saved}, not {given}: leave them out."
+                )
         if env is not None:
             env = cls._wrap_env(env, data.get("verbose", 0))
             _check_spaces(file.where, data, env)
@@ -137,6 +138,11 @@ class SafeAlgorithm(OnPolicyAlgorithm):
         model = _build(cls, file.where, env, device, {**data, **kwargs})
         model._put_parameters(parameters, True, device, file.where)
         return model
+
+    @staticmethod
+    def _complete_policy_kwargs(given: Mapping[str, Any], action_space: spaces.Space) -> dict[str, Any]:
+        """Return what the algorithm makes of the policy's arguments before it builds the policy."""
+        return dict(given)
 
     def set_parameters(
         self,

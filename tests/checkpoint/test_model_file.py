@@ -115,6 +115,16 @@ def test_arguments_change_at_load(content, capsys):
         ACKTR.load(io.BytesIO(content), policy_kwargs={"net_arch": [9]})
 
 
+@pytest.mark.parametrize("given", [{"net_arch": [8]}, {"net_arch": [8], "log_std_init": "auto"}])
+def test_policy_kwargs_that_were_given_may_be_given_again(given, tmp_path):
+    model = ACKTR("MlpPolicy", small_env("Box"), n_steps=8, device="cpu", policy_kwargs=given)
+    model.save(tmp_path / "model")
+    loaded = ACKTR.load(tmp_path / "model", policy_kwargs=given)
+    assert loaded.policy_kwargs == model.policy_kwargs
+    with pytest.raises(CheckpointMismatchError, match="policy_kwargs"):
+        ACKTR.load(tmp_path / "model", policy_kwargs={**given, "log_std_init": 0.0})
+
+
 def test_exclude_and_include(tmp_path, trained):
     trained.save(tmp_path / "a", exclude=["ep_info_buffer"], include=["device"])
     data = zipfile.ZipFile(tmp_path / "a.zip").read("data.json")
