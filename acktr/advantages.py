@@ -77,7 +77,8 @@ def normalize_advantages(model: ACKTR, batch: RolloutBatch) -> Callable[[], Roll
     are the critic's noise alone, then walks about at random with full steps until it has unlearned its
     task. With ``"running"`` they are divided by the root mean square of the standard deviations of all
     rollouts so far: noise stays small, its natural gradient too, and the step ends at eta_max
-    (``learning_rate``) before it reaches the bound.
+    (``learning_rate``) before it reaches the bound. A critic of normalised targets, which has seen no
+    return yet, gives every value of the first rollout as 0: its advantages count until the second.
 
     :param model: its ``advantage_variance`` and ``advantage_count`` go on
     :param batch: the rollout; as many samples on all ranks
@@ -96,7 +97,8 @@ def normalize_advantages(model: ACKTR, batch: RolloutBatch) -> Callable[[], Roll
             if math.isfinite(variance):
                 model.advantage_count += 1
                 change = variance - model.advantage_variance
-                model.advantage_variance += change / model.advantage_count
+                counted = model.advantage_count - bool(model.normalize_value_targets)
+                model.advantage_variance += change / max(1, counted)
             std = std.new_tensor(model.advantage_variance**0.5)
         return batch._replace(advantages=(advantages - mean) / (std + 1e-8))
 

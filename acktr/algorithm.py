@@ -37,7 +37,7 @@ from acktr.options import as_discount, as_schedule, check_arguments
 from acktr.policies import CnnPolicy, MlpPolicy, Model, MultiInputPolicy, without_validation
 from acktr.precision import available_precision, run_trunk_in_bfloat16
 from acktr.rollout import RolloutBatch, RolloutStorage, collect_rollout
-from acktr.value_scale import normalize_value, sigma, update_scale
+from acktr.value_scale import choose_value_scale, sigma, update_scale
 
 _BATCH_SIZE, _LEAST_STEPS = 512, 16  # of a rollout, where n_steps is not given
 _COMPARE_PERIOD = 100  # updates between two comparisons of the parameters of all ranks
@@ -87,7 +87,8 @@ class ACKTR(SafeAlgorithm):
     :param critic_std: sigma of the critic's Gaussian output, or ``"adaptive"`` for the running standard
         deviation of the Bellman error (the paper's "adaptive Gauss-Newton", sec. 5.3)
     :param normalize_value_targets: the critic predicts returns in units of their running standard
-        deviation, about their mean (PopArt, see :mod:`acktr.value_scale`); ``critic_std`` is then too
+        deviation, about their mean (PopArt, :mod:`acktr.value_scale`), ``critic_std`` too; ``None``:
+        where ``VecNormalize`` does not scale the rewards, :func:`acktr.value_scale.choose_value_scale`
     :param critic_learning_rate: of Adam, or eta_max of a separate critic with K-FAC; number, schedule or
         ``"lin_0.00025"``; ``None`` for 1e-3 and 0.3
     :param critic_damping: lambda of a separate critic's Gauss-Newton matrix
@@ -119,6 +120,7 @@ class ACKTR(SafeAlgorithm):
         "CnnPolicy": CnnPolicy,
         "MultiInputPolicy": MultiInputPolicy,
     }
+    implied: ClassVar[Mapping[str, Any]] = {"normalize_value_targets": False}
 
     def __init__(
         self,
@@ -144,7 +146,7 @@ class ACKTR(SafeAlgorithm):
         weight_decay: float = 0.0,
         critic_norm: str = "gauss-newton",
         critic_std: float | str = 1.0,
-        normalize_value_targets: bool = False,
+        normalize_value_targets: bool | None = None,
         critic_learning_rate: float | str | Schedule | None = None,
         critic_damping: float = 0.1,
         critic_trust_region: float | None = 0.05,
@@ -242,8 +244,7 @@ class ACKTR(SafeAlgorithm):
         self.n_steps = self.n_steps or max(_BATCH_SIZE // self.n_envs, _LEAST_STEPS)
         self.policy_kwargs = self._complete_policy_kwargs(self.policy_kwargs, self.action_space)
         super()._setup_model()
-        if self.normalize_value_targets:
-            normalize_value(self.policy)
+        choose_value_scale(self)
         self.used_precision = available_precision(self.precision, self.device)
         if self.used_precision == "bf16":
             run_trunk_in_bfloat16(self.policy)
@@ -372,11 +373,11 @@ class ACKTR(SafeAlgorithm):
 
     def _value_loss(self, values: Tensor, batch: RolloutBatch) -> Tensor:
         """Negative log-likelihood of the returns under N(V, sigma^2), without its constant."""
-        return 0.5 * ((batch.returns - values) / sigma(self)).square().mean()
+        return 0.5 * ((batch.returns - values) / sigma(self, values)).square().mean()
 
     def _value_distribution(self, values: Tensor) -> Normal:
         # A check would look at all values from the host; the loss is looked at anyway.
-        return Normal(values, values.new_full((), sigma(self)), validate_args=False)
+        return Normal(values, sigma(self, values), validate_args=False)
 
     def learn(
         self,

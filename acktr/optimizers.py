@@ -68,7 +68,7 @@ def _kfac(
 def _wants_graphs(model: ACKTR) -> bool:
     if not model.cuda_graphs:
         return False
-    check_graphs(model.critic_std, model.normalize_value_targets)
+    check_graphs(model.critic_std)
     if model.device.type == "cuda":
         return True
     warnings.warn(

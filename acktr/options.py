@@ -121,6 +121,10 @@ _AT_LEAST: dict[str, tuple[Callable[[Any], bool], str]] = {
     "critic_trust_region": (lambda x: x is None or x > 0, "must be positive, or None"),
     "precision": (lambda x: x in PRECISIONS, f"must be one of {', '.join(PRECISIONS)}"),
     "cuda_graphs": (lambda x: isinstance(x, bool), "must be True or False"),
+    "normalize_value_targets": (
+        lambda x: x is None or isinstance(x, bool),
+        "must be True, False or None",
+    ),
     "ent_coef": (lambda x: x >= 0, "must be 0 or more"),
     "normalize_advantage": (
         lambda x: isinstance(x, bool) or x == "running",
@@ -201,14 +205,13 @@ def check_joint_critic(n_critic_updates: int | None, critic_batch_size: int | No
         )
 
 
-def check_graphs(critic_std: float | str, normalize_value_targets: bool) -> None:
-    """Check that the critic's scale is a number that stays: a CUDA graph knows it as one.
+def check_graphs(critic_std: float | str) -> None:
+    """Check that the critic's sigma is not a number from the host: a CUDA graph repeats the one it saw.
 
-    :raises ConfigurationError: it follows the returns
+    :raises ConfigurationError: it follows the Bellman error
     """
-    if critic_std == "adaptive" or normalize_value_targets:
-        name = "critic_std='adaptive'" if critic_std == "adaptive" else "normalize_value_targets=True"
+    if critic_std == "adaptive":
         raise ConfigurationError(
-            f"cuda_graphs=True does not go with {name}, which changes the critic's scale from update to "
+            "cuda_graphs=True does not go with critic_std='adaptive', which is another number in every "
             "update: leave one of them out."
         )

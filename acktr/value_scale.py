@@ -87,13 +87,39 @@ class NormalizedValue(nn.Module):
         return old_std / std
 
 
+def choose_value_scale(model: ACKTR) -> None:
+    """Let a new model's critic predict normalised values, if that is asked for, or needed and possible.
+
+    A Gauss-Newton step does not depend on the unit of the returns, but a damped one does: the larger
+    they are, the larger the last layer's weights and, with their square, the curvature of the layers
+    below, while that of the last layer stays, so no lambda fits both. Where ``VecNormalize`` scales the
+    rewards there is no need.
+
+    :param model: its ``normalize_value_targets`` is a bool afterwards, whatever ``None`` stood for
+    :raises ConfigurationError: it is asked for, and the critic does not end with a linear layer with
+        a bias
+    """
+    wanted = model.normalize_value_targets
+    if wanted is None:
+        normalizer = model.get_vec_normalize_env()
+        scaled = normalizer is not None and normalizer.norm_reward
+        wanted = not scaled and _ends_linearly(model.policy)
+    if wanted:
+        normalize_value(model.policy)
+    model.normalize_value_targets = wanted
+
+
+def _ends_linearly(policy: ActorCriticPolicy) -> bool:
+    return type(policy.value_net) is nn.Linear and policy.value_net.bias is not None
+
+
 def normalize_value(policy: ActorCriticPolicy) -> None:
     """Let a policy's critic predict normalised values; its ``value_net`` is replaced.
 
     :raises ConfigurationError: the critic does not end with a linear layer with a bias
     """
     head = policy.value_net
-    if type(head) is not nn.Linear or head.bias is None:
+    if not _ends_linearly(policy):
         raise ConfigurationError(
             "normalize_value_targets needs a critic whose last layer (value_net) is a torch.nn.Linear "
             f"with a bias, that of {type(policy).__name__} is {' '.join(str(head).split())}: leave it "
@@ -126,12 +152,17 @@ def update_scale(model: ACKTR, batch: RolloutBatch) -> None:
         model.bellman_std = max(std, _MIN_SIGMA * unit)
 
 
-def sigma(model: ACKTR) -> float:
-    """Return sigma of the critic's Gaussian output, in units of the returns."""
-    if model.critic_std == "adaptive":
-        return model.bellman_std
+def sigma(model: ACKTR, values: Tensor) -> Tensor:
+    """Return sigma of the critic's Gaussian output, in units of the returns, as a 0-dim tensor.
+
+    :param model: of whose scale nothing is looked at from the host
+    :param values: what the critic said; sigma has their dtype and device
+    """
     head = normalized_value(model.policy)
-    return float(model.critic_std) * (1.0 if head is None else head.std.item())
+    if model.critic_std == "adaptive":
+        return values.new_full((), model.bellman_std)
+    factor = float(model.critic_std)
+    return values.new_full((), factor) if head is None else factor * head.std.to(values.dtype)
 
 
 def _follow_returns(model: ACKTR, head: NormalizedValue, returns: Tensor) -> None:

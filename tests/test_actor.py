@@ -14,6 +14,7 @@ POLICIES = {"MlpPolicy": VECTOR, "CnnPolicy": IMAGE}
 
 
 def rollout(policy="MlpPolicy", **options):
+    options = {"normalize_value_targets": False, **options}  # no update before tells of the scale
     model = make(small_env("Discrete", POLICIES[policy]), policy, **options)
     _, callback = model._setup_learn(1000)
     model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)

@@ -18,8 +18,9 @@ def normalized(model, advantages):
     return normalize_advantages(model, batch)().advantages
 
 
-def build(how):
-    model = make(small_env("Discrete", VECTOR), "MlpPolicy", normalize_advantage=how)
+def build(how, *, scaled=False):
+    env = small_env("Discrete", VECTOR)
+    model = make(env, "MlpPolicy", normalize_advantage=how, normalize_value_targets=scaled)
     model.action_space.seed(0)
     return model
 
@@ -42,6 +43,15 @@ def test_a_quiet_rollout_stays_quiet():
         found = normalized(model, advantages)
         assert found.mean().item() == pytest.approx(0.0, abs=1e-6)
         assert found.std().item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_rollout_of_a_critic_that_knew_no_scale_counts_until_the_next():
+    """Normalised targets are known after the first rollout, of which every value was 0."""
+    model, ratios = build("running", scaled=True), []
+    for scale in (100.0, 1.0, 0.5):
+        advantages = scale * torch.arange(8.0)
+        ratios.append(normalized(model, advantages).std().item())
+    assert ratios == pytest.approx([1.0, 1.0, 0.5 / math.sqrt((1.0 + 0.25) / 2)], rel=1e-5)
 
 
 def test_what_is_not_finite_leaves_the_scale_alone():

@@ -24,12 +24,14 @@ ROLLOUTS = 9
 SHARED = {"policy": "CnnPolicy", "learning_rate": 0.1}
 SETTINGS = [
     {"n_critic_updates": 3},
+    {"normalize_value_targets": False},
     {"momentum": 0.9, "n_actor_updates": 3, "normalize_advantage": "running"},
     {"sub_sampling_factor": 2, "kfac_kwargs": {"inverse_period": 2, "inverse_refresh": "staggered"}},
     {"n_critic_updates": 2, "critic_kfac_kwargs": {"factor_period": 2, "cg_iterations": 2}},
     {"kfac_kwargs": {"exact_scaling": True, "length_floor": 0.5}, "ent_coef": 0.01},
     {"corrected_learning_rate": "lin_0.5"},
     SHARED,
+    {**SHARED, "normalize_value_targets": False},
     {**SHARED, "cg_iterations": 2, "sub_sampling_factor": 2},
 ]
 # A critic that learns from Adam: torch lets it be recorded on CUDA alone.
@@ -108,7 +110,8 @@ def test_no_step_looks_at_a_value(settings, action, monkeypatch):
 @pytest.mark.parametrize("which", ["actor", "critic"])
 @pytest.mark.parametrize("norm", ["gauss-newton", "euclidean"])
 def test_a_loss_that_is_not_finite_takes_the_whole_update_back(which, norm, monkeypatch):
-    model = defer(build("Box", n_critic_updates=3, critic_norm=norm))
+    # Normalised targets would rewrite the critic's last layer before the steps, with the same values.
+    model = defer(build("Box", n_critic_updates=3, critic_norm=norm, normalize_value_targets=False))
     learn(model)
     before = {name: p.detach().clone() for name, p in model.policy.named_parameters()}
     batch = model.rollout_buffer.batch()
@@ -141,7 +144,6 @@ def test_a_network_that_cannot_be_recorded_is_named():
     ("settings", "named"),
     [
         ({"critic_std": "adaptive"}, "critic_std"),
-        ({"normalize_value_targets": True}, "normalize_value_targets"),
         ({"cuda_graphs": 1}, "cuda_graphs"),
     ],
 )

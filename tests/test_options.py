@@ -78,6 +78,7 @@ REFUSED = [
     ("critic_norm", "gauss_newton", "gauss-newton, euclidean"),
     ("critic_std", 0.0, "'adaptive'"),
     ("critic_std", "running", "'adaptive'"),
+    ("normalize_value_targets", "auto", "True, False or None"),
     ("damping", math.nan, "0 or more"),
 ]
 

@@ -126,7 +126,7 @@ def test_a_network_shared_by_the_mlp_extractor_is_a_trunk():
 def test_the_same_keys_serve_all_policies():
     for name, observation in (("MlpPolicy", VECTOR), ("CnnPolicy", IMAGE), ("MultiInputPolicy", MIXED)):
         model = ACKTR(name, small_env(observation=observation), policy_kwargs={"net_arch": [8]})
-        assert model.policy.value_net.in_features == 8
+        assert model.policy.value_net.linear.in_features == 8
 
 
 @pytest.mark.parametrize("share", [True, False])

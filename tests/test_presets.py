@@ -77,8 +77,23 @@ def test_every_constructor_argument_is_a_setting_with_its_default():
     arguments = configuration.algorithm_arguments()
     assert set(arguments) == set(parameters) - RESERVED
     section = loader._load_family("classic")["default"]
-    for name, value in arguments.items():
-        assert value == section.get(name, parameters[name].default), name
+    expected = {name: section.get(name, parameters[name].default) for name in arguments}
+    assert arguments == {**expected, "normalize_value_targets": True}  # None, without VecNormalize
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ([], False),
+        (["normalize.norm_reward=false"], True),
+        (["normalize=false"], True),
+        (["normalize=false", "normalize_value_targets=false"], False),
+        (["normalize_value_targets=true"], True),
+    ],
+)
+def test_value_targets_are_normalised_where_rewards_are_not(overrides, expected):
+    configuration, _ = resolve("HalfCheetah-v5", overrides=overrides)
+    assert configuration.algorithm_arguments()["normalize_value_targets"] is expected
 
 
 def test_the_constructor_has_the_preset_for_mujoco_without_schedules():

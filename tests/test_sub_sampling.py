@@ -14,7 +14,9 @@ POLICIES = {"MlpPolicy": VECTOR, "CnnPolicy": IMAGE}
 
 
 def rollout(policy, factor, **options):
-    model = make(small_env("Discrete", POLICIES[policy]), policy, sub_sampling_factor=factor, **options)
+    env = small_env("Discrete", POLICIES[policy])
+    options = {"sub_sampling_factor": factor, "normalize_value_targets": False, **options}
+    model = make(env, policy, **options)
     _, callback = model._setup_learn(1000)
     model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
     model.set_logger(model.logger)

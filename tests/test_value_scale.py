@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import nn
 
 from acktr import ACKTR
@@ -194,7 +194,7 @@ def measure(model, observations, optimizer):
     if isinstance(optimizer, KFAC):
         optimizer.update_curvature(model._value_distribution(values))
         return {name: block.clone() for name, block in optimizer.fisher_blocks().items()}
-    loss = 0.5 * ((observations.sum(1) - values) / sigma(model)).square().mean()
+    loss = 0.5 * ((observations.sum(1) - values) / sigma(model, values)).square().mean()
     params = optimizer.param_groups[0]["params"]
     gradients = torch.autograd.grad(loss, params)
     for p, gradient in zip(params, gradients, strict=True):
@@ -241,19 +241,42 @@ def test_the_momentum_of_the_values_layer_is_of_the_new_units_too():
         assert all(map(torch.equal, values, factors[name])), name
 
 
-def test_a_critic_without_a_linear_last_layer_is_refused():
-    class Deep(ActorCriticPolicy):
-        def _build(self, lr_schedule):
-            super()._build(lr_schedule)
-            self.value_net = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 1))
+class Deep(ActorCriticPolicy):
+    """With a critic whose last layer is two."""
 
+    def _build(self, lr_schedule):
+        super()._build(lr_schedule)
+        self.value_net = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 1))
+
+
+def test_a_critic_without_a_linear_last_layer_is_refused():
     with pytest.raises(ConfigurationError, match=r"value_net.*Deep is Sequential"):
         make(policy=Deep, policy_kwargs={"net_arch": [8]}, normalize_value_targets=True)
 
 
+@pytest.mark.parametrize(("norm_reward", "expected"), [(None, True), (False, True), (True, False)])
+def test_by_default_where_nothing_else_scales_the_rewards(norm_reward, expected, tmp_path):
+    env = small_env("Box", VECTOR)
+    if norm_reward is not None:
+        env = VecNormalize(env, norm_reward=norm_reward)
+    model = normalizing(env=env, normalize_value_targets=None, cls=ACKTR)
+    assert model.normalize_value_targets is expected
+    assert isinstance(model.policy.value_net, NormalizedValue) is expected
+    model.save(tmp_path / "model")
+    # What None stood for is saved: another environment does not change it.
+    loaded = ACKTR.load(tmp_path / "model", env=small_env("Box", VECTOR))
+    assert loaded.normalize_value_targets is expected
+
+
+def test_by_default_not_where_it_is_not_possible():
+    assert not make(policy=Deep, policy_kwargs={"net_arch": [8]}).normalize_value_targets
+
+
 def test_a_model_without_the_option_does_not_take_the_parameters_of_one_with_it():
     with pytest.raises(CheckpointMismatchError, match=r"value_net\.linear\.weight"):
-        make().set_parameters(make(normalize_value_targets=True).get_parameters())
+        make(normalize_value_targets=False).set_parameters(
+            make(normalize_value_targets=True).get_parameters()
+        )
 
 
 def test_saved_values_come_back(tmp_path):

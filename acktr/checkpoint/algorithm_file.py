@@ -7,7 +7,7 @@ import inspect
 import os
 import warnings
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -48,6 +48,9 @@ _NEEDED = ("policy_class", "policy_kwargs", "observation_space", "action_space")
 
 class SafeAlgorithm(OnPolicyAlgorithm):
     """An on-policy algorithm whose files hold JSON and tensors, and run nothing when they are read."""
+
+    # What models were whose files say nothing of an attribute: they are from before it existed.
+    implied: ClassVar[Mapping[str, Any]] = {}
 
     def save(
         self,
@@ -123,6 +126,7 @@ class SafeAlgorithm(OnPolicyAlgorithm):
             print(file.system_info)
         data, parameters = _decode(file, custom_objects or {}, kwargs)
         data = {name: value for name, value in data.items() if name not in ("env", "device")}
+        data = {**cls.implied, **data}
         if "policy_kwargs" in kwargs:
             given, saved = kwargs.pop("policy_kwargs"), data["policy_kwargs"]
             if saved not in (given, cls._complete_policy_kwargs(given or {}, data["action_space"])):

@@ -114,7 +114,7 @@ def setting_names() -> list[str]:
 
 
 def validate(settings: Mapping[str, Any]) -> Configuration:
-    """Check a mapping of settings and fill in the defaults.
+    """Check a mapping of settings and fill in the defaults, ``normalize_value_targets`` by the rewards.
 
     :param settings: what a preset, the command line or a run's ``config.yaml`` gives
     :return: the complete configuration
@@ -124,6 +124,11 @@ def validate(settings: Mapping[str, Any]) -> Configuration:
         configuration = complete_model()(**settings)
     except ValidationError as error:
         raise ConfigurationError(_explain(error)) from error
+    if configuration.algorithm_arguments()["normalize_value_targets"] is None:
+        # Not left to the constructor, which would not know what training had from the environment of an
+        # evaluation.
+        wanted = not configuration.normalize.norm_reward
+        configuration = configuration.model_copy(update={"normalize_value_targets": wanted})
     policy_kwargs = configuration.algorithm_arguments()["policy_kwargs"]
     check_policy(configuration.policy, policy_kwargs)
     resolve_classes(policy_kwargs)
