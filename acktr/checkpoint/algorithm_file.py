@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, TensorDict
 from stable_baselines3.common.utils import get_system_info
 from torch import Tensor, nn
@@ -109,14 +110,12 @@ class SafeAlgorithm(OnPolicyAlgorithm):
         if is_foreign(path):
             if not trust:
                 raise foreign_refusal(str(path))
+            path = os.fspath(path) if isinstance(path, os.PathLike) else path
+            said, _, _ = load_from_zip_file(path, device=device, custom_objects=custom_objects)
+            unsaid = {name: value for name, value in cls.implied.items() if name not in (said or {})}
+            kwargs = {**unsaid, **kwargs}
             return super().load(
-                os.fspath(path) if isinstance(path, os.PathLike) else path,
-                env,
-                device,
-                custom_objects,
-                print_system_info,
-                force_reset,
-                **kwargs,
+                path, env, device, custom_objects, print_system_info, force_reset, **kwargs
             )
         file = read_model(path)
         if print_system_info:

@@ -209,6 +209,14 @@ def test_files_of_sb3_need_trust(tmp_path, trained):
         ACKTR.load(tmp_path / "a2c")
 
 
+def test_files_of_sb3_from_before_values_were_normalised(tmp_path):
+    old = build(normalize_value_targets=False)
+    BaseAlgorithm.save(old, tmp_path / "old", exclude=["normalize_value_targets"])
+    loaded = ACKTR.load(tmp_path / "old", trust=True)
+    assert loaded.normalize_value_targets is False
+    assert loaded.policy.state_dict().keys() == old.policy.state_dict().keys()
+
+
 class Somewhere:
     """A path that is none of pathlib's."""
 
