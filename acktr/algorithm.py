@@ -120,7 +120,7 @@ class ACKTR(SafeAlgorithm):
         "CnnPolicy": CnnPolicy,
         "MultiInputPolicy": MultiInputPolicy,
     }
-    implied: ClassVar[Mapping[str, Any]] = {"normalize_value_targets": False}
+    _implied: ClassVar[Mapping[str, Any]] = {"normalize_value_targets": False}
 
     def __init__(
         self,

@@ -70,7 +70,8 @@ class NormalizedValue(nn.Module):
         :return: the old standard deviation over the new one; 1 at the first update, which is the only
             one to move values
         """
-        old_mean, old_std, count = (x.item() for x in (self.mean, self.std, self.count))
+        # One look at the device, and not three.
+        old_mean, old_std, count = torch.stack((self.mean, self.std, self.count)).tolist()
         weight = max(1.0 / (count + 1.0), 1.0 - _DECAY)
         shift = weight * (mean - old_mean)
         spread = (1.0 - weight) * (old_std**2 + shift * (mean - old_mean)) + weight * variance
@@ -140,16 +141,15 @@ def update_scale(model: ACKTR, batch: RolloutBatch) -> None:
     :param model: before its update
     :param batch: the rollout; all ranks have as many samples
     """
-    head, unit = normalized_value(model.policy), 1.0
+    head = normalized_value(model.policy)
     if head is not None:
         _follow_returns(model, head, batch.returns)
-        unit = head.std.item()
     if model.critic_std == "adaptive":
         # The running standard deviation of the Bellman error (paper, sec. 5.3).
         variance = distributed.mean((batch.returns - batch.values).square().mean()).item()
         decay = 0.95 if model._n_updates else 0.0
         std = (decay * model.bellman_std**2 + (1.0 - decay) * variance) ** 0.5
-        model.bellman_std = max(std, _MIN_SIGMA * unit)
+        model.bellman_std = max(std, _MIN_SIGMA * (1.0 if head is None else head.std.item()))
 
 
 def sigma(model: ACKTR, values: Tensor) -> Tensor:
@@ -167,11 +167,12 @@ def sigma(model: ACKTR, values: Tensor) -> Tensor:
 
 def _follow_returns(model: ACKTR, head: NormalizedValue, returns: Tensor) -> None:
     returns = returns.double()
-    mean = distributed.mean(returns.mean())
-    variance = distributed.mean((returns - mean).square().mean()).item()
+    center = distributed.mean(returns.mean())
+    spread = distributed.mean((returns - center).square().mean())
+    mean, variance = torch.stack((center, spread)).tolist()
     if not math.isfinite(variance):
         return  # the loss is not finite either, and says so before anything is changed
-    ratio = head.update(mean.item(), variance)
+    ratio = head.update(mean, variance)
     rescale_optimizers(model, head, ratio, 1.0 if model.critic_std == "adaptive" else ratio)
 
 

@@ -56,8 +56,12 @@ def test_learning_in_bfloat16(policy, cg_iterations, critic_norm):
     for factors in model.kfac.factors().values():
         assert all(x.dtype == torch.float32 for x in factors)
     after = model.policy.state_dict()
-    assert all(p.dtype == torch.float32 and p.isfinite().all() for p in model.policy.parameters())
-    assert any(not torch.equal(before[name], after[name]) for name in after)
+    assert all(x.isfinite().all() for x in after.values())
+    assert all(
+        p.dtype == torch.float32 for p in model.policy.parameters()
+    )  # moments of returns have more
+    for layer in ("action_net", "value_net.linear"):
+        assert not torch.equal(before[f"{layer}.weight"], after[f"{layer}.weight"])
     assert not torch.is_autocast_enabled("cpu")
 
 

@@ -51,7 +51,7 @@ class SafeAlgorithm(OnPolicyAlgorithm):
     """An on-policy algorithm whose files hold JSON and tensors, and run nothing when they are read."""
 
     # What models were whose files say nothing of an attribute: they are from before it existed.
-    implied: ClassVar[Mapping[str, Any]] = {}
+    _implied: ClassVar[Mapping[str, Any]] = {}
 
     def save(
         self,
@@ -112,7 +112,7 @@ class SafeAlgorithm(OnPolicyAlgorithm):
                 raise foreign_refusal(str(path))
             path = os.fspath(path) if isinstance(path, os.PathLike) else path
             said, _, _ = load_from_zip_file(path, device=device, custom_objects=custom_objects)
-            unsaid = {name: value for name, value in cls.implied.items() if name not in (said or {})}
+            unsaid = {name: value for name, value in cls._implied.items() if name not in (said or {})}
             kwargs = {**unsaid, **kwargs}
             return super().load(
                 path, env, device, custom_objects, print_system_info, force_reset, **kwargs
@@ -125,7 +125,7 @@ class SafeAlgorithm(OnPolicyAlgorithm):
             print(file.system_info)
         data, parameters = _decode(file, custom_objects or {}, kwargs)
         data = {name: value for name, value in data.items() if name not in ("env", "device")}
-        data = {**cls.implied, **data}
+        data = {**cls._implied, **data}
         if "policy_kwargs" in kwargs:
             given, saved = kwargs.pop("policy_kwargs"), data["policy_kwargs"]
             if saved not in (given, cls._complete_policy_kwargs(given or {}, data["action_space"])):
