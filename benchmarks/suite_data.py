@@ -107,6 +107,10 @@ class SuiteData:
         rows = self.rows.get((env, label), [])
         return rows if seeds is None else [row for row in rows if row["seed"] in seeds]
 
+    def common_seeds(self, env: str, *labels: str) -> set[str]:
+        """Return the seeds that all labels have learned."""
+        return set.intersection(*({row["seed"] for row in self._rows(env, x)} for x in labels))
+
     def in_turns(self, env: str, *labels: str) -> list[str]:
         """Return the seeds that all labels learned in the same session."""
         sessions = [

@@ -9,6 +9,7 @@ from benchmarks.suite_data import ACKTR, PEERS, PPO_DEFAULTS, SuiteData, collaps
 from benchmarks.suite_provenance import provenance
 
 MILESTONES = (300_000, 500_000)
+PRESET = "preset"  # the label that a suite of ablations compares all others with
 
 
 def text(data: SuiteData) -> str:
@@ -26,6 +27,8 @@ def text(data: SuiteData) -> str:
         parts += figures
     if len(data.envs) > 1 and not any(data.target(env) for env in data.envs):
         parts += ["**IQM by task**", overview_table(data)]
+    if PRESET in data.labels and len(data.labels) > 1:
+        parts += ["**Less what the preset has with the same seeds**", difference_table(data)]
     parts += ["**Every seed**", scores_table(data)]
     if ACKTR in data.labels and any(data.target(env) for env in data.envs):
         parts += ["**Over all tasks**", aggregate_table(data)]
@@ -107,6 +110,27 @@ def overview_table(data: SuiteData) -> str:
     """Return one row for each label and a column for each task: the IQM over seeds."""
     rows = [[label, *(_score(data.score(env, label)) for env in data.envs)] for label in data.labels]
     return _table(("", *data.envs), rows)
+
+
+def difference_table(data: SuiteData) -> str:
+    """Return one row for each change of the preset: what it gains on the seeds that both have learned.
+
+    After 300,000 steps and at the end, each the mean difference and its standard error.
+    """
+    columns = {"return_300k": "300 k", "last_100_return": "end"}
+    rows = []
+    for label in data.labels:
+        cells = []
+        for env in data.envs:
+            seeds = data.common_seeds(env, PRESET, label)
+            for column in columns:
+                before, after = (data.scores(env, name, column, seeds) for name in (PRESET, label))
+                cells.append(_difference(after - before))
+        if label != PRESET and set(cells) != {"–"}:
+            rows.append([label, *cells])
+    header = ("", *(f"{env}, {name}" for env in data.envs for name in columns.values()))
+    note = "*In parentheses*: seeds. Runs scatter by hundreds of points: one or two tell large effects only."
+    return f"{_table(header, rows)}\n\n{note}"
 
 
 def aggregate_table(data: SuiteData) -> str:
@@ -328,6 +352,14 @@ def _score(value: float | None) -> str:
     if value is None:
         return "–"
     return f"{value:.{2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0}f}"
+
+
+def _difference(values: np.ndarray) -> str:
+    """Mean and standard error: +340 ± 156 (4)."""
+    n = len(values)
+    if n < 2:
+        return f"{values[0]:+.0f} (1)" if n else "–"
+    return f"{values.mean():+.0f} ± {values.std(ddof=1) / n**0.5:.0f} ({n})"
 
 
 def _or(value: float | None, missing: str, form: str) -> str:

@@ -42,6 +42,15 @@ def test_scores(data):
     assert line(table, "Reacher-v5", "trpo")[2:5] == ["1/4", "-10.0", "-10.0 (one seed: no interval)"]
 
 
+def test_differences_are_those_of_seeds_that_both_have(data, monkeypatch):
+    monkeypatch.setattr(suite_tables, "PRESET", "acktr")
+    table = suite_tables.difference_table(data)
+    # On HalfCheetah thrice a thousand less; on Reacher 1, 2 and 1.5, and one seed alone, 6.
+    assert line(table, "ppo")[1:] == ["-300 ± 0 (3)", "-1000 ± 0 (3)", "-0 ± 0 (3)", "-2 ± 0 (3)"]
+    assert line(table, "trpo")[3:] == ["-2 (1)", "-6 (1)"]
+    assert "| acktr |" not in table
+
+
 def test_aggregates(data):
     table = suite_tables.aggregate_table(data)
     # On HalfCheetah 6000, 5500 beat all three, 5000 two and a tie: (3 + 2.5 + 3) / 12; on Reacher -4,
