@@ -117,20 +117,20 @@ def difference_table(data: SuiteData) -> str:
 
     After 300,000 steps and at the end, each the mean difference and its standard error.
     """
-    columns = {"return_300k": "300 k", "last_100_return": "end"}
-    rows = []
-    for label in data.labels:
-        cells = []
-        for env in data.envs:
-            seeds = data.common_seeds(env, PRESET, label)
-            for column in columns:
-                before, after = (data.scores(env, name, column, seeds) for name in (PRESET, label))
-                cells.append(_difference(after - before))
-        if label != PRESET and set(cells) != {"–"}:
-            rows.append([label, *cells])
-    header = ("", *(f"{env}, {name}" for env in data.envs for name in columns.values()))
-    note = "*In parentheses*: seeds. Runs scatter by hundreds of points: one or two tell large effects only."
-    return f"{_table(header, rows)}\n\n{note}"
+    changes = [label for label in data.labels if label != PRESET]
+    header, columns = [""], [changes]
+    for env in data.envs:
+        for column, name in (("return_300k", "300 k"), ("last_100_return", "end")):
+            gains = []
+            for label in changes:
+                seeds = data.common_seeds(env, PRESET, label)
+                before, after = (data.scores(env, x, column, seeds) for x in (PRESET, label))
+                gains.append(_difference(after - before))
+            if set(gains) != {"–"}:
+                header.append(f"{env}, {name}")
+                columns.append(gains)
+    note = "*In parentheses*: seeds. What one or two seeds say is little: two runs of one setting differ too."
+    return f"{_table(header, list(zip(*columns, strict=True)))}\n\n{note}"
 
 
 def aggregate_table(data: SuiteData) -> str:
