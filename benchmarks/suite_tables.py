@@ -129,7 +129,7 @@ def difference_table(data: SuiteData) -> str:
             if set(gains) != {"–"}:
                 header.append(f"{env}, {name}")
                 columns.append(gains)
-    note = "*In parentheses*: seeds. What one or two seeds say is little: two runs of one setting differ too."
+    note = "*In parentheses*: seeds. One or two say little: two runs of one setting differ as well."
     return f"{_table(header, list(zip(*columns, strict=True)))}\n\n{note}"
 
 
