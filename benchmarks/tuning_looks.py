@@ -85,6 +85,17 @@ def frozen_critic(results: Path = TUNING / "frozen_critic.csv") -> str:
     return "\n".join(lines)
 
 
+def td_errors(results: Path = TUNING / "td_errors.csv") -> str:
+    """Return how much of TD errors and advantages networks explain, on samples that they have not seen."""
+    lines = ["| task | of | explained by | samples | units | R² |", "| --- |" + " --- |" * 5]
+    for r in existing(results):
+        lines.append(
+            f"| {r['env']} | {r['target']} | {r['explained_by']} | {int(r['samples']):,} | {r['units']} | "
+            f"{float(r['test_r2']):.2f} |"
+        )
+    return "\n".join(lines)
+
+
 def tilt(
     results: Path = TUNING / "tilt.csv", early_on: int = 64000, later: int = 152000, limit: float = 0.5
 ) -> str:
@@ -158,6 +169,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "corrected": corrected,
     "frozen": frozen,
     "frozen critic": frozen_critic,
+    "td errors": td_errors,
     "tilt": tilt,
     "kl parts": kl_parts,
     "gait": gait,
