@@ -86,12 +86,12 @@ def frozen_critic(results: Path = TUNING / "frozen_critic.csv") -> str:
 
 
 def td_errors(results: Path = TUNING / "td_errors.csv") -> str:
-    """Return how much of TD errors and advantages networks explain, on samples that they have not seen."""
+    """Return what networks explain of TD errors and advantages, on samples that they have not seen."""
     lines = ["| task | of | explained by | samples | units | R² |", "| --- |" + " --- |" * 5]
     for r in existing(results):
         lines.append(
-            f"| {r['env']} | {r['target']} | {r['explained_by']} | {int(r['samples']):,} | {r['units']} | "
-            f"{float(r['test_r2']):.2f} |"
+            f"| {r['env']} | {r['target']} | {r['explained_by']} | {int(r['samples']):,} | "
+            f"{r['units']} | {float(r['test_r2']):.2f} |"
         )
     return "\n".join(lines)
 
