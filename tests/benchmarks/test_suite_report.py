@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from acktr.compare.store import Store
-from benchmarks import suite_figures, suite_tables
+from benchmarks import suite_figures, suite_provenance, suite_tables
 from benchmarks.report import BEGIN, END, SUITES_BEGIN, SUITES_END, page
 from benchmarks.suite_data import SuiteData, collapsed
 from benchmarks.suite_provenance import provenance
@@ -30,6 +30,11 @@ def test_provenance_names_code_machine_and_gaps(data):
     assert "torch 2.13.0" in text
     assert "ACKTR had the same settings on all tasks." in text
     assert "2 of 8 runs of ppo, 4 of 8 runs of trpo are missing." in text
+
+
+def test_many_gaps_are_counted_and_not_named(data, monkeypatch):
+    monkeypatch.setattr(suite_provenance, "_MOST_NAMED", 1)
+    assert provenance(data).endswith("**Not complete:** 6 runs are missing.")
 
 
 def test_scores(data):
