@@ -148,6 +148,18 @@ def hill(results: Path = TUNING / "hill.csv") -> str:
     return "\n".join(_lines(list(existing(results)), "last_100_return", ("MountainCarContinuous-v0",)))
 
 
+def swimmer(results: Path = TUNING / "swimmer.csv") -> str:
+    """Return what Swimmer-v5 comes to with a longer horizon and larger batches, at a few points."""
+    rows = list(existing(results))
+    points = {"100k": "100,000", "200k": "200,000", "300k": "300,000", "500k": "500,000", "700k": "700,000"}
+    lines = [f"| settings | {' | '.join(points.values())} |", f"| --- |{' --- |' * len(points)}"]
+    for settings in dict.fromkeys(row["settings"] for row in rows):
+        own = [row for row in rows if row["settings"] == settings]
+        cells = [cell([r for r in own if r[f"return_{x}"]], f"return_{x}") for x in points]
+        lines.append(f"| {shown(settings)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def early_150k() -> str:
     """Return the same for the first 150,000 steps, of more seeds."""
     return early(TUNING / "early_150k.csv", "150k")
@@ -246,4 +258,5 @@ TABLES: dict[str, Callable[[], str]] = {
     "second quarter": second_quarter,
     "constructor": constructor,
     "hill": hill,
+    "swimmer": swimmer,
 }
