@@ -151,11 +151,15 @@ def hill(results: Path = TUNING / "hill.csv") -> str:
 def swimmer(results: Path = TUNING / "swimmer.csv") -> str:
     """Return what Swimmer-v5 comes to with a longer horizon and larger batches, at a few points."""
     rows = list(existing(results))
-    points = {"100k": "100,000", "200k": "200,000", "300k": "300,000", "500k": "500,000", "700k": "700,000"}
-    lines = [f"| settings | {' | '.join(points.values())} |", f"| --- |{' --- |' * len(points)}"]
+    points = (100, 200, 300, 500, 700)  # thousands
+    lines = [
+        f"| settings | {' | '.join(f'{x},000' for x in points)} |",
+        f"| --- |{' --- |' * len(points)}",
+    ]
     for settings in dict.fromkeys(row["settings"] for row in rows):
         own = [row for row in rows if row["settings"] == settings]
-        cells = [cell([r for r in own if r[f"return_{x}"]], f"return_{x}") for x in points]
+        columns = [f"return_{x}k" for x in points]
+        cells = [cell([row for row in own if row[column]], column) for column in columns]
         lines.append(f"| {shown(settings)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
