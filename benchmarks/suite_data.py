@@ -107,9 +107,10 @@ class SuiteData:
         rows = self.rows.get((env, label), [])
         return rows if seeds is None else [row for row in rows if row["seed"] in seeds]
 
-    def common_seeds(self, env: str, *labels: str) -> set[str]:
-        """Return the seeds that all labels have learned."""
-        return set.intersection(*({row["seed"] for row in self._rows(env, x)} for x in labels))
+    def common_seeds(self, env: str, *labels: str, column: str) -> set[str]:
+        """Return the seeds for which all labels have a value in a column."""
+        known = ({row["seed"] for row in self._rows(env, label) if row[column]} for label in labels)
+        return set.intersection(*known)
 
     def in_turns(self, env: str, *labels: str) -> list[str]:
         """Return the seeds that all labels learned in the same session."""

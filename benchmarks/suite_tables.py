@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from benchmarks.markdown import markdown_table
 from benchmarks.statistics import Estimate, estimate, improvement, iqm
 from benchmarks.suite_data import ACKTR, PEERS, PPO_DEFAULTS, SuiteData, collapsed, random_policy
 from benchmarks.suite_provenance import provenance
@@ -59,7 +60,7 @@ def summary_table(data: SuiteData) -> str:
         "task", *(names[label] for label in labels), "ACKTR has the best peer's return at step",
         "PPO's seconds to its return / ACKTR's",
     )  # fmt: skip
-    return _table(header, rows)
+    return markdown_table(header, rows)
 
 
 def figure_links(data: SuiteData) -> list[str]:
@@ -103,13 +104,13 @@ def scores_table(data: SuiteData) -> str:
         "task", "algorithm", "seeds", "last 100 episodes, by seed", "IQM [95 %]", "evaluation, IQM",
         "seconds", "steps/s", "collapsed or diverged",
     )  # fmt: skip
-    return _table(header, rows)
+    return markdown_table(header, rows)
 
 
 def overview_table(data: SuiteData) -> str:
     """Return one row for each label and a column for each task: the IQM over seeds."""
     rows = [[label, *(_score(data.score(env, label)) for env in data.envs)] for label in data.labels]
-    return _table(("", *data.envs), rows)
+    return markdown_table(("", *data.envs), rows)
 
 
 def difference_table(data: SuiteData) -> str:
@@ -123,14 +124,14 @@ def difference_table(data: SuiteData) -> str:
         for column, name in (("return_300k", "300 k"), ("last_100_return", "end")):
             gains = []
             for label in changes:
-                seeds = data.common_seeds(env, PRESET, label)
+                seeds = data.common_seeds(env, PRESET, label, column=column)
                 before, after = (data.scores(env, x, column, seeds) for x in (PRESET, label))
                 gains.append(_difference(after - before))
             if set(gains) != {"–"}:
                 header.append(f"{env}, {name}")
                 columns.append(gains)
     note = "*In parentheses*: seeds. One or two say little: two runs of one setting differ as well."
-    return f"{_table(header, list(zip(*columns, strict=True)))}\n\n{note}"
+    return f"{markdown_table(header, list(zip(*columns, strict=True)))}\n\n{note}"
 
 
 def aggregate_table(data: SuiteData) -> str:
@@ -149,7 +150,7 @@ def aggregate_table(data: SuiteData) -> str:
             cells.append(f"{_estimate(estimate(improvement, tasks), 2)} on {len(both)}")
         rows.append(cells)
     header = ("algorithm", "tasks", "normalised IQM [95 %]", "probability that ACKTR is better [95 %]")
-    return f"{_table(header, rows)}\n\n{wins(data)}".rstrip() if rows else wins(data)
+    return f"{markdown_table(header, rows)}\n\n{wins(data)}".rstrip() if rows else wins(data)
 
 
 def wins(data: SuiteData) -> str:
@@ -196,7 +197,7 @@ def efficiency_table(data: SuiteData) -> str:
     told = f"Reached {_by_milestones(reached)} of {len(reached)} tasks."
     if PPO_DEFAULTS in data.labels:
         told += f" Without {PPO_DEFAULTS}: {_by_milestones(tuned)}."
-    return f"{_table(header, rows)}\n\n{told}"
+    return f"{markdown_table(header, rows)}\n\n{told}"
 
 
 def _by_milestones(reached: Sequence[int | None]) -> str:
@@ -239,7 +240,7 @@ def batch_table(data: SuiteData) -> str:
         "gain - the smaller batch's, same updates [95 %]",
     )  # fmt: skip
     note = "*Gain*: the IQM of the last 100 episodes less what the random policy has."
-    return f"{_table(header, rows)}\n\n{note}"
+    return f"{markdown_table(header, rows)}\n\n{note}"
 
 
 def speed_table(data: SuiteData) -> str:
@@ -268,7 +269,7 @@ def speed_table(data: SuiteData) -> str:
         "task", "A", "B", "A, steps/s", "B, steps/s", "A / B, median", "least – greatest",
         "seeds in turns",
     )  # fmt: skip
-    return _table(header, rows)
+    return markdown_table(header, rows)
 
 
 def time_table(data: SuiteData) -> str:
@@ -299,9 +300,10 @@ def time_table(data: SuiteData) -> str:
         "PPO, all of its steps", "PPO / ACKTR until there", "seeds timed",
     )  # fmt: skip
     if not ratios:
-        return _table(header, rows)
-    return f"{_table(header, rows)}\n\nMedian of the {len(ratios)} tasks where it is reached: " + (
-        f"{np.median(ratios):.1f}."
+        return markdown_table(header, rows)
+    return (
+        f"{markdown_table(header, rows)}\n\nMedian of the {len(ratios)} tasks where it is reached: "
+        + (f"{np.median(ratios):.1f}.")
     )
 
 
@@ -357,9 +359,10 @@ def _score(value: float | None) -> str:
 def _difference(values: np.ndarray) -> str:
     """Mean and standard error: +340 ± 156 (4)."""
     n = len(values)
-    if n < 2:
-        return f"{values[0]:+.0f} (1)" if n else "–"
-    return f"{values.mean():+.0f} ± {values.std(ddof=1) / n**0.5:.0f} ({n})"
+    if not n:
+        return "–"
+    mean = f"{'+' if values.mean() >= 0 else ''}{_score(values.mean())}"
+    return f"{mean} (1)" if n == 1 else f"{mean} ± {_score(values.std(ddof=1) / n**0.5)} ({n})"
 
 
 def _or(value: float | None, missing: str, form: str) -> str:
@@ -373,8 +376,3 @@ def _estimate(value: Estimate, digits: int | None = None) -> str:
     if value.low is None or value.high is None:
         return f"{show(value.value)} (one seed: no interval)"
     return f"{show(value.value)} [{show(value.low)}, {show(value.high)}]"
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

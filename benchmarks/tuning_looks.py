@@ -5,6 +5,7 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.faults import existing
+from benchmarks.markdown import markdown_table
 from benchmarks.tuning_report import STANDING, TUNING, cell, shown
 
 
@@ -76,24 +77,26 @@ def frozen(results: Path = TUNING / "frozen.csv") -> str:
 
 def frozen_critic(results: Path = TUNING / "frozen_critic.csv") -> str:
     """Return how well a run's critic predicts returns, and networks that had far more samples."""
-    lines = ["| task | λ | critic | explained variance | what it leaves |", "| --- |" + " --- |" * 4]
-    for r in existing(results):
-        lines.append(
-            f"| {r['env']} | {r['gae_lambda']} | {r['critic']} | {float(r['explained_variance']):.2f} | "
-            f"{float(r['residual_std']):.2f} |"
-        )
-    return "\n".join(lines)
+    rows = [
+        [
+            r["env"],
+            r["gae_lambda"],
+            r["critic"],
+            *(f"{float(r[x]):.2f}" for x in ("explained_variance", "residual_std")),
+        ]
+        for r in existing(results)
+    ]
+    return markdown_table(("task", "λ", "critic", "explained variance", "what it leaves"), rows)
 
 
 def td_errors(results: Path = TUNING / "td_errors.csv") -> str:
     """Return what networks explain of TD errors and advantages, on samples that they have not seen."""
-    lines = ["| task | of | explained by | samples | units | R² |", "| --- |" + " --- |" * 5]
-    for r in existing(results):
-        lines.append(
-            f"| {r['env']} | {r['target']} | {r['explained_by']} | {int(r['samples']):,} | "
-            f"{r['units']} | {float(r['test_r2']):.2f} |"
-        )
-    return "\n".join(lines)
+    rows = [
+        [r["env"], r["target"], r["explained_by"], f"{int(r['samples']):,}", r["units"],
+         f"{float(r['test_r2']):.2f}"]
+        for r in existing(results)
+    ]  # fmt: skip
+    return markdown_table(("task", "of", "explained by", "samples", "units", "R²"), rows)
 
 
 def tilt(

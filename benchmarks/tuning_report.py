@@ -5,6 +5,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from benchmarks.faults import existing
+from benchmarks.markdown import markdown_table
 
 TUNING = Path(__file__).resolve().parent / "results" / "tuning"
 SUITE = TUNING.parent / "mujoco" / "runs.csv"
@@ -152,16 +153,13 @@ def swimmer(results: Path = TUNING / "swimmer.csv") -> str:
     """Return what Swimmer-v5 comes to with a longer horizon and larger batches, at a few points."""
     rows = list(existing(results))
     points = (100, 200, 300, 500, 700)  # thousands
-    lines = [
-        f"| settings | {' | '.join(f'{x},000' for x in points)} |",
-        f"| --- |{' --- |' * len(points)}",
-    ]
+    lines = []
     for settings in dict.fromkeys(row["settings"] for row in rows):
         own = [row for row in rows if row["settings"] == settings]
         columns = [f"return_{x}k" for x in points]
-        cells = [cell([row for row in own if row[column]], column) for column in columns]
-        lines.append(f"| {shown(settings)} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        cells = (cell([row for row in own if row[column]], column) for column in columns)
+        lines.append([shown(settings), *cells])
+    return markdown_table(("settings", *(f"{x},000" for x in points)), lines)
 
 
 def early_150k() -> str:
