@@ -125,10 +125,16 @@ class SuiteData:
         counts = Counter(self._processors[row["session"]] for rows in self.rows.values() for row in rows)
         return counts.most_common(1)[0][0]
 
-    def timed(self, env: str, label: str) -> list[str]:
-        """Return the seeds whose seconds are those of :attr:`processor`."""
-        rows = self._rows(env, label)
-        return [row["seed"] for row in rows if self._processors[row["session"]] == self.processor]
+    def timed(self, env: str, label: str, processor: str | None = None) -> list[str]:
+        """Return the seeds whose seconds are those of a processor, by default of :attr:`processor`."""
+        rows, wanted = self._rows(env, label), processor or self.processor
+        return [row["seed"] for row in rows if self._processors[row["session"]] == wanted]
+
+    def processor_of(self, env: str, *labels: str) -> str:
+        """Return a processor that all labels have had on a task, else :attr:`processor`."""
+        had = [{self._processors[row["session"]] for row in self._rows(env, x)} for x in labels]
+        common = set.intersection(*had)
+        return self.processor if self.processor in common or not common else min(common)
 
     @cached_property
     def _processors(self) -> dict[str, str]:

@@ -282,18 +282,18 @@ def time_table(data: SuiteData) -> str:
         ours, theirs, ratio = _seconds_to_ppo(data, env)
         if ratio is not None:
             ratios.append(ratio)
-        turns = data.in_turns(env, ACKTR, "ppo")
-        whole = data.scores(env, "ppo", "cpu_seconds", turns or data.timed(env, "ppo"))
+        turns, processor = data.in_turns(env, ACKTR, "ppo"), data.processor_of(env, ACKTR, "ppo")
+        whole = data.scores(env, "ppo", "cpu_seconds", turns or data.timed(env, "ppo", processor))
         rows.append([
             env,
             _score(target),
             *(
-                _or(seconds, "not reached" if turns or data.timed(env, label) else "–", ".0f")
+                _or(seconds, "not reached" if turns or data.timed(env, label, processor) else "–", ".0f")
                 for label, seconds in ((ACKTR, ours), ("ppo", theirs))
             ),
             f"{iqm(whole):.0f}" if len(whole) else "–",
             _or(ratio, "–", ".1f"),
-            f"{', '.join(turns)}, in turns" if turns else f"all on {data.processor}",
+            f"{', '.join(turns)}, in turns" if turns else f"all on {processor}",
         ])  # fmt: skip
     header = (
         "task", "PPO's final IQM", "ACKTR, seconds until there", "PPO, seconds until there",
@@ -339,10 +339,13 @@ def _seconds_to_ppo(data: SuiteData, env: str) -> tuple[float | None, float | No
     machine, or where there are no such of all that have run on the same kind of processor.
     """
     target, turns = data.score(env, "ppo"), data.in_turns(env, ACKTR, "ppo")
+    processor = data.processor_of(env, ACKTR, "ppo")
     seconds: list[float | None] = []
     for label in (ACKTR, "ppo"):
         point = None if target is None else first_reached(data, env, label, target)
-        curves = [] if point is None else data.curves(env, label, turns or data.timed(env, label))
+        curves = (
+            [] if point is None else data.curves(env, label, turns or data.timed(env, label, processor))
+        )
         of_seeds = np.array([curve["cpu_seconds"][point] for curve in curves])
         seconds.append(float(iqm(of_seeds)) if curves else None)
     ours, theirs = seconds

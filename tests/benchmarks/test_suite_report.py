@@ -154,6 +154,23 @@ def test_seconds_of_another_processor_do_not_count(tmp_path):
     assert [label.split()[0] for label in labels] == ["ppo", "trpo"]
 
 
+def test_both_on_another_processor_than_most_are_timed_there(tmp_path):
+    data = small_suite(tmp_path)
+    for label in ("acktr", "ppo"):  # in two sessions: no seed was learned in turns
+        slow = {**SESSION, "command": label, "machine": {**SESSION["machine"], "cpu": "a slow CPU"}}
+        for trial in data.wanted:
+            if (trial.env_id, trial.label) == ("Reacher-v5", label) and trial.seed < 3:
+                final = {"acktr": -4.0, "ppo": -6.0}[label]
+                Store(tmp_path).add(trial, outcome(trial, final), {"algo": label}, slow)
+    data = SuiteData("small", data.suite, tmp_path)
+    assert data.processor == "a CPU"
+    row = line(suite_tables.time_table(data), "Reacher-v5")
+    assert row[4] == "1000"
+    assert row[5] != "–"
+    assert row[6] == "all on a slow CPU"
+    assert line(suite_tables.scores_table(data), "Reacher-v5", "ppo")[-3:-1] == ["–", "–"]
+
+
 def test_peers_that_were_stopped_are_named(tmp_path):
     data = small_suite(tmp_path)
     assert "Stopped" not in provenance(data)
