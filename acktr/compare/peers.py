@@ -8,6 +8,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch
 import yaml
 from gymnasium import spaces
 from stable_baselines3 import A2C, PPO
@@ -31,6 +32,7 @@ _CLASSES: dict[str, Any] = {"ReLU": nn.ReLU, "Tanh": nn.Tanh, "ELU": nn.ELU}
 _CLASSES |= {"RMSpropTFLike": RMSpropTFLike, "PixelCNN": PixelCNN}
 _SCHEDULES = ("learning_rate", "clip_range")
 _NOT_ARGUMENTS = ("n_timesteps", "n_envs", "normalize", "frame_stack", "pixels", "policy", "zoo_entry")
+_NOT_ARGUMENTS += ("channels_last",)
 
 
 def check_installed(algo: str) -> None:
@@ -54,7 +56,9 @@ def peer_settings(
     :param env_id: an id that :func:`acktr.envs.make_vec_env` accepts
     :param n_timesteps: environment steps, in place of the Zoo's
     :param overrides: settings that replace the Zoo's; ``pixels`` for pictures in the place of states,
-        ``zoo_entry`` for those under another id, or ``default`` for Stable-Baselines3's own
+        ``zoo_entry`` for those under another id, or ``default`` for Stable-Baselines3's own,
+        ``channels_last`` for convolutions in the memory format that CPUs are faster with: the same
+        numbers but for rounding
     :raises ConfigurationError: if there is no such environment or entry
     """
     entries, overrides = _data()[algo], overrides or {}
@@ -90,12 +94,15 @@ def build_model(algo: str, env_id: str, settings: Mapping[str, Any], seed: int) 
     # Small networks gain nothing from an accelerator, and SB3 warns of one.
     device = "auto" if policy == "CnnPolicy" else "cpu"
     try:
-        return _class(algo)(policy, env, seed=seed, device=device, **arguments)
+        model = _class(algo)(policy, env, seed=seed, device=device, **arguments)
     except (AssertionError, TypeError, ValueError) as error:
         env.close()
         raise ConfigurationError(
             f"{algo} cannot be built for {env_id}: {' '.join(str(error).split())}"
         ) from error
+    if settings.get("channels_last"):
+        model.policy.to(memory_format=torch.channels_last)
+    return model
 
 
 def build_env(
