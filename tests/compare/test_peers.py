@@ -3,6 +3,7 @@
 import inspect
 
 import pytest
+import torch
 from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from stable_baselines3.common.vec_env import (
     VecFrameStack,
@@ -114,6 +115,22 @@ def test_atari_is_wrapped_and_stacked():
     assert model.env.observation_space.shape == (4, 84, 84)
     assert isinstance(model.policy.optimizer, RMSpropTFLike)
     model.env.close()
+
+
+def test_channels_last_is_only_another_layout():
+    """A peer learns the same with it, but for rounding, and keeps it."""
+    pytest.importorskip("ale_py")
+    parameters = []
+    for channels_last in (False, True):
+        overrides = {"n_envs": 1, "n_steps": 8, "batch_size": 4, "channels_last": channels_last}
+        settings = peer_settings("ppo", "PongNoFrameskip-v4", 100, overrides)
+        model = build_model("ppo", "PongNoFrameskip-v4", settings, seed=0)
+        model.learn(16)
+        kernel = model.policy.features_extractor.cnn[0].weight
+        assert kernel.is_contiguous(memory_format=torch.channels_last) == channels_last
+        parameters.append(dict(model.policy.named_parameters()))
+        model.env.close()
+    torch.testing.assert_close(parameters[1], parameters[0], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
