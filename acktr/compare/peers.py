@@ -31,8 +31,16 @@ PEERS = ("a2c", "ppo", "trpo")
 _CLASSES: dict[str, Any] = {"ReLU": nn.ReLU, "Tanh": nn.Tanh, "ELU": nn.ELU}
 _CLASSES |= {"RMSpropTFLike": RMSpropTFLike, "PixelCNN": PixelCNN}
 _SCHEDULES = ("learning_rate", "clip_range")
-_NOT_ARGUMENTS = ("n_timesteps", "n_envs", "normalize", "frame_stack", "pixels", "policy", "zoo_entry")
-_NOT_ARGUMENTS += ("channels_last",)
+_NOT_ARGUMENTS = (
+    "n_timesteps",
+    "n_envs",
+    "normalize",
+    "frame_stack",
+    "pixels",
+    "policy",
+    "zoo_entry",
+    "channels_last",
+)
 
 
 def check_installed(algo: str) -> None:
@@ -101,7 +109,7 @@ def build_model(algo: str, env_id: str, settings: Mapping[str, Any], seed: int) 
             f"{algo} cannot be built for {env_id}: {' '.join(str(error).split())}"
         ) from error
     if settings.get("channels_last"):
-        model.policy.to(memory_format=torch.channels_last)
+        model.policy.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model
 
 
