@@ -109,7 +109,7 @@ def build_model(algo: str, env_id: str, settings: Mapping[str, Any], seed: int) 
             f"{algo} cannot be built for {env_id}: {' '.join(str(error).split())}"
         ) from error
     if settings.get("channels_last"):
-        model.policy.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        nn.utils.convert_conv2d_weight_memory_format(model.policy, torch.channels_last)
     return model
 
 
