@@ -230,7 +230,7 @@ def main(path: Path) -> int:
     from acktr.compare.store import Store, session
     from acktr.memory import keep_freed_memory
 
-    # As `acktr train` does, and for the peers too: large batches of images gain from it, whose ever they are.
+    # As `acktr train` does, and for the peers too: large batches of images gain from it.
     keep_freed_memory()
     torch.set_num_threads(job["threads"])
     trial = Trial(**job["trial"])
