@@ -29,7 +29,8 @@ def make(data: SuiteData) -> list[Path]:
     pictures = []
     if len(data.labels) <= _MOST_LINES:
         pictures.append(save(curves(data, "steps"), data.path / "steps.png"))
-        pictures.append(save(curves(data, "cpu_seconds"), data.path / "time.png"))
+        if data.suite.compare_seconds:
+            pictures.append(save(curves(data, "cpu_seconds"), data.path / "time.png"))
     if any(data.normalized(label) for label in data.labels):
         pictures.append(save(profiles(data), data.path / "profile.png"))
     return pictures

@@ -36,7 +36,7 @@ def text(data: SuiteData) -> str:
         parts += ["**Sample efficiency**", efficiency_table(data)]
     if any(set(pair) <= set(data.labels) for pair in suite.batches):
         parts += ["**The larger batch**", batch_table(data)]
-    if {ACKTR, "ppo"} <= set(data.labels):
+    if suite.compare_seconds and {ACKTR, "ppo"} <= set(data.labels):
         parts += ["**Time to PPO's final return**", time_table(data)]
     return "\n\n".join(parts)
 

@@ -5,7 +5,8 @@ settings of its own (``set``: changes to ACKTR's preset or to the Zoo's settings
 reaches into a mapping; ``set_on``: more of them on one task) and other ``envs``, ``seeds`` and ``steps``
 than the suite. The ``set`` of the suite is what all of ACKTR's labels begin with. ``batches`` names
 pairs of labels whose ``set`` differ in ``n_steps`` alone, the smaller batch first. ``speeds`` names
-pairs whose steps per second are compared, the one in question first.
+pairs whose steps per second are compared, the one in question first. ``compare_seconds: false`` leaves
+out what would compare seconds: the runs have had different cores.
 """
 
 from pathlib import Path
@@ -58,6 +59,7 @@ class Suite(_Strict):
     algorithms: dict[Annotated[str, Field(pattern=r"^[^,]+$")], Algorithm]
     batches: list[tuple[str, str]] = []
     speeds: list[tuple[str, str]] = []
+    compare_seconds: bool = True
 
     def trials(self) -> list[Trial]:
         """Return all trainings: first all of the first seed, one algorithm after another."""

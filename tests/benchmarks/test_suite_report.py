@@ -154,6 +154,14 @@ def test_seconds_of_another_processor_do_not_count(tmp_path):
     assert [label.split()[0] for label in labels] == ["ppo", "trpo"]
 
 
+def test_a_suite_may_compare_no_seconds(tmp_path):
+    data = small_suite(tmp_path)
+    assert "Time to PPO's final return" in suite_tables.text(data)
+    silent = SuiteData("small", data.suite.model_copy(update={"compare_seconds": False}), tmp_path)
+    assert "Time to PPO's final return" not in suite_tables.text(silent)
+    assert [path.name for path in suite_figures.make(silent)] == ["steps.png", "profile.png"]
+
+
 def test_both_on_another_processor_than_most_are_timed_there(tmp_path):
     data = small_suite(tmp_path)
     for label in ("acktr", "ppo"):  # in two sessions: no seed was learned in turns
