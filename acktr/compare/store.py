@@ -165,7 +165,8 @@ class Store:
                 ) from error
             for name, text in texts.items():
                 _write(self.path / name, text)
-            self._add(rows, other.manifest())
+            named = {row["session"] for row in rows}  # others made no row here
+            self._add(rows, {key: one for key, one in other.manifest().items() if key in named})
         return len(rows)
 
     def manifest(self) -> dict[str, Any]:

@@ -52,7 +52,11 @@ def test_merge(tmp_path):
     add(ours, 1, final=1.0)
     trial = add(theirs, 1, final=2.0, settings={"a": 2})
     (theirs.path / "curves" / f"{kept.key}.csv").write_text("of no row there")
+    sessions = theirs.manifest()
+    (theirs.path / "manifest.json").write_text(json.dumps({**sessions, "of no row there": {}}))
     assert ours.merge(theirs) == 1
+    assert ours.manifest().keys() >= sessions.keys()
+    assert "of no row there" not in ours.manifest()
     assert ours.curve(kept.key)["return"][-1] == 1.0
     assert [row["last_100_return"] for row in ours.rows()] == ["1", "2"]
     assert ours.curve(trial.key)["return"][-1] == 2.0
