@@ -1,4 +1,4 @@
-"""The figures of a suite: learning curves over steps and over time, and performance profiles."""
+"""The figures of a suite: curves over steps and over time, every seed's end, performance profiles."""
 
 import math
 from collections.abc import Callable
@@ -12,8 +12,14 @@ from acktr.compare.plot import SECONDS, draw, save
 from benchmarks.statistics import interval, iqm_with_interval, profile
 from benchmarks.suite_data import SuiteData
 
+CAPTIONS = {
+    "steps.png": "Return over steps",
+    "time.png": "Return over seconds of one core",
+    "ends.png": "Return at the end, every seed",
+    "profile.png": "Share of runs above a normalised score",
+}
 _COLUMNS = 3
-# More in one panel cannot be told apart: tables alone.
+# More in one panel cannot be told apart: every seed's end in place of curves.
 _MOST_LINES = 8
 _THRESHOLDS = np.linspace(-0.2, 2.0, 111)
 
@@ -24,16 +30,30 @@ def make(data: SuiteData) -> list[Path]:
     :param data: the results of a suite
     :return: the pictures
     """
-    if not data.rows:
+    if not data.rows or data.suite.speeds:  # those trainings are too short for a return
         return []
-    pictures = []
-    if len(data.labels) <= _MOST_LINES:
-        pictures.append(save(curves(data, "steps"), data.path / "steps.png"))
+    figures: dict[str, Figure] = {}
+    if len(data.labels) > _MOST_LINES:
+        figures["ends.png"] = ends(data)
+    else:
+        figures["steps.png"] = curves(data, "steps")
         if data.suite.compare_seconds:
-            pictures.append(save(curves(data, "cpu_seconds"), data.path / "time.png"))
+            figures["time.png"] = curves(data, "cpu_seconds")
     if any(data.normalized(label) for label in data.labels):
-        pictures.append(save(profiles(data), data.path / "profile.png"))
-    return pictures
+        figures["profile.png"] = profiles(data)
+    for name in CAPTIONS.keys() - figures.keys():
+        # From when there was less to show, or something else: the page shows what lies here.
+        (data.path / name).unlink(missing_ok=True)
+    return [save(figure, data.path / name) for name, figure in figures.items()]
+
+
+def links(data: SuiteData) -> list[str]:
+    """Return the pictures that lie beside the results, as a page in ``docs`` shows them."""
+    return [
+        f"![{caption}](../benchmarks/results/{data.name}/{name})"
+        for name, caption in CAPTIONS.items()
+        if (data.path / name).is_file()
+    ]
 
 
 def curves(data: SuiteData, x: str) -> Figure:
@@ -65,6 +85,29 @@ def curves(data: SuiteData, x: str) -> Figure:
         axes.set_axis_off()
     figure.supxlabel("environment steps" if x == "steps" else SECONDS[x], fontsize="medium")
     figure.supylabel("return, mean of the last 100 episodes", fontsize="medium")
+    return figure
+
+
+def ends(data: SuiteData) -> Figure:
+    """Draw a panel for each task, a row for each label, a point for each seed: the score at the end.
+
+    A band shows from where to where the seeds of the first label go.
+    """
+    size = 1.8 + 2.8 * len(data.envs), 0.8 + 0.24 * len(data.labels)
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(1, len(data.envs), sharey=True, squeeze=False).flat
+    for env, axes in zip(data.envs, panels, strict=True):
+        for row, label in enumerate(data.labels):
+            scores = data.scores(env, label)
+            axes.plot(scores, [row] * len(scores), "o", color=f"C{min(row, 1)}", markersize=4, alpha=0.7)
+        first = data.scores(env, data.labels[0])
+        if len(first):
+            axes.axvspan(min(first), max(first), color="C0", alpha=0.15, linewidth=0)
+        axes.set_title(env, fontsize="medium")
+        axes.grid(alpha=0.3)
+    panels[0].set_yticks(range(len(data.labels)), data.labels, fontsize="small")
+    panels[0].invert_yaxis()
+    figure.supxlabel("return, mean of the last 100 episodes", fontsize="medium")
     return figure
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from benchmarks.markdown import markdown_table
 from benchmarks.statistics import Estimate, estimate, improvement, iqm
 from benchmarks.suite_data import ACKTR, PEERS, PPO_DEFAULTS, SuiteData, collapsed, random_policy
+from benchmarks.suite_figures import links
 from benchmarks.suite_provenance import provenance
 
 MILESTONES = (300_000, 500_000)
@@ -24,8 +25,7 @@ def text(data: SuiteData) -> str:
     parts = [f"## {suite.title}", suite.about.strip(), provenance(data)]
     if suite.speeds:
         return "\n\n".join([*parts, speed_table(data)])
-    if figures := figure_links(data):
-        parts += figures
+    parts += links(data)
     if len(data.envs) > 1 and not any(data.target(env) for env in data.envs):
         parts += ["**IQM by task**", overview_table(data)]
     if PRESET in data.labels and len(data.labels) > 1:
@@ -61,21 +61,6 @@ def summary_table(data: SuiteData) -> str:
         "PPO's seconds to its return / ACKTR's",
     )  # fmt: skip
     return markdown_table(header, rows)
-
-
-def figure_links(data: SuiteData) -> list[str]:
-    """Return the pictures that lie beside the results."""
-    captions = {
-        "steps.png": "Return over steps",
-        "time.png": "Return over seconds of one core",
-        "profile.png": "Share of runs above a normalised score",
-    }
-    folder = f"../benchmarks/results/{data.name}"
-    return [
-        f"![{caption}]({folder}/{name})"
-        for name, caption in captions.items()
-        if (data.path / name).is_file()
-    ]
 
 
 def scores_table(data: SuiteData) -> str:

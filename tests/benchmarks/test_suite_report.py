@@ -162,6 +162,21 @@ def test_a_suite_may_compare_no_seconds(tmp_path):
     assert [path.name for path in suite_figures.make(silent)] == ["steps.png", "profile.png"]
 
 
+def test_many_labels_are_drawn_as_ends_and_older_curves_go(tmp_path, monkeypatch):
+    data = small_suite(tmp_path)
+    suite_figures.make(data)
+    monkeypatch.setattr(suite_figures, "_MOST_LINES", 2)
+    assert [path.name for path in suite_figures.make(data)] == ["ends.png", "profile.png"]
+    text = suite_tables.text(data)
+    assert "small/ends.png" in text
+    assert "small/steps.png" not in text
+    halfcheetah, _ = suite_figures.ends(data).axes
+    rows = [label.get_text() for label in halfcheetah.get_yticklabels()]
+    assert rows == ["acktr", "ppo", "trpo"]
+    points = halfcheetah.lines[0].get_xydata().tolist()
+    assert points == [[6000, 0], [5000, 0], [5500, 0], [2000, 0]]
+
+
 def test_both_on_another_processor_than_most_are_timed_there(tmp_path):
     data = small_suite(tmp_path)
     for label in ("acktr", "ppo"):  # in two sessions: no seed was learned in turns
