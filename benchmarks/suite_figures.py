@@ -19,6 +19,7 @@ CAPTIONS = {
     "profile.png": "Share of runs above a normalised score",
 }
 _COLUMNS = 3
+_RETURN = "return, mean of the last 100 episodes"
 # More in one panel cannot be told apart: every seed's end in place of curves.
 _MOST_LINES = 8
 _THRESHOLDS = np.linspace(-0.2, 2.0, 111)
@@ -84,7 +85,7 @@ def curves(data: SuiteData, x: str) -> Figure:
     for axes in list(panels):
         axes.set_axis_off()
     figure.supxlabel("environment steps" if x == "steps" else SECONDS[x], fontsize="medium")
-    figure.supylabel("return, mean of the last 100 episodes", fontsize="medium")
+    figure.supylabel(_RETURN, fontsize="medium")
     return figure
 
 
@@ -107,7 +108,7 @@ def ends(data: SuiteData) -> Figure:
         axes.grid(alpha=0.3)
     panels[0].set_yticks(range(len(data.labels)), data.labels, fontsize="small")
     panels[0].invert_yaxis()
-    figure.supxlabel("return, mean of the last 100 episodes", fontsize="medium")
+    figure.supxlabel(f"{_RETURN}; the band is that of the first row", fontsize="medium")
     return figure
 
 

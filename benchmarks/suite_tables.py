@@ -116,7 +116,22 @@ def difference_table(data: SuiteData) -> str:
                 header.append(f"{env}, {name}")
                 columns.append(gains)
     note = "*In parentheses*: seeds. One or two say little: two runs of one setting differ as well."
-    return f"{markdown_table(header, list(zip(*columns, strict=True)))}\n\n{note}"
+    return f"{markdown_table(header, list(zip(*columns, strict=True)))}\n\n{note}\n\n{outside(data)}"
+
+
+def outside(data: SuiteData) -> str:
+    """Say which changes end outside of the preset's seeds, with each of their own on every task."""
+
+    def beyond(label: str, sign: int) -> bool:
+        pairs = [[sign * data.scores(env, name) for name in (label, PRESET)] for env in data.envs]
+        return all(len(own) and len(base) and own.min() > base.max() for own, base in pairs)
+
+    changes = [label for label in data.labels if label != PRESET]
+    above, below = (", ".join(x for x in changes if beyond(x, sign)) or "none" for sign in (1, -1))
+    return (
+        f"Of {len(changes)} changes, above the preset's best seed on every task: {above}. "
+        f"Below its worst on every task: {below}."
+    )
 
 
 def aggregate_table(data: SuiteData) -> str:

@@ -56,6 +56,19 @@ def test_differences_are_those_of_seeds_that_both_have(data, monkeypatch):
     assert line(table, "ppo")[1:] == gains
     assert line(table, "trpo")[3:] == ["-1.80 (1)", "-6.00 (1)"]
     assert "| acktr |" not in table
+    # On both tasks ppo lies within the seeds of acktr, and trpo on HalfCheetah, whose worst has 2000.
+    assert table.endswith("every task: none. Below its worst on every task: none.")
+
+
+def test_changes_beyond_all_seeds_of_the_preset_are_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(suite_tables, "PRESET", "acktr")
+    ends = {"acktr": (5.0, 3.0), "ppo": (6.0, 7.0), "trpo": (2.0,)}
+    tasks = ("HalfCheetah-v5", "Reacher-v5")
+    data = small_suite(tmp_path, {(env, label): own for env in tasks for label, own in ends.items()})
+    assert suite_tables.outside(data) == (
+        "Of 2 changes, above the preset's best seed on every task: ppo. "
+        "Below its worst on every task: trpo."
+    )
 
 
 def test_a_seed_without_a_value_is_in_no_difference(tmp_path, monkeypatch):
@@ -287,6 +300,7 @@ def test_steps_per_second_of_pairs(tmp_path):
     ]  # fmt: skip
     assert line(text, "Reacher-v5", "ppo")[-1] == "1"
     assert "Every seed" not in text
+    assert suite_figures.make(SuiteData("small", suite, tmp_path)) == []
 
 
 def test_pairs_of_speeds_are_checked():
