@@ -27,8 +27,8 @@ from acktr.checkpoint.algorithm_file import (
     check_architecture,
     constructor_arguments,
 )
-from acktr.checkpoint.bundle import MANIFEST, pack, read_manifest, unpack
-from acktr.checkpoint.codec import Unstorable, encode
+from acktr.checkpoint.bundle import MANIFEST, check_size, pack, read_manifest, unpack
+from acktr.checkpoint.codec import Unstorable
 from acktr.envs.normalization import normalization_state, set_normalization_state
 from acktr.envs.state import NotCapturable, capture, restore
 from acktr.errors import DamagedCheckpointError
@@ -68,10 +68,10 @@ def capture_learner(
     state = {name: value for name, value in vars(model).items() if name not in left_out}
     for name in list(state):
         try:
-            encode(state[name])
-        except Unstorable:
+            check_size(state[name])
+        except Unstorable as error:
             del state[name]
-            reasons.append(f"the attribute {name} of {type(model).__name__} is no data")
+            reasons.append(f"the attribute {name} of {type(model).__name__} is no data ({error})")
     components: Components = {
         name.replace("policy.", ""): part for name, part in model.get_parameters().items()
     }
@@ -179,7 +179,7 @@ def _left_out(model: SafeAlgorithm) -> set[str]:
 def _capture(env: VecEnv, what: str, reasons: list[str]) -> Any:
     try:
         state = capture(env)
-        encode(state)
+        check_size(state)
     except (NotCapturable, Unstorable) as error:
         reasons.append(f"{what} begin anew: {error}")
         return None

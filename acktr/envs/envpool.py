@@ -8,6 +8,7 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode
 
+from acktr.envs.attributes import NotCapturable
 from acktr.envs.native import End, NativeVecEnv, Step, check_autoreset, count_threads
 
 # Those whose returns and lengths a test finds equal to gymnasium's. Left out: Humanoid and
@@ -25,6 +26,9 @@ ENVPOOL_IDS = frozenset(
 )
 # A step of these takes gymnasium less than it takes a thread to wake up.
 CHEAP_IDS = frozenset({"CartPole-v0", "CartPole-v1", "MountainCar-v0", "MountainCarContinuous-v0"})
+
+_LONGEST = 100_000  # steps that are kept to be played again
+_LOST = -1
 
 
 class EnvPoolVecEnv(NativeVecEnv):
@@ -68,16 +72,25 @@ class EnvPoolVecEnv(NativeVecEnv):
         self._n_begun[indices] += 1
         self._first[indices] = len(self._played)
         forgotten = int(self._first.min())
-        if forgotten:
+        if forgotten > 0:
             del self._played[:forgotten]
             self._first -= forgotten
 
     def _send(self, actions: np.ndarray) -> None:
+        if len(self._played) >= _LONGEST:
+            # Episodes without end: what led to where they are is no longer known.
+            self._played.clear()
+            self._first[:] = _LOST
         self._played.append(np.array(actions))
         self._pool.send(actions)
 
     def get_state(self) -> dict[str, Any]:
-        """Return the state, between two steps; see :mod:`acktr.envs.state`."""
+        """Return the state, between two steps; see :mod:`acktr.envs.state`.
+
+        :raises NotCapturable: an episode is too long to be played again
+        """
+        if (self._first == _LOST).any():
+            raise NotCapturable(f"an episode has more than {_LONGEST} steps, too many to play again")
         return {
             "seeds": list(self._pool_seeds),
             "begun": self._n_begun.copy(),

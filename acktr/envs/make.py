@@ -7,6 +7,7 @@ import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
 from stable_baselines3.common.atari_wrappers import AtariWrapper
 from stable_baselines3.common.env_util import make_vec_env as make_sb3_vec_env
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecFrameStack
 
 from acktr.envs.ale import AleVecEnv
@@ -15,6 +16,7 @@ from acktr.envs.envpool import EnvPoolVecEnv
 from acktr.envs.finite import VecCheckFinite
 from acktr.envs.halves import build_halves
 from acktr.envs.lookup import find_spec, is_atari
+from acktr.envs.monitor import BoundedMonitor
 from acktr.envs.pixels import FRAME_STACK, make_pixel_env, pixel_arguments
 from acktr.envs.serial import SerialVecEnv
 from acktr.envs.spaces import check_spaces, fits_convolutions
@@ -175,6 +177,8 @@ def _make_single(
         return _build(spec, wrapper, kwargs, pixels)
 
     def finish(env: gym.Env) -> gym.Env:
+        assert isinstance(env, Monitor)
+        env = BoundedMonitor(env)
         return attach(AtariWrapper(env) if is_atari(spec) else env)
 
     if chosen == "subproc":

@@ -17,11 +17,13 @@ from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper
 
 from acktr.envs import mujoco
 from acktr.envs.attributes import NotCapturable, get_attributes, set_attributes
 from acktr.envs.halves import HalvedVecEnv
+from acktr.envs.monitor import HISTORY, BoundedMonitor
 
 __all__ = ["NotCapturable", "capture", "capture_single", "restore", "restore_single"]
 
@@ -144,7 +146,7 @@ def restore_single(env: gym.Env, layers: list[State]) -> None:
             return
         if layer["class"] != _class_name(env):
             raise NotCapturable(f"the state is of {layer['class']}, not of {_class_name(env)}")
-        set_attributes(env, layer["attributes"])
+        set_attributes(env, {k: v for k, v in layer["attributes"].items() if k not in _history(env)})
         if "data" in layer:
             mujoco.set_state(env, layer["data"])
         env = env.env if isinstance(env, gym.Wrapper) else env
@@ -177,12 +179,18 @@ def attach(env: gym.Env) -> gym.Env:
 
 def _attributes(env: gym.Env, handled: set[str], seen: dict[int, str]) -> State:
     below = {"env"} if isinstance(env, gym.Wrapper) else set()
-    skipped = {*below, *handled, CAPTURE, RESTORE}
+    skipped = {*below, *handled, *_history(env), CAPTURE, RESTORE}
     return {"class": _class_name(env), "attributes": get_attributes(env, skipped, seen)}
 
 
+def _history(env: gym.Env) -> frozenset[str]:
+    return HISTORY if isinstance(env, Monitor) else frozenset()
+
+
 def _class_name(env: gym.Env) -> str:
-    return f"{type(env).__module__}.{type(env).__qualname__}"
+    # Their states are the same, and those from before there was ours are SB3's.
+    kind = Monitor if type(env) is BoundedMonitor else type(env)
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _offers_state(env: Any) -> bool:
