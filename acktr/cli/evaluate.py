@@ -5,6 +5,8 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+from acktr.errors import printable
+
 
 def evaluate(
     run: Annotated[Positional[str], arg(metavar="RUN")],
@@ -33,7 +35,7 @@ def evaluate(
         print(json.dumps({"env_id": env_id, "model": model, **summary, **details}))
     else:
         print(
-            f"{env_id}: return {summary['mean_return']:.1f} ± {summary['std_return']:.1f} over "
+            f"{printable(env_id)}: return {summary['mean_return']:.1f} ± {summary['std_return']:.1f} over "
             f"{episodes} episodes (from {summary['min_return']:.1f} to "
             f"{summary['max_return']:.1f}, mean length {summary['mean_length']:.0f})"
         )

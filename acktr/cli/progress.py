@@ -6,6 +6,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from stable_baselines3.common.callbacks import BaseCallback
 
+from acktr.errors import printable
+
 _SECONDS_BETWEEN_UPDATES = 0.25
 # Without a terminal, one line for each of this many parts of the training.
 _LINES_IN_LOG = 20
@@ -71,7 +73,7 @@ class ProgressCallback(BaseCallback):
         self._progress.stop()
 
     def _print(self, line: str) -> None:
-        self._console.print(line, highlight=False, soft_wrap=True)
+        self._console.print(printable(line), highlight=False, markup=False, soft_wrap=True)
 
     def _show(self) -> None:
         steps = min(self.model.num_timesteps, self._total)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import Positional, UseAppendAction, arg
 
 from acktr.cli.stop import StopOnSignal
-from acktr.errors import CheckpointError
+from acktr.errors import CheckpointError, printable
 
 if TYPE_CHECKING:
     from acktr.experiment import Result
@@ -124,7 +124,8 @@ def _find_run(env: str, out: str | None) -> "Run | None":
 
 
 def _note(sentence: str) -> None:
-    print(f"acktr: {sentence}", file=sys.stderr)
+    # It may quote a checkpoint.
+    print(f"acktr: {printable(sentence)}", file=sys.stderr)
 
 
 def _summary(run: "Run", result: "Result") -> str:
