@@ -23,6 +23,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv,
 from acktr.envs import mujoco
 from acktr.envs.attributes import NotCapturable, get_attributes, set_attributes
 from acktr.envs.halves import HalvedVecEnv
+from acktr.envs.kinds import is_whole
+from acktr.envs.lanes import SPLITTERS
 from acktr.envs.monitor import HISTORY, BoundedMonitor
 
 __all__ = ["NotCapturable", "capture", "capture_single", "restore", "restore_single"]
@@ -57,7 +59,7 @@ def restore(env: VecEnv, state: State) -> None:
     for layer in state["wrappers"]:
         if not isinstance(env, VecEnvWrapper):
             raise NotCapturable("the state has more wrappers than the environments")
-        set_attributes(env, layer)
+        set_attributes(env, layer, known=type(env) in SPLITTERS)
         env = env.venv
     if isinstance(env, VecEnvWrapper):
         raise NotCapturable("the environments have more wrappers than the state")
@@ -97,7 +99,10 @@ def _restore_innermost(env: VecEnv, state: Any) -> None:
             _restore_innermost(half.venv, part)
     else:
         _restore_plain(env, state["state"])
-        env._seeds = list(state["seeds"])
+        seeds = list(state["seeds"])
+        if len(seeds) != env.num_envs or not all(x is None or is_whole(x, least=0) for x in seeds):
+            raise NotCapturable(f"the seeds that wait for a reset are none of {env.num_envs} environments")
+        env._seeds = seeds
 
 
 def _restore_plain(env: VecEnv, state: Any) -> None:
