@@ -37,13 +37,14 @@ from acktr.options import as_discount, as_schedule, check_arguments
 from acktr.policies import CnnPolicy, MlpPolicy, Model, MultiInputPolicy, without_validation
 from acktr.precision import available_precision, run_trunk_in_bfloat16
 from acktr.rollout import RolloutBatch, RolloutStorage, collect_rollout
+from acktr.timing import Timed
 from acktr.value_scale import choose_value_scale, sigma, update_scale
 
 _BATCH_SIZE, _LEAST_STEPS = 512, 16  # of a rollout, where n_steps is not given
 _COMPARE_PERIOD = 100  # updates between two comparisons of the parameters of all ranks
 
 
-class ACKTR(SafeAlgorithm):
+class ACKTR(Timed, SafeAlgorithm):
     """Actor-critic with Kronecker-factored natural gradients inside a KL trust region.
 
     Where actor and critic share no parameter (``MlpPolicy``) each has its own optimiser and trust
@@ -241,6 +242,7 @@ class ACKTR(SafeAlgorithm):
         self.critic_lr_schedule = as_schedule(self.critic_learning_rate or critic_lr)
 
     def _setup_model(self) -> None:
+        check_arguments(vars(self))  # those of a file too
         self.n_steps = self.n_steps or max(_BATCH_SIZE // self.n_envs, _LEAST_STEPS)
         self.policy_kwargs = self._complete_policy_kwargs(self.policy_kwargs, self.action_space)
         super()._setup_model()

@@ -11,6 +11,7 @@ from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
 
 from acktr.errors import ConfigurationError
+from acktr.networks import check_widths
 from acktr.precision import PRECISIONS
 
 CRITIC_NORMS = ("gauss-newton", "euclidean")
@@ -180,6 +181,7 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
                 f"policy_kwargs must not hold {name}: ACKTR's optimiser is K-FAC; its options go into "
                 "kfac_kwargs."
             )
+    check_widths(arguments["policy_kwargs"])
     log_std = (arguments["policy_kwargs"] or {}).get("log_std_init", "auto")
     if log_std != "auto" and not (isinstance(log_std, Real) and math.isfinite(log_std)):
         raise ConfigurationError(

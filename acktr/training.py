@@ -15,6 +15,7 @@ from acktr.algorithm import ACKTR
 from acktr.callbacks import EpisodeTable, Evaluations
 from acktr.checkpoint.bundle import decoding
 from acktr.checkpoint.learner import check_learner, restore_learner
+from acktr.checkpoint.run_state import check_run
 from acktr.checkpoint.store import Checkpoint, read_checkpoint
 from acktr.errors import ConfigurationError, DivergenceError
 from acktr.figures import plot_learning_curve
@@ -177,9 +178,7 @@ def _newest(run: Run, model: ACKTR, tell: Tell) -> Checkpoint | None:
         tell(f"{run.path} has no checkpoint yet: training begins anew.")
         return None
     check_learner(model, checkpoint.components, str(checkpoint.path))
-    with decoding(str(checkpoint.path), "the component run"):
-        for name in ("seconds", "episodes", "evaluations", "logger", "progress_rows"):
-            checkpoint.components["run"][name]
+    check_run(checkpoint.components.get("run"), checkpoint.info, str(checkpoint.path))
     return checkpoint
 
 

@@ -13,11 +13,20 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.save_util import load_from_zip_file
+from stable_baselines3.common.save_util import load_from_zip_file, recursive_getattr
 from stable_baselines3.common.type_aliases import GymEnv, TensorDict
 from stable_baselines3.common.utils import get_system_info
 from torch import Tensor, nn
 
+from acktr.checkpoint.claims import (
+    check_classes,
+    check_observations,
+    check_optimizer,
+    check_rollout,
+    check_state,
+    own_names,
+    parameters_within,
+)
 from acktr.checkpoint.codec import Absent
 from acktr.checkpoint.model_file import (
     ModelFile,
@@ -30,6 +39,7 @@ from acktr.checkpoint.model_file import (
 from acktr.errors import (
     AcktrError,
     CheckpointMismatchError,
+    ConfigurationError,
     DamagedCheckpointError,
 )
 
@@ -124,7 +134,6 @@ class SafeAlgorithm(OnPolicyAlgorithm):
             print("== SAVED MODEL SYSTEM INFO ==")
             print(file.system_info)
         data, parameters = _decode(file, custom_objects or {}, kwargs)
-        data = {name: value for name, value in data.items() if name not in ("env", "device")}
         data = {**cls._implied, **data}
         if "policy_kwargs" in kwargs:
             given, saved = kwargs.pop("policy_kwargs"), data["policy_kwargs"]
@@ -138,7 +147,8 @@ class SafeAlgorithm(OnPolicyAlgorithm):
             data["n_envs"] = env.num_envs
             if force_reset:
                 data["_last_obs"] = None
-        model = _build(cls, file.where, env, device, {**data, **kwargs})
+        given = {*kwargs, *(custom_objects or {})}
+        model = _build(cls, file.where, env, device, {**data, **kwargs}, given, parameters)
         model._put_parameters(parameters, True, device, file.where)
         return model
 
@@ -184,6 +194,10 @@ class SafeAlgorithm(OnPolicyAlgorithm):
         policy = parameters.get("policy")
         if exact_match and policy is not None:
             check_architecture(self.policy, policy, where)
+        for name, state in parameters.items():
+            own = recursive_getattr(self, name, None)
+            if isinstance(own, torch.optim.Optimizer):
+                check_optimizer(own, state, where)
         before = copy.deepcopy(self.get_parameters())
         try:
             super().set_parameters(parameters, exact_match, device)
@@ -252,14 +266,32 @@ def _decode(
 
 
 def _build(
-    cls: type[_Self], where: str, env: GymEnv | None, device: torch.device | str, data: dict[str, Any]
+    cls: type[_Self],
+    where: str,
+    env: GymEnv | None,
+    device: torch.device | str,
+    data: dict[str, Any],
+    given: set[str],
+    parameters: TensorDict,
 ) -> _Self:
+    """Build what a file describes, if that is a model, and one that the file has the parameters of."""
     try:
         # As SB3's own load does: the constructors of algorithms have these, that of the base class not.
         model = cls(policy=data["policy_class"], env=env, device=device, _init_setup_model=False)  # type: ignore[arg-type,call-arg]
+        data = own_names(model, data, given, where)
+        check_state(model, data, {*given, *constructor_arguments(cls), *_NEEDED}, where)
+        check_classes(model, data, given)
+        if "n_steps" not in given:
+            check_rollout(data, parameters.get("policy"))
         vars(model).update(data)
-        model._setup_model()
-    except (AcktrError, MemoryError):
+        check_observations(model, data, model.n_envs, where)
+        with parameters_within(parameters.get("policy")):
+            model._setup_model()
+    except ConfigurationError as error:
+        if given:
+            raise
+        raise DamagedCheckpointError(f"No model can be built from {where} ({error}).") from error
+    except AcktrError:
         raise
     except Exception as error:
         # What a constructor says of wrong arguments is up to torch and SB3.

@@ -115,7 +115,7 @@ class EnvPoolVecEnv(NativeVecEnv):
             raise ValueError(f"a state of {len(begun)} environments, where there are {self.num_envs}")
         sums = np.shape(state["returns"]) == np.shape(state["lengths"]) == n_envs
         steps = len(played) <= _LONGEST and (not len(played) or played.shape[1:2] == n_envs)
-        counts = begun.max(initial=0) <= _MOST and 0 <= first.min() and first.max() <= len(played)
+        counts = begun.max(initial=0) <= _MOST and first.min() >= 0 and first.max() <= len(played)
         if not (sums and steps and counts and all(is_whole(seed, least=0) for seed in state["seeds"])):
             raise ValueError("more than can be played again, or nothing that was played")
         self._pool, self._pool_seeds = _make(self.spec, state["seeds"]), list(state["seeds"])
