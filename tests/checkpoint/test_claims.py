@@ -123,7 +123,8 @@ def test_no_attribute_of_a_file_takes_the_place_of_a_method(unused, name):
 
 
 @pytest.mark.parametrize(
-    "name", ["policy", "env", "device", "rollout_buffer", "_logger", "_custom_logger", "_vec_normalize_env"]
+    "name",
+    ["policy", "env", "device", "rollout_buffer", "_logger", "_custom_logger", "_vec_normalize_env"],
 )
 def test_what_is_never_saved_is_not_loaded(unused, name):
     model = ACKTR.load(saying(unused, **{name: 5}), env=build().env, device="cpu")
