@@ -92,11 +92,14 @@ def train(
             f"{configuration.seed}, {configuration.n_timesteps:,} steps, backend "
             f"{experiment.configuration.backend}{ranks}) in {run.path}"
         )
-        with ProgressCallback(title, enabled=progress) as bar, StopOnSignal(run.path) as stop:
+        with (
+            StopOnSignal(run.path) as stop,
+            ProgressCallback(title, enabled=progress, on_step=stop.asked) as bar,
+        ):
             result = experiment.train(
                 run,
                 callbacks=[bar],
-                should_stop=lambda: stop.requested,
+                should_stop=stop.asked,
                 resume=old is not None,
                 tell=_note,
             )

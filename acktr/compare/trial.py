@@ -22,6 +22,7 @@ from acktr.checkpoint.durable import write_file
 from acktr.compare import peer_checkpoint, peers
 from acktr.compare.curve import LearningCurve
 from acktr.errors import AcktrError, ConfigurationError, DivergenceError
+from acktr.output import dropping
 
 if TYPE_CHECKING:
     from acktr.presets import Configuration
@@ -310,4 +311,6 @@ def _end_with_parent() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    with dropping():  # its log may be full
+        code = main(Path(sys.argv[1]))
+    sys.exit(code)
