@@ -10,11 +10,12 @@ import gymnasium as gym
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.preprocessing import is_image_space
-from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
+from stable_baselines3.common.vec_env import VecEnv
 
 from acktr import distributed
 from acktr.algorithm import ACKTR
 from acktr.callbacks import Evaluation, play
+from acktr.checkpoint.durable import write_file
 from acktr.envs import make_vec_env
 from acktr.envs.lookup import evaluation_limit
 from acktr.envs.pixels import film_frames
@@ -275,7 +276,7 @@ def record(run: Run, out: Path | None = None, *, best: bool = False) -> tuple[Pa
         (film_path,) = Path(folder, "film").glob("*.mp4")
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
-            out.write_bytes(film_path.read_bytes())
+            write_file(out, film_path.read_bytes())
         except OSError as error:
             raise ConfigurationError(f"{out} cannot be written: {error.strerror}.") from error
     return out, evaluation
@@ -303,10 +304,7 @@ def _load(
     env = build_environment(configuration, n_envs=n_envs, training=False, wrapper=wrapper, **env_kwargs)
     try:
         model = build_model(configuration, env, configuration.seed + _EVALUATION_SEED)
-        normalization = unwrap_vec_normalize(env)
-        if normalization is not None:
-            run.load_normalization(normalization, best)
-        model.set_parameters(path)
+        run.load_model(model, best)
     except BaseException:
         env.close()
         raise

@@ -61,7 +61,7 @@ def dropping() -> Iterator[None]:
     process when its pipe is gone, and Python itself exits with 120 when it cannot flush at its end.
     """
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = (stream and Dropping(stream) for stream in before)  # type: ignore[assignment]
+    sys.stdout, sys.stderr = (stream and Dropping(stream) for stream in before)
     try:
         yield
     finally:
@@ -72,13 +72,14 @@ def dropping() -> Iterator[None]:
 
 def _let_go(stream: TextIO | None) -> None:
     """Flush a stream; if that fails, send what it still holds, and all that follows, to nowhere."""
+    if stream is None:
+        return
     try:
-        if stream is not None:
-            stream.flush()
+        stream.flush()
     except (OSError, ValueError):
         with contextlib.suppress(OSError, ValueError):
             nowhere = os.open(os.devnull, os.O_WRONLY)
             try:
-                os.dup2(nowhere, stream.fileno())  # type: ignore[union-attr]
+                os.dup2(nowhere, stream.fileno())
             finally:
                 os.close(nowhere)

@@ -65,7 +65,7 @@ def test_python_ends_as_it_would(tmp_path, how):
         with open("/dev/full", "w") as out:
             ended = subprocess.run(command, stdout=out, stderr=subprocess.PIPE, timeout=60)
     else:
-        line = f'"$0" -c "$1" x >&-'
+        line = '"$0" -c "$1" x >&-'
         ended = subprocess.run(["sh", "-c", line, *command[::2]], stderr=subprocess.PIPE, timeout=60)
     assert (ended.returncode, ended.stderr) == (3, b"x\n")
     assert (tmp_path / "file").read_bytes() == b""

@@ -9,8 +9,8 @@ from typing import Any
 INTERRUPTED = 130
 SAVED = 143
 
-# SIGUSR1 is what batch systems send some time before they end a job, SIGHUP what comes when a terminal is
-# closed. All but SIGINT mean: saved, to be resumed.
+# SIGUSR1 is what batch systems send some time before they end a job, SIGHUP what comes when a terminal
+# is closed. All but SIGINT mean: saved, to be resumed.
 _CODES = {"SIGINT": INTERRUPTED, "SIGTERM": SAVED, "SIGUSR1": SAVED, "SIGHUP": SAVED}
 
 

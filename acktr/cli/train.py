@@ -109,9 +109,10 @@ def train(
 
 def _find_run(env: str, out: str | None) -> "Run | None":
     """Find the run to resume; ``None`` where the directory that is named holds none yet."""
-    from acktr.runs import Run, holds_run
+    from acktr.runs import Run, holds_run, refuse_remains
 
     if out is not None:
+        refuse_remains(Path(out))
         return Run(Path(out)) if holds_run(Path(out)) else None
     from acktr.distributed import restarted
 
@@ -123,6 +124,7 @@ def _find_run(env: str, out: str | None) -> "Run | None":
             f"There is no run of {env} in runs/ to resume: name its directory with --out, or leave out "
             "--resume."
         )
+    refuse_remains(run.path)
     return run
 
 
