@@ -29,14 +29,15 @@ from acktr.checkpoint.algorithm_file import SafeAlgorithm
 from acktr.critic import update_critic
 from acktr.images import standardize_images
 from acktr.kfac import KFAC, Graphs
-from acktr.kl import as_list
 from acktr.metrics import record_update
 from acktr.noise import fade_noise, resolve_log_std
 from acktr.optimizers import build_optimizers
 from acktr.options import as_discount, as_schedule, check_arguments
-from acktr.policies import CnnPolicy, MlpPolicy, Model, MultiInputPolicy, without_validation
+from acktr.outputs import Evaluation, Outputs
+from acktr.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 from acktr.precision import available_precision, run_trunk_in_bfloat16
 from acktr.rollout import RolloutBatch, RolloutStorage, collect_rollout
+from acktr.update import learns
 from acktr.value_scale import choose_value_scale, sigma, update_scale
 
 _BATCH_SIZE, _LEAST_STEPS = 512, 16  # of a rollout, where n_steps is not given
@@ -222,7 +223,6 @@ class ACKTR(SafeAlgorithm):
         self._shared_moments: distributed.SharedMoments | None = None
         self.time_limit: int | None = None  # of an episode of the environment, if it is known
         self.endings: distributed.Flags = (False, False)  # episodes seen cut by time, and ended before
-        self.shared = False  # whether actor and critic have parameters in common
         self.defer_checks = False  # whether a look at a value would wait for the device
         self._graphs: dict[str, Graphs] = {}  # of the actor and of the critic, if they are asked for
         self.bellman_std = 1.0  # running sigma of the critic when critic_std is "adaptive"
@@ -244,6 +244,7 @@ class ACKTR(SafeAlgorithm):
         self.n_steps = self.n_steps or max(_BATCH_SIZE // self.n_envs, _LEAST_STEPS)
         self.policy_kwargs = self._complete_policy_kwargs(self.policy_kwargs, self.action_space)
         super()._setup_model()
+        self.outputs = Outputs(self.policy)  # before normalised values, which all begin as 0
         choose_value_scale(self)
         self.used_precision = available_precision(self.precision, self.device)
         if self.used_precision == "bf16":
@@ -255,6 +256,11 @@ class ACKTR(SafeAlgorithm):
     @staticmethod
     def _complete_policy_kwargs(given: Mapping[str, Any], action_space: spaces.Space) -> dict[str, Any]:
         return resolve_log_std(given, action_space)
+
+    @property
+    def shared(self) -> bool:
+        """Whether actor and critic have parameters in common."""
+        return self.outputs.shared
 
     @property
     def kfac(self) -> KFAC:
@@ -276,7 +282,7 @@ class ACKTR(SafeAlgorithm):
         super().set_random_seed(None if seed is None else distributed.own_seed(seed, n_envs))
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_shared_moments", "_graphs"]
+        return [*super()._excluded_save_params(), "_shared_moments", "_graphs", "outputs"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         names = ["policy", "policy.optimizer"]
@@ -316,20 +322,22 @@ class ACKTR(SafeAlgorithm):
         standardize_images(self.policy, batch.observations)
         update_scale(self, batch)
         normalize = normalize_advantages(self, batch)
-        losses = {}
-        if self.critic_optimizer is not None:
+        losses, kl = {}, 0.0
+        if self.critic_optimizer is not None and learns(self.critic_optimizer):
             rate = self.critic_lr_schedule(self._current_progress_remaining)
             update_learning_rate(self.critic_optimizer, rate)
             losses["value_loss"] = update_critic(self, batch)
         batch = normalize()  # what this sent has travelled with the critic's first message
         self._update_learning_rate(self.kfac)
         target_kl = self.target_kl_schedule(self._current_progress_remaining)
-        actor_losses, kl = update_actor(self, batch, target_kl)
+        if learns(self.kfac):
+            actor_losses, kl = update_actor(self, batch, target_kl)
+            losses.update(actor_losses)
         fade_noise(self, len(batch.returns))
         self._n_updates += 1
         if self._n_updates % _COMPARE_PERIOD == 0:
             distributed.check_same(self.policy.parameters())
-        record_update(self, batch, {**losses, **actor_losses}, kl, target_kl)
+        record_update(self, batch, losses, kl, target_kl)
 
     def _capture(self, kfac: KFAC) -> AbstractContextManager[None]:
         """Record a pass of the whole batch, unless curvature is taken of a part of it."""
@@ -341,35 +349,26 @@ class ACKTR(SafeAlgorithm):
     def _samples_fisher(self, kfac: KFAC) -> bool:
         return self.sub_sampling_factor > 1 and kfac.needs_exact_fisher
 
-    @without_validation()
-    def _model(self, batch: RolloutBatch) -> Model:
-        """Evaluate the actor on a batch, and the critic if it shares the trunk."""
-        obs: Any = batch.observations
-        if not self.shared:
-            distribution = self.policy.get_distribution(obs)
-            log_prob, entropy = distribution.log_prob(batch.actions), distribution.entropy()
-            return Model(as_list(distribution.distribution), log_prob, entropy, None)
-        # One pass through the trunk: a second one would count as a second use of its layers.
-        values, log_prob, entropy = self.policy.evaluate_actions(obs, batch.actions)
-        values = values.flatten()
-        # SB3 keeps one wrapper and fills it anew: hold on to what is in it now.
-        distributions = as_list(self.policy.action_dist.distribution)
-        # p(a, v | s) = pi(a | s) N(v | V(s), sigma^2). Where the critic learns by itself, this keeps
-        # the actor's step from moving the values.
-        distributions.append(self._value_distribution(values))
-        return Model(distributions, log_prob, entropy, values)
+    def _model(self, batch: RolloutBatch) -> Evaluation:
+        """Evaluate the actor on a batch, and in the joint model the critic: p(a|s) N(v|V(s), sigma^2).
 
-    @without_validation()
+        Where the critic of a shared trunk learns by itself, this keeps the actor's step from moving the
+        values.
+        """
+        evaluated = self.outputs.evaluate(batch.observations, batch.actions)
+        if evaluated.values is not None:
+            evaluated.distributions.append(self._value_distribution(evaluated.values))
+        return evaluated
+
     def _distributions(self, batch: RolloutBatch) -> list[Any]:
         """The distributions of :meth:`_model` alone."""
         if self.shared:
             return self._model(batch).distributions
-        obs: Any = batch.observations
-        return as_list(self.policy.get_distribution(obs).distribution)
+        return self.outputs.distributions(batch.observations, batch.actions)
 
     def _values(self, batch: RolloutBatch) -> Tensor:
         """Values of the batch's observations, ``(B,)``."""
-        return self.policy.predict_values(batch.observations).flatten()
+        return self.outputs.values(batch.observations)
 
     def _value_loss(self, values: Tensor, batch: RolloutBatch) -> Tensor:
         """Negative log-likelihood of the returns under N(V, sigma^2), without its constant."""

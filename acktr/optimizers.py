@@ -13,7 +13,6 @@ from acktr.errors import ConfigurationError
 from acktr.kfac import KFAC, Graphs
 from acktr.kfac.graphs import CudaEngine
 from acktr.options import check_graphs, check_joint_critic
-from acktr.policies import actor_and_critic_parameters
 
 if TYPE_CHECKING:
     from acktr.algorithm import ACKTR
@@ -25,9 +24,8 @@ def build_optimizers(model: ACKTR) -> None:
     :param model: with its policy and its schedules
     :raises ConfigurationError: settings that do not go together
     """
-    actor, critic = actor_and_critic_parameters(model.policy)
+    actor, critic = model.outputs.actor, model.outputs.critic
     trunk = set(actor) & set(critic)
-    model.shared = bool(trunk)
     gauss_newton = model.critic_norm == "gauss-newton"
     if model.shared and gauss_newton:
         check_joint_critic(model.n_critic_updates, model.critic_batch_size)
@@ -69,6 +67,11 @@ def _wants_graphs(model: ACKTR) -> bool:
     if not model.cuda_graphs:
         return False
     check_graphs(model.critic_std)
+    if model.outputs.noisy and model.shared and model.critic_norm == "euclidean":
+        raise ConfigurationError(
+            "cuda_graphs=True does not go with a first-order critic on a shared trunk that draws random "
+            "numbers, such as dropout: leave one of them out."
+        )
     if model.device.type == "cuda":
         return True
     warnings.warn(

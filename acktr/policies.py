@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import torch.distributions
 from gymnasium import spaces
 from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import (
@@ -20,36 +17,6 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
 from acktr.images import ImageStandardization
-
-
-class Model(NamedTuple):
-    """What the optimised networks say of one batch of B samples.
-
-    :param distributions: of the action's parts and, in the joint model, of the value
-    :param log_prob: of the actions taken, ``(B,)``
-    :param entropy: of the policy, ``(B,)``; ``None`` where it has no closed form
-    :param values: ``(B,)``; ``None`` where the critic has a network of its own
-    """
-
-    distributions: list[Any]
-    log_prob: Tensor
-    entropy: Tensor | None
-    values: Tensor | None
-
-
-@contextmanager
-def without_validation() -> Iterator[None]:
-    """Build torch's distributions without a look at their parameters: losses and KL are looked at.
-
-    A look at each is dear on a CPU, makes the host wait for an accelerator, and cannot be recorded.
-    """
-    default = torch.distributions.Distribution
-    before = default._validate_args
-    default.set_default_validate_args(False)
-    try:
-        yield
-    finally:
-        default.set_default_validate_args(before)
 
 
 class _ImageNetwork(BaseFeaturesExtractor):
@@ -202,22 +169,3 @@ class CnnPolicy(ActorCriticPolicy):
 
 MlpPolicy = ActorCriticPolicy
 MultiInputPolicy = MultiInputActorCriticPolicy
-
-
-def actor_and_critic_parameters(
-    policy: ActorCriticPolicy,
-) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Return the parameters that actions depend on and those that values depend on.
-
-    A shared trunk is in both. The policy is asked for its modules; no name is guessed.
-    """
-    extractors = (policy.pi_features_extractor, policy.vf_features_extractor)
-    actor = [extractors[0], policy.mlp_extractor.policy_net, policy.action_net]
-    critic = [extractors[1], policy.mlp_extractor.value_net, policy.value_net]
-    actor_params, critic_params = (
-        list(dict.fromkeys(p for module in modules for p in module.parameters()))
-        for modules in (actor, critic)
-    )
-    if isinstance(getattr(policy, "log_std", None), nn.Parameter):
-        actor_params.append(policy.log_std)
-    return actor_params, critic_params

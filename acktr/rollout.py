@@ -207,8 +207,8 @@ def collect_rollout(
     :return: False if the callback asked to stop
     :raises DivergenceError: an observation, reward or output of the policy that is not finite
     """
-    policy = model.policy
-    policy.set_training_mode(False)
+    outputs = model.outputs  # type: ignore[attr-defined]  # ACKTR's
+    model.policy.set_training_mode(False)
     rollout_buffer.reset()
     callback.on_rollout_start()
     truncated: list[tuple[int, int, object]] = []
@@ -244,12 +244,12 @@ def collect_rollout(
     with torch.no_grad():
         if values is None:
             flat = rollout_buffer.batch().observations
-            rollout_buffer.values.copy_(policy.predict_values(flat).view_as(rollout_buffer.values))
-        last_values = policy.predict_values(obs_as_tensor(new_obs, model.device)).flatten()
+            rollout_buffer.values.copy_(outputs.values(flat).view_as(rollout_buffer.values))
+        last_values = outputs.values(obs_as_tensor(new_obs, model.device))
         if truncated:
             # A cut by time is no end: what would have come counts as gamma V (SB3 issue #633).
             at, indices, observations = map(list, zip(*truncated, strict=True))
-            end_values = policy.predict_values(_stack(observations, model)).flatten()
+            end_values = outputs.values(_stack(observations, model))
             rollout_buffer.rewards[at, indices] += rollout_buffer.gamma * end_values.cpu().numpy()
     rollout_buffer.compute_advantages(last_values, dones)
     callback.update_locals(locals())

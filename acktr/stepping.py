@@ -84,7 +84,7 @@ class _Decide:
     """Turns observations into actions for the environments, for one rollout of a model."""
 
     def __init__(self, model: OnPolicyAlgorithm) -> None:
-        self._actor = Actor(model.policy)
+        self._actor = Actor(model.policy, model.outputs.acts_by_forward)  # type: ignore[attr-defined]
         self.noise = self._actor.noise
         self._device = model.device
         space = model.action_space

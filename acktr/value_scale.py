@@ -21,7 +21,6 @@ from acktr import distributed
 from acktr.errors import ConfigurationError
 from acktr.kfac import KFAC
 from acktr.kfac.rescaling import scale_fisher
-from acktr.policies import actor_and_critic_parameters
 
 if TYPE_CHECKING:
     from acktr.algorithm import ACKTR
@@ -142,7 +141,8 @@ def update_scale(model: ACKTR, batch: RolloutBatch) -> None:
     :param batch: the rollout; all ranks have as many samples
     """
     head = normalized_value(model.policy)
-    if head is not None:
+    # What is frozen stays as it is, moments and all.
+    if head is not None and any(p.requires_grad for p in head.parameters()):
         _follow_returns(model, head, batch.returns)
     if model.critic_std == "adaptive":
         # The running standard deviation of the Bellman error (paper, sec. 5.3).
@@ -189,7 +189,7 @@ def rescale_optimizers(model: ACKTR, head: NormalizedValue, ratio: float, sigma_
     :param ratio: r
     :param sigma_ratio: q
     """
-    actor, critic = map(dict.fromkeys, actor_and_critic_parameters(model.policy))
+    actor, critic = set(model.outputs.actor), model.outputs.critic
     own = dict.fromkeys(head.parameters())
     hidden = [p for p in critic if p not in own]
     for optimizer in filter(None, (model.policy.optimizer, model.critic_optimizer)):
