@@ -251,7 +251,10 @@ class ACKTR(SafeAlgorithm):
             run_trunk_in_bfloat16(self.policy)
         distributed.share_parameters(self.policy)
         self.defer_checks = self.device.type != "cpu"
+        self.notes: list[str] = []  # what a user should know of how the model is built
         build_optimizers(self)
+        if self.verbose >= 1:
+            print(*self.notes, sep="\n", end="\n" if self.notes else "")
 
     @staticmethod
     def _complete_policy_kwargs(given: Mapping[str, Any], action_space: spaces.Space) -> dict[str, Any]:
@@ -282,7 +285,7 @@ class ACKTR(SafeAlgorithm):
         super().set_random_seed(None if seed is None else distributed.own_seed(seed, n_envs))
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_shared_moments", "_graphs", "outputs"]
+        return [*super()._excluded_save_params(), "_shared_moments", "_graphs", "outputs", "notes"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         names = ["policy", "policy.optimizer"]

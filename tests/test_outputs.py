@@ -1,4 +1,4 @@
-"""Policies as people write them: which methods are asked, whose the parameters are, and noise."""
+"""Policies as people write them: which methods are asked, and whose the parameters are."""
 
 import copy
 import warnings
@@ -15,7 +15,7 @@ from torch.distributions import Normal
 from acktr import ACKTR
 from acktr.errors import ConfigurationError
 from acktr.outputs import Outputs
-from tests.small_envs import ACTIONS, IMAGE, VECTOR, small_env
+from tests.small_envs import ACTIONS, VECTOR, small_env
 
 
 def learn(policy, action="Discrete", steps=48, env=None, **kwargs):
@@ -29,6 +29,18 @@ def learn(policy, action="Discrete", steps=48, env=None, **kwargs):
 def names(model, params):
     own = {p: name for name, p in model.policy.named_parameters()}
     return {own[p] for p in params}
+
+
+class Trunk(BaseFeaturesExtractor):
+    """One layer for actor and critic, with noise if there is to be any."""
+
+    def __init__(self, space, noise=None):
+        super().__init__(space, 16)
+        self.net = nn.Linear(3, 16)
+        self.noise = noise or nn.Identity()
+
+    def forward(self, obs):
+        return self.noise(self.net(obs)).tanh()
 
 
 # Parameters beyond the modules that SB3 names ------------------------------------------------
@@ -310,9 +322,7 @@ def test_a_distribution_of_its_own_that_nothing_gives_away_is_refused():
             values, _, entropy = super().evaluate_actions(obs, actions)
             return values, Normal(0.0, 1.0).log_prob(actions).sum(1), entropy
 
-    with pytest.raises(
-        ConfigurationError, match=r"Secret.evaluate_actions has other log-prob.*action_d"
-    ):
+    with pytest.raises(ConfigurationError, match=r"Secret.evaluate_actions has other .*action_d"):
         ACKTR(Secret, small_env("Box"))
 
 
@@ -330,140 +340,3 @@ def test_get_distribution_is_asked_where_evaluate_actions_builds_one_of_its_own(
     model, still = learn(Own, policy_kwargs=kwargs)
     assert model.shared
     assert not still
-
-
-class Trunk(BaseFeaturesExtractor):
-    """One layer for actor and critic, with dropout or other noise."""
-
-    def __init__(self, space, noise=None):
-        super().__init__(space, 16)
-        self.net = nn.Linear(3, 16)
-        self.noise = noise or nn.Identity()
-
-    def forward(self, obs):
-        return self.noise(self.net(obs)).tanh()
-
-
-# Noise in the networks -----------------------------------------------------------------------
-
-
-class Scatter(nn.Module):
-    """Noise of a generator of its own, as long as the network learns, or always."""
-
-    def __init__(self, always):
-        super().__init__()
-        self.always = always
-        self.numbers = np.random.default_rng(0)
-
-    def forward(self, x):
-        if self.always:
-            return x + 0.3 * torch.randn_like(x)
-        noise = torch.as_tensor(self.numbers.normal(size=tuple(x.shape)), dtype=x.dtype)
-        return x + 0.3 * noise if self.training else x
-
-
-NOISE = {
-    "dropout": lambda: nn.Dropout(0.5),
-    "of its own": lambda: Scatter(False),
-    "always": lambda: Scatter(True),
-}
-
-
-@pytest.mark.parametrize("noise", NOISE)
-@pytest.mark.parametrize(
-    "kwargs",
-    [
-        {},
-        {"features_extractor_kwargs": False},
-        {"critic_norm": "euclidean", "critic_learning_rate": 1e-12},
-        {"kfac_kwargs": {"adapt_damping": True}},
-        {"sub_sampling_factor": 2},
-    ],
-    ids=str,
-)
-def test_noise_is_no_kl(noise, kwargs):
-    """Of steps that go nowhere the measured KL is nothing, and the feedback wants longer ones."""
-    kwargs = dict(kwargs)
-    share = kwargs.pop("features_extractor_kwargs", True)
-    policy_kwargs = {
-        "features_extractor_class": Trunk,
-        "features_extractor_kwargs": {"noise": NOISE[noise]()},
-        "share_features_extractor": share,
-    }
-    model = ACKTR(
-        "MlpPolicy", small_env(), n_steps=8, seed=0, learning_rate=1e-9, policy_kwargs=policy_kwargs,
-        critic_trust_region=None, normalize_value_targets=False, **kwargs,
-    )  # fmt: skip
-    assert model.outputs.noisy
-    model.learn(16)
-    assert model.logger.name_to_value["train/kl"] < 1e-6
-    assert model.kl_rescales == 0
-    assert model.kl_scale >= 1.0
-
-
-def test_networks_learn_with_their_noise():
-    seen = []
-
-    class Watched(nn.Dropout):
-        def forward(self, x):
-            seen.append((self.training, torch.is_grad_enabled()))
-            return super().forward(x)
-
-    kwargs = {"features_extractor_class": Trunk, "features_extractor_kwargs": {"noise": Watched(0.1)}}
-    model = ACKTR("MlpPolicy", small_env(), n_steps=8, seed=0, policy_kwargs=kwargs)
-    seen.clear()
-    model.learn(16)
-    assert (True, True) in seen  # where gradients and curvature are taken
-    assert all(mode == gradients for mode, gradients in seen)  # and nowhere else
-
-
-@pytest.mark.parametrize("policy", ["MlpPolicy", "CnnPolicy"])
-def test_a_plain_policy_has_no_noise(policy):
-    observation = IMAGE if policy == "CnnPolicy" else VECTOR
-    assert not ACKTR(policy, small_env(observation=observation)).outputs.noisy
-
-
-# Frozen sides --------------------------------------------------------------------------------
-
-
-def freeze(model, params, frozen=True):
-    for p in params:
-        p.requires_grad_(not frozen)
-
-
-@pytest.mark.parametrize("policy", ["MlpPolicy", "CnnPolicy"])
-@pytest.mark.parametrize(
-    "kwargs", [{}, {"critic_norm": "euclidean"}, {"cg_iterations": 2}, {"n_actor_updates": 2}], ids=str
-)
-@pytest.mark.parametrize("side", ["actor", "critic", "both"])
-def test_a_frozen_side_is_skipped(side, kwargs, policy):
-    observation = IMAGE if policy == "CnnPolicy" else VECTOR
-    model = ACKTR(policy, small_env(observation=observation), n_steps=8, seed=0, **kwargs)
-    model.learn(16)
-    sides = {"actor": model.outputs.actor, "critic": model.outputs.critic}
-    sides["both"] = list(model.policy.parameters())
-    freeze(model, sides[side])
-    before = [p.clone() for p in sides[side]]
-    others = [p for p in model.policy.parameters() if p.requires_grad]
-    moving = [p.detach().clone() for p in others]
-    model.learn(48)
-    assert all(map(torch.equal, sides[side], before))
-    assert not others or not any(map(torch.equal, others, moving))
-    freeze(model, sides[side], frozen=False)
-    model.learn(32)
-    assert not any(map(torch.equal, sides[side], before))
-
-
-def test_what_is_frozen_before_the_model_is_built_can_be_thawed():
-    class Begun(ActorCriticPolicy):
-        def _build(self, lr_schedule):
-            super()._build(lr_schedule)
-            self.mlp_extractor.policy_net.requires_grad_(False)
-            self.action_net.requires_grad_(False)
-
-    model, still = learn(Begun)
-    assert still == names(model, model.outputs.actor)
-    freeze(model, model.outputs.actor, frozen=False)
-    before = [p.clone() for p in model.outputs.actor]
-    model.learn(32)
-    assert not any(map(torch.equal, model.outputs.actor, before))
