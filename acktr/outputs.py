@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from acktr.errors import ConfigurationError
+from acktr.policies import CnnPolicy
 
 _SAMPLES = 4  # made-up observations in each look
 _LARGEST = 10.0  # of their numbers, where the space allows more
@@ -182,6 +183,9 @@ def _look(policy: ActorCriticPolicy, outputs: Outputs) -> tuple[list[nn.Paramete
 def _choose_methods(policy: ActorCriticPolicy, outputs: Outputs, obs: Any) -> Tensor:
     """Find out which methods tell the policy that SB3 would act and learn by.
 
+    Who overrides ``get_distribution`` or ``predict_values`` and neither ``forward`` nor
+    ``evaluate_actions`` means it, though SB3 would not ask it in training.
+
     :return: actions to evaluate
     :raises ConfigurationError: its distribution cannot be had
     """
@@ -192,8 +196,8 @@ def _choose_methods(policy: ActorCriticPolicy, outputs: Outputs, obs: Any) -> Te
         with suppress(Exception), _random_numbers_kept(policy, seed=0):
             return method(*args)
 
-    def ask_distribution(actions: Tensor) -> Any:
-        # Asked anew: SB3's own writes into a wrapper that others write into too.
+    def log_prob(actions: Tensor) -> Any:
+        # Asked anew each time: SB3's own writes into a wrapper that others write into too.
         return ask(lambda: policy.get_distribution(obs).log_prob(actions))
 
     drawn = ask(policy.forward, obs)
@@ -203,19 +207,27 @@ def _choose_methods(policy: ActorCriticPolicy, outputs: Outputs, obs: Any) -> Te
     for actions in tried:
         evaluated.append(ask(policy.evaluate_actions, obs, actions))
         left_behind.append(ask(policy.action_dist.log_prob, actions))
-    told = [ask_distribution(actions) for actions in tried]
+    told = [log_prob(actions) for actions in tried]
     values = ask(policy.predict_values, obs)
-    outputs.acts_by_forward = drawn is not None and not _alike(drawn[2], told[-1])
+    means_others = _overrides(policy, "forward", "evaluate_actions")
+    tells = _overrides(policy, "get_distribution") and not means_others
+    outputs.acts_by_forward = drawn is not None and not (tells or _alike(drawn[2], told[-1]))
     if any(x is None for x in evaluated):
         outputs._evaluates_in_one_pass = False
         if any(x is None for x in (*told, values)):
             policy.evaluate_actions(obs, sampled)  # nothing works: what it raises tells why
         return sampled
     log_probs = [x[1] for x in evaluated]
-    outputs._evaluates_in_one_pass = all(map(_alike, log_probs, left_behind))
-    outputs._learns_by_evaluation = not all(map(_alike, log_probs, told))
-    outputs._values_by_forward = drawn is not None and not _alike(evaluated[0][0], values)
-    if outputs._learns_by_evaluation and not outputs._evaluates_in_one_pass:
+    same = all(map(_alike, log_probs, told)), _alike(evaluated[0][0], values)
+    in_wrapper = all(map(_alike, log_probs, left_behind))
+    outputs._learns_by_evaluation = not (same[0] or tells)
+    means_values = _overrides(policy, "predict_values") and not means_others
+    outputs._values_by_forward = drawn is not None and not (same[1] or means_values)
+    # Not where get_distribution or predict_values is asked for what it alone says.
+    outputs._evaluates_in_one_pass = in_wrapper and (
+        (same[0] or outputs._learns_by_evaluation) and (same[1] or outputs._values_by_forward)
+    )
+    if outputs._learns_by_evaluation and not in_wrapper:
         name = type(policy).__name__
         raise ConfigurationError(
             f"{name}.evaluate_actions has other log-probabilities than {name}.get_distribution, and "
@@ -223,6 +235,14 @@ def _choose_methods(policy: ActorCriticPolicy, outputs: Outputs, obs: Any) -> Te
             "get_distribution too, or build it with self.action_dist.proba_distribution."
         )
     return sampled
+
+
+def _overrides(policy: ActorCriticPolicy, *names: str) -> bool:
+    """Whether a policy has a method of the user's own in the place of SB3's, or of ours."""
+    own = CnnPolicy if isinstance(policy, CnnPolicy) else ActorCriticPolicy
+    return any(
+        name in vars(policy) or getattr(type(policy), name) is not getattr(own, name) for name in names
+    )
 
 
 def _alike(first: Tensor, second: Tensor | None) -> bool:

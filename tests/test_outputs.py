@@ -316,6 +316,29 @@ def test_an_overridden_forward_alone_acts():
     assert set(taken(ACKTR(Acting, small_env(), n_steps=8, seed=0))) == {2}
 
 
+@pytest.mark.parametrize("share", [True, False])
+def test_an_overridden_get_distribution_alone_is_meant(share):
+    class Told(ActorCriticPolicy):
+        """Forbids action 0 where predict and ACKTR ask; and values of its own."""
+
+        def get_distribution(self, obs):
+            logits = super().get_distribution(obs).distribution.logits
+            return self.action_dist.proba_distribution(logits - torch.tensor([1e8, 0.0, 0.0]))
+
+        def predict_values(self, obs):
+            return 2 * super().predict_values(obs)
+
+    kwargs = {"features_extractor_class": Trunk, "share_features_extractor": share}
+    model = ACKTR(Told, small_env(), n_steps=8, seed=0, policy_kwargs=kwargs, target_kl=0.1)
+    assert 0 not in taken(model)
+    batch = model.rollout_buffer.batch()
+    evaluated = model._model(batch)
+    assert evaluated.distributions[0].probs[:, 0].max() == 0
+    assert model.shared == share
+    if share:
+        assert torch.equal(evaluated.values, model.policy.predict_values(batch.observations).flatten())
+
+
 def test_a_distribution_of_its_own_that_nothing_gives_away_is_refused():
     class Secret(ActorCriticPolicy):
         def evaluate_actions(self, obs, actions):
