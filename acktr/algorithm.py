@@ -33,17 +33,18 @@ from acktr.kl import as_list
 from acktr.metrics import record_update
 from acktr.noise import fade_noise, resolve_log_std
 from acktr.optimizers import build_optimizers
-from acktr.options import as_discount, as_schedule, check_arguments
+from acktr.options import check_arguments
 from acktr.policies import CnnPolicy, MlpPolicy, Model, MultiInputPolicy, without_validation
 from acktr.precision import available_precision, run_trunk_in_bfloat16
 from acktr.rollout import RolloutBatch, RolloutStorage, collect_rollout
+from acktr.schedules import Scheduled
 from acktr.value_scale import choose_value_scale, sigma, update_scale
 
 _BATCH_SIZE, _LEAST_STEPS = 512, 16  # of a rollout, where n_steps is not given
 _COMPARE_PERIOD = 100  # updates between two comparisons of the parameters of all ranks
 
 
-class ACKTR(SafeAlgorithm):
+class ACKTR(Scheduled, SafeAlgorithm):
     """Actor-critic with Kronecker-factored natural gradients inside a KL trust region.
 
     Where actor and critic share no parameter (``MlpPolicy``) each has its own optimiser and trust
@@ -56,14 +57,14 @@ class ACKTR(SafeAlgorithm):
     :param n_steps: steps of each environment per rollout; the batch is ``n_steps * n_envs``,
         with ``None`` 512, but of 16 steps at least
     :param gamma: discount factor; number, schedule, ``"rise_0.99_0.998"`` or ``"auto_0.99_0.998"``, long
-        at once where episodes end by time alone (:func:`acktr.options.as_discount`); ``VecNormalize``
+        at once where episodes end by time alone (:func:`acktr.schedules.as_discount`); ``VecNormalize``
         follows a schedule, and by name the horizon stays within the time limit of an episode
     :param gae_lambda: lambda of GAE; 1 gives k-step returns, ``"auto_0.95_0.9"`` is 0.95, and 0.9 where
         long episodes end by time alone (:func:`acktr.advantages.set_discount`)
     :param ent_coef: weight of the entropy bonus
     :param vf_coef: weight of the value loss on a shared trunk
     :param target_kl: radius of the trust region, nats per update; number, schedule or ``"lin_0.02"``
-        (:func:`acktr.options.as_schedule` has the names that schedules may have)
+        (:func:`acktr.schedules.as_schedule` has the names that schedules may have)
     :param std_scale: of a Gaussian policy's noise beside what it learns, :func:`acktr.noise.fade_noise`;
         schedule or ``"late_1_0.5"``, which halves it in the second half; a number changes nothing
     :param n_actor_updates: natural-gradient steps of the actor per rollout, on the whole batch; they
@@ -217,6 +218,9 @@ class ACKTR(SafeAlgorithm):
         self.critic_kfac_kwargs = critic_kfac_kwargs or {}
         self.advantage_variance = 0.0  # mean over all rollouts, with normalize_advantage="running"
         self.advantage_count = 0
+        self.noise_scale: float | None = (
+            None  # what the schedule std_scale has multiplied the noise with
+        )
         self.kl_scale = 1.0  # what the feedback multiplies target_kl with
         self.kl_rescales = 0  # steps rescaled since the start
         self._shared_moments: distributed.SharedMoments | None = None
@@ -230,15 +234,6 @@ class ACKTR(SafeAlgorithm):
             self._setup_model()
 
     # ------------------------------------------------------------------ building
-
-    def _setup_lr_schedule(self) -> None:
-        self.lr_schedule = as_schedule(self.learning_rate)
-        self.target_kl_schedule = as_schedule(self.target_kl)
-        self.std_scale_schedule = as_schedule(self.std_scale)
-        self.gamma_schedule = as_discount(self.gamma)
-        self.corrected_lr_schedule = as_schedule(self.corrected_learning_rate or math.inf)
-        critic_lr = 0.3 if self.critic_norm == "gauss-newton" else 1e-3
-        self.critic_lr_schedule = as_schedule(self.critic_learning_rate or critic_lr)
 
     def _setup_model(self) -> None:
         self.n_steps = self.n_steps or max(_BATCH_SIZE // self.n_envs, _LEAST_STEPS)
@@ -297,6 +292,10 @@ class ACKTR(SafeAlgorithm):
         if self._shared_moments is None or self._shared_moments.env is not self._vec_normalize_env:
             self._shared_moments = distributed.SharedMoments(self._vec_normalize_env)
         try:
+            if self.noise_scale is None:
+                fade_noise(self)  # in force is what the schedule said last
+            self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
+            fade_noise(self)
             set_discount(self, rollout_buffer)
             went_on = collect_rollout(self, env, callback, rollout_buffer, n_rollout_steps)
         except Exception as error:
@@ -311,6 +310,7 @@ class ACKTR(SafeAlgorithm):
 
     def train(self) -> None:
         """Update the critic, then the actor, on the last rollout."""
+        self.check_schedules()
         self.policy.set_training_mode(True)
         batch = self.rollout_buffer.batch()  # type: ignore[attr-defined]  # a RolloutStorage
         standardize_images(self.policy, batch.observations)
@@ -325,7 +325,7 @@ class ACKTR(SafeAlgorithm):
         self._update_learning_rate(self.kfac)
         target_kl = self.target_kl_schedule(self._current_progress_remaining)
         actor_losses, kl = update_actor(self, batch, target_kl)
-        fade_noise(self, len(batch.returns))
+        fade_noise(self)
         self._n_updates += 1
         if self._n_updates % _COMPARE_PERIOD == 0:
             distributed.check_same(self.policy.parameters())
