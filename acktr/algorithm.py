@@ -6,7 +6,6 @@ batch for the actor, inside a KL trust region, and one or more for the critic.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, cast
@@ -27,6 +26,7 @@ from acktr.actor import update_actor
 from acktr.advantages import normalize_advantages, set_discount, time_limit
 from acktr.checkpoint.algorithm_file import SafeAlgorithm
 from acktr.critic import update_critic
+from acktr.foreign import check_built_policy, check_policy, explain_arguments, warn_of_masks
 from acktr.images import standardize_images
 from acktr.kfac import KFAC, Graphs
 from acktr.kl import as_list
@@ -38,7 +38,7 @@ from acktr.policies import CnnPolicy, MlpPolicy, Model, MultiInputPolicy, withou
 from acktr.precision import available_precision, run_trunk_in_bfloat16
 from acktr.rollout import RolloutBatch, RolloutStorage, collect_rollout
 from acktr.schedules import Scheduled
-from acktr.value_scale import choose_value_scale, sigma, update_scale
+from acktr.value_scale import choose_value_scale, exact_parameters, sigma, update_scale
 
 _BATCH_SIZE, _LEAST_STEPS = 512, 16  # of a rollout, where n_steps is not given
 _COMPARE_PERIOD = 100  # updates between two comparisons of the parameters of all ranks
@@ -122,7 +122,9 @@ class ACKTR(Scheduled, SafeAlgorithm):
         "MultiInputPolicy": MultiInputPolicy,
     }
     _implied: ClassVar[Mapping[str, Any]] = {"normalize_value_targets": False}
+    _mark = "kfac_kwargs"
 
+    @explain_arguments
     def __init__(
         self,
         policy: str | type[ActorCriticPolicy],
@@ -165,6 +167,7 @@ class ACKTR(Scheduled, SafeAlgorithm):
         device: torch.device | str = "auto",
         _init_setup_model: bool = True,
     ) -> None:
+        check_policy(policy, self.policy_aliases)
         check_arguments(locals())
         super().__init__(
             policy,
@@ -239,6 +242,8 @@ class ACKTR(Scheduled, SafeAlgorithm):
         self.n_steps = self.n_steps or max(_BATCH_SIZE // self.n_envs, _LEAST_STEPS)
         self.policy_kwargs = self._complete_policy_kwargs(self.policy_kwargs, self.action_space)
         super()._setup_model()
+        check_built_policy(self.policy)
+        warn_of_masks(self.env)
         choose_value_scale(self)
         self.used_precision = available_precision(self.precision, self.device)
         if self.used_precision == "bf16":
@@ -272,6 +277,14 @@ class ACKTR(Scheduled, SafeAlgorithm):
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_shared_moments", "_graphs"]
+
+    def get_parameters(self) -> dict[str, dict[str, Any]]:
+        """Return the parameters of policy and optimisers by name, with the moments of its values."""
+        parameters = super().get_parameters()
+        return {**parameters, "policy": exact_parameters(self.policy, parameters["policy"])}
+
+    def _check_arguments(self) -> None:
+        check_arguments(vars(self))
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         names = ["policy", "policy.optimizer"]

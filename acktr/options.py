@@ -130,6 +130,17 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
         raise ConfigurationError(
             f"log_std_init in policy_kwargs must be a finite number or 'auto', got {log_std!r}."
         )
+    net_arch = (arguments["policy_kwargs"] or {}).get("net_arch")
+    if isinstance(net_arch, list) and any(isinstance(part, Mapping) for part in net_arch[1:]):
+        raise ConfigurationError(
+            f"net_arch in policy_kwargs has shared layers before those of pi and vf ({net_arch}), which "
+            "SB3 has no more: give dict(pi=[...], vf=[...]), or a features extractor to share."
+        )
+    if (arguments["policy_kwargs"] or {}).get("squash_output"):
+        raise ConfigurationError(
+            "squash_output in policy_kwargs is for gSDE, which is not supported: actions outside their "
+            "bounds are clipped; leave it out."
+        )
     if arguments["use_sde"] or (arguments["policy_kwargs"] or {}).get("use_sde"):
         raise ConfigurationError(
             "gSDE (use_sde) is not supported: its Fisher is not that of a Gaussian in the mean; leave "

@@ -144,7 +144,7 @@ def test_a_checkpoint_goes_on_from_the_scale_in_force(old):
     restore_learner(resumed, taken[0], "it")
     resumed.learn(3 * 16, reset_num_timesteps=False)
     assert same(parameters(whole), parameters(resumed))
-    assert whole.noise_scale == resumed.noise_scale == 0.1
+    assert whole.noise_scale == resumed.noise_scale == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize("scale", ["late_1_0.5", lambda left: 0.5 + left / 2])
