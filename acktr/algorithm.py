@@ -26,7 +26,13 @@ from acktr.actor import update_actor
 from acktr.advantages import normalize_advantages, set_discount, time_limit
 from acktr.checkpoint.algorithm_file import SafeAlgorithm
 from acktr.critic import update_critic
-from acktr.foreign import check_built_policy, check_policy, explain_arguments, warn_of_masks
+from acktr.foreign import (
+    check_built_policy,
+    check_dtype,
+    check_policy,
+    explain_arguments,
+    warn_of_masks,
+)
 from acktr.images import standardize_images
 from acktr.kfac import KFAC, Graphs
 from acktr.kl import as_list
@@ -181,7 +187,7 @@ class ACKTR(Scheduled, SafeAlgorithm):
             max_grad_norm=float("inf"),  # the trust region bounds the step
             use_sde=False,
             sde_sample_freq=-1,
-            rollout_buffer_class=RolloutStorage,  # type: ignore[arg-type]  # same constructor
+            rollout_buffer_class=RolloutStorage,
             stats_window_size=stats_window_size,
             tensorboard_log=tensorboard_log,
             policy_kwargs=policy_kwargs,
@@ -273,7 +279,7 @@ class ACKTR(Scheduled, SafeAlgorithm):
     def set_random_seed(self, seed: int | None = None) -> None:
         """Seed everything random; each rank draws other actions in other episodes."""
         n_envs = 1 if self.env is None else self.env.num_envs
-        super().set_random_seed(None if seed is None else distributed.own_seed(seed, n_envs))
+        super().set_random_seed(None if seed is None else distributed.own_seed(int(seed), n_envs))
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_shared_moments", "_graphs"]
@@ -326,6 +332,7 @@ class ACKTR(Scheduled, SafeAlgorithm):
         self.check_schedules()
         self.policy.set_training_mode(True)
         batch = self.rollout_buffer.batch()  # type: ignore[attr-defined]  # a RolloutStorage
+        self.rollout_buffer.ask(None)  # type: ignore[attr-defined]  # it will be another policy
         standardize_images(self.policy, batch.observations)
         update_scale(self, batch)
         normalize = normalize_advantages(self, batch)
@@ -403,6 +410,7 @@ class ACKTR(Scheduled, SafeAlgorithm):
     ) -> ACKTR:
         """Learn for a number of steps, counted over all environments of all ranks."""
         assert self.env is not None, "You must set the environment before calling learn()"
+        check_dtype(self.policy)
         self.time_limit = time_limit(self.env)
         if distributed.rank() and not self._custom_logger:
             self.set_logger(Logger(None, []))  # the first rank speaks for all

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ParamSpec
 
+import torch
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.distributions import StateDependentNoiseDistribution
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -213,6 +214,20 @@ def check_built_policy(policy: ActorCriticPolicy) -> None:
         raise ConfigurationError(
             f"{type(policy).__name__} squashes its actions (squash_output), which is not supported: "
             "actions outside their bounds are clipped; leave it out."
+        )
+
+
+def check_dtype(policy: ActorCriticPolicy) -> None:
+    """Refuse a policy that cannot take the float32 which SB3 makes of observations.
+
+    :raises ConfigurationError: names its dtype
+    """
+    dtypes = {p.dtype for p in policy.parameters()}
+    theirs = type(policy.features_extractor).__module__.startswith(("stable_baselines3.", "acktr."))
+    if theirs and dtypes and torch.float32 not in dtypes:
+        raise ConfigurationError(
+            f"The policy's parameters are {dtypes.pop()}, and SB3 makes observations torch.float32: "
+            "build the model with that as torch's default dtype, or call model.policy.float()."
         )
 
 
