@@ -26,6 +26,7 @@ from pydantic import (
 from acktr.algorithm import ACKTR
 from acktr.envs.backends import check_backend
 from acktr.errors import ConfigurationError
+from acktr.foreign import REPLACED
 from acktr.presets.classes import check_policy, resolve_classes
 
 # What the run itself decides about the constructor's arguments.
@@ -146,6 +147,8 @@ def unknown_setting(name: str, known: Iterable[str], where: str) -> Configuratio
     known = sorted(known)
     nearest = difflib.get_close_matches(name, known, n=1)
     advice = f"did you mean {nearest[0]!r}?" if nearest else f"choose from {', '.join(known)}."
+    if name in REPLACED:  # a setting of A2C, PPO or another algorithm
+        advice = f"{REPLACED[name]}."
     return ConfigurationError(f"Unknown setting {name!r} in {where}: {advice}")
 
 
