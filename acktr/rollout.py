@@ -11,14 +11,13 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.preprocessing import get_action_dim, get_obs_shape, is_image_space
-from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from acktr import distributed
-from acktr.stepping import last_observations, steps_of
+from acktr.adapted import AdaptedAlgorithm
+from acktr.stepping import as_tensors, last_observations, steps_of
 
 Observations = Tensor | dict[str, Tensor]
 
@@ -187,7 +186,7 @@ class _Slots:
 
 
 def collect_rollout(
-    model: OnPolicyAlgorithm,
+    model: AdaptedAlgorithm,
     env: VecEnv,
     callback: BaseCallback,
     rollout_buffer: RolloutStorage,
@@ -245,7 +244,7 @@ def collect_rollout(
         if values is None:
             flat = rollout_buffer.batch().observations
             rollout_buffer.values.copy_(policy.predict_values(flat).view_as(rollout_buffer.values))
-        last_values = policy.predict_values(obs_as_tensor(new_obs, model.device)).flatten()
+        last_values = policy.predict_values(as_tensors(model, new_obs)).flatten()
         if truncated:
             # A cut by time is no end: what would have come counts as gamma V (SB3 issue #633).
             at, indices, observations = map(list, zip(*truncated, strict=True))
@@ -257,11 +256,11 @@ def collect_rollout(
     return True
 
 
-def _stack(observations: list[Any], model: OnPolicyAlgorithm) -> Observations:
+def _stack(observations: list[Any], model: AdaptedAlgorithm) -> Observations:
     """Batch single observations as the environment returned them."""
     stacked: Any
     if isinstance(observations[0], dict):
         stacked = {key: np.stack([o[key] for o in observations]) for key in observations[0]}
     else:
         stacked = np.stack(observations)
-    return obs_as_tensor(stacked, model.device)
+    return as_tensors(model, stacked)
