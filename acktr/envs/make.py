@@ -18,7 +18,7 @@ from acktr.envs.lookup import find_spec, is_atari
 from acktr.envs.pixels import FRAME_STACK, make_pixel_env, pixel_arguments
 from acktr.envs.resets import VecStack
 from acktr.envs.serial import SerialVecEnv
-from acktr.envs.spaces import check_spaces, fits_convolutions
+from acktr.envs.spaces import check_spaces, check_stack, fits_convolutions
 from acktr.envs.state import attach
 from acktr.envs.workers import WorkerVecEnv, end_with_this_process, ignore_stops
 from acktr.errors import ConfigurationError
@@ -118,9 +118,15 @@ def make_vec_env(
         env.seed(seed)  # as one: the halves were built from the same seed
     else:
         env = build(0, n_envs)
+    depth = frame_stack or (ATARI_FRAME_STACK if atari else FRAME_STACK if pixels else 1)
+    if depth > 1:
+        try:
+            check_stack(spec.id, env.observation_space)
+        except ConfigurationError:
+            env.close()
+            raise
     env.backend = chosen  # type: ignore[attr-defined]  # what "auto" stood for
     env = VecCheckFinite(env)
-    depth = frame_stack or (ATARI_FRAME_STACK if atari else FRAME_STACK if pixels else 1)
     return VecStack(env, depth) if depth > 1 else env
 
 

@@ -59,6 +59,23 @@ def check_spaces(
         raise ConfigurationError(f"{env_id} {problem}.")
 
 
+def check_stack(env_id: str, observation_space: spaces.Space) -> None:
+    """Refuse to stack observations that have no axis to stack along.
+
+    :param env_id: names the environment in the message
+    :param observation_space: of one environment
+    :raises ConfigurationError: naming what cannot be stacked
+    """
+    parts = (
+        observation_space.values() if isinstance(observation_space, spaces.Dict) else [observation_space]
+    )
+    for part in parts:
+        if not (isinstance(part, spaces.Box) and part.shape):
+            raise ConfigurationError(
+                f"{env_id} observes a {describe(part)}, which cannot be stacked: leave out frame_stack."
+            )
+
+
 def adapt(
     observation_space: spaces.Space,
     action_space: spaces.Space,
@@ -142,24 +159,20 @@ def _observation_problem(space: spaces.Space) -> str | None:
         if not np.prod(space.shape or (1,)):
             return f"has an observation space of shape {space.shape}: there is nothing to observe"
         return None
-    kind = type(space).__name__
-    if isinstance(space, (spaces.Sequence, spaces.Graph)):
-        return f"has a {kind} observation space: wrap it with one that returns a Box of fixed size"
-    return (
-        f"has a {kind} observation space: wrap it with gymnasium's FlattenObservation, or with one that "
-        "returns a Box or a Dict"
-    )
+    advice = "a wrapper that returns a Box or a Dict of them"
+    if _flattens(space):
+        advice = f"gymnasium's FlattenObservation, or with {advice}"
+    return f"has a {type(space).__name__} observation space: wrap it with {advice}"
 
 
 def _dict_problem(space: spaces.Dict) -> str | None:
     for key, inner in space.spaces.items():
         if not isinstance(inner, _OBSERVATIONS):
-            kind = type(inner).__name__
-            kind = kind if type(inner).__module__.startswith("gymnasium.") else _bases(type(inner))
+            flatten = ", or flatten all with FlattenObservation" if _flattens(space) else ""
             return (
-                f"has a {kind} space under the observation key {key!r}: ACKTR supports a flat Dict of "
-                f"{_SUPPORTED}, so leave it out with gymnasium's FilterObservation, or flatten all with "
-                "FlattenObservation"
+                f"has a {type(inner).__name__} under the observation key {key!r}: ACKTR supports a flat "
+                f"Dict of {_SUPPORTED}, so leave the key out with gymnasium's wrapper FilterObservation"
+                f"{flatten}"
             )
     if not any(np.prod(inner.shape or (1,)) for inner in space.spaces.values()):
         return "has a Dict observation space without a number in it: there is nothing to observe"
@@ -173,10 +186,11 @@ def _dict_problem(space: spaces.Dict) -> str | None:
     return None
 
 
-def _bases(kind: type) -> str:
-    """Name a class of somebody's own by the space it is, such as MiniGrid's ``MissionSpace``."""
-    known = next(base for base in kind.__mro__ if base.__module__.startswith("gymnasium."))
-    return f"{kind.__name__} ({known.__name__})"
+def _flattens(space: spaces.Space) -> bool:
+    try:
+        return space.is_np_flattenable
+    except NotImplementedError:  # a space of somebody's own
+        return False
 
 
 def _reader(
