@@ -6,8 +6,6 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from stable_baselines3.common.vec_env import VecEnv
-
 from acktr import distributed
 from acktr.options import as_trace_decay
 from acktr.rollout import RolloutBatch, RolloutStorage
@@ -49,17 +47,6 @@ def set_discount(model: ACKTR, rollout_buffer: RolloutStorage) -> None:
     normalize = model.get_vec_normalize_env()
     if normalize is not None and is_schedule(model.gamma):
         normalize.gamma = gamma
-
-
-def time_limit(env: VecEnv) -> int | None:
-    """Return after how many steps an episode is cut at the latest, as its specification says."""
-    try:
-        specs = env.get_attr("spec")
-    except (AttributeError, NotImplementedError):  # a vector environment of somebody's own
-        return None
-    limits: list[int | None] = [getattr(spec, "max_episode_steps", None) for spec in specs]
-    known = [limit for limit in limits if limit]
-    return max(known) if known and len(known) == len(limits) else None
 
 
 def normalize_advantages(model: ACKTR, batch: RolloutBatch) -> Callable[[], RolloutBatch]:

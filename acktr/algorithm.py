@@ -23,7 +23,8 @@ from torch.distributions import Normal
 
 from acktr import distributed
 from acktr.actor import update_actor
-from acktr.advantages import normalize_advantages, set_discount, time_limit
+from acktr.adapted import AdaptedAlgorithm
+from acktr.advantages import normalize_advantages, set_discount
 from acktr.checkpoint.algorithm_file import SafeAlgorithm
 from acktr.critic import update_critic
 from acktr.foreign import (
@@ -51,7 +52,7 @@ _BATCH_SIZE, _LEAST_STEPS = 512, 16  # of a rollout, where n_steps is not given
 _COMPARE_PERIOD = 100  # updates between two comparisons of the parameters of all ranks
 
 
-class ACKTR(Scheduled, SafeAlgorithm):
+class ACKTR(Scheduled, AdaptedAlgorithm, SafeAlgorithm):
     """Actor-critic with Kronecker-factored natural gradients inside a KL trust region.
 
     Where actor and critic share no parameter (``MlpPolicy``) each has its own optimiser and trust
@@ -179,10 +180,10 @@ class ACKTR(Scheduled, SafeAlgorithm):
         super().__init__(
             policy,
             env,
-            learning_rate=learning_rate,  # type: ignore[arg-type]  # strings: _setup_lr_schedule
-            n_steps=n_steps,  # type: ignore[arg-type]  # None: _setup_model
-            gamma=gamma,  # type: ignore[arg-type]  # schedules: set_discount
-            gae_lambda=gae_lambda,  # type: ignore[arg-type]  # a name: set_discount
+            learning_rate=learning_rate,  # strings: _setup_lr_schedule
+            n_steps=n_steps,  # None: _setup_model
+            gamma=gamma,  # schedules: set_discount
+            gae_lambda=gae_lambda,  # a name: set_discount
             ent_coef=ent_coef,
             vf_coef=vf_coef,
             max_grad_norm=float("inf"),  # the trust region bounds the step
@@ -413,7 +414,6 @@ class ACKTR(Scheduled, SafeAlgorithm):
         """Learn for a number of steps, counted over all environments of all ranks."""
         assert self.env is not None, "You must set the environment before calling learn()"
         check_dtype(self.policy)
-        self.time_limit = time_limit(self.env)
         if distributed.rank() and not self._custom_logger:
             self.set_logger(Logger(None, []))  # the first rank speaks for all
         return super().learn(

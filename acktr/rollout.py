@@ -11,22 +11,21 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from acktr import distributed
+from acktr.adapted import AdaptedAlgorithm
 from acktr.errors import ConfigurationError
 from acktr.later import Later
-from acktr.stepping import last_observations, steps_of
+from acktr.stepping import as_tensors, last_observations, steps_of
 from acktr.storage import Observations, RolloutBatch, RolloutStorage
 
 __all__ = ["RolloutBatch", "RolloutStorage", "collect_rollout"]
 
 
 def collect_rollout(
-    model: OnPolicyAlgorithm,
+    model: AdaptedAlgorithm,
     env: VecEnv,
     callback: BaseCallback,
     rollout_buffer: RolloutStorage,
@@ -93,7 +92,7 @@ def collect_rollout(
     with torch.no_grad():
         if known is None:
             rollout_buffer.write_values(outputs.values(rollout_buffer.batch().observations))
-        values = outputs.values(obs_as_tensor(new_obs, model.device)).unsqueeze(1)
+        values = outputs.values(as_tensors(model, new_obs)).unsqueeze(1)
         if truncated:
             # A cut by time is no end: what would have come counts as gamma V (SB3 issue #633).
             at, indices, observations = map(list, zip(*truncated, strict=True))
@@ -107,11 +106,11 @@ def collect_rollout(
     return True
 
 
-def _stack(observations: list[Any], model: OnPolicyAlgorithm) -> Observations:
+def _stack(observations: list[Any], model: AdaptedAlgorithm) -> Observations:
     """Batch single observations as the environment returned them."""
     stacked: Any
     if isinstance(observations[0], dict):
         stacked = {key: np.stack([o[key] for o in observations]) for key in observations[0]}
     else:
         stacked = np.stack(observations)
-    return obs_as_tensor(stacked, model.device)
+    return as_tensors(model, stacked)
