@@ -35,7 +35,7 @@ def update_critic(model: ACKTR, batch: RolloutBatch) -> Tensor:
     optimizer = model.critic_optimizer
     assert optimizer is not None
     undo = Undo(optimizer) if model.defer_checks else None
-    with torch.no_grad():
+    with torch.no_grad(), model.outputs.quiet():
         policy = model._model(batch).distributions[:-1] if model.shared else []
     losses = []
     n_updates = model.n_critic_updates or _N_UPDATES
@@ -56,6 +56,9 @@ def _step_natural(model: ACKTR, optimizer: KFAC, batch: RolloutBatch) -> Tensor:
         values = model._values(batch)
     loss = model._value_loss(values, batch)
     check_own_loss(loss, model)
+    before = loss
+    if model.outputs.noisy and optimizer.param_groups[0]["adapt_damping"]:
+        before = _loss_without_noise(model, batch)
     seen = values
     if model._samples_statistics(optimizer):
         with optimizer.capture():
@@ -67,8 +70,14 @@ def _step_natural(model: ACKTR, optimizer: KFAC, batch: RolloutBatch) -> Tensor:
     take_step(model, loss, optimizer, model.critic_trust_region)
     if optimizer.wants_reduction:
         with torch.no_grad():
-            optimizer.report_reduction(loss - model._value_loss(model._values(batch), batch))
+            optimizer.report_reduction(before - _loss_without_noise(model, batch))
     return loss.detach()
+
+
+@torch.no_grad()
+def _loss_without_noise(model: ACKTR, batch: RolloutBatch) -> Tensor:
+    with model.outputs.quiet():
+        return model._value_loss(model._values(batch), batch)
 
 
 def _step_euclidean(
@@ -82,7 +91,11 @@ def _step_euclidean(
         joint = model._model(batch)
         assert joint.values is not None
         old = [kind(**parameters, validate_args=False) for kind, parameters in policy]
-        values, held = joint.values, mean_kl(old, joint.distributions[:-1])
+        new = joint.distributions
+        if model.outputs.noisy:
+            with model.outputs.quiet():
+                new = model._distributions(batch)
+        values, held = joint.values, mean_kl(old, new[:-1])
     else:
         values = model._values(batch)
     loss = model._value_loss(values, batch)

@@ -9,7 +9,6 @@ from typing import Any
 import gymnasium as gym
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.vec_env import VecEnv
 
 from acktr import distributed
@@ -20,12 +19,12 @@ from acktr.envs import make_vec_env
 from acktr.envs.lookup import evaluation_limit
 from acktr.envs.pixels import film_frames
 from acktr.envs.running import VecRunningNormalize
-from acktr.envs.spaces import fits_convolutions, numbers_alone
+from acktr.envs.spaces import check_spaces, fitting_policy, numbers_alone
 from acktr.envs.video import Film, check_film_packages, prepare_rendering
 from acktr.errors import CheckpointError, ConfigurationError
 from acktr.options import as_discount
 from acktr.presets import Configuration, Normalize, validate
-from acktr.presets.classes import resolve_classes
+from acktr.presets.classes import resolve_classes, resolve_policy
 from acktr.runs import Run
 from acktr.training import Result, follow_training, run_training
 
@@ -101,9 +100,17 @@ def build_model(configuration: Configuration, env: VecEnv, seed: int | None = No
     arguments = configuration.algorithm_arguments()
     arguments["policy_kwargs"] = resolve_classes(arguments["policy_kwargs"]) or None
     policy = choose_policy(configuration, env.observation_space)
+    # Once more with the wrappers' spaces, which the constructor sees: its messages lack the id.
+    check_spaces(
+        configuration.env_id,
+        env.observation_space,
+        env.action_space,
+        resolve_policy(policy),
+        arguments["policy_kwargs"],
+    )
     try:
         return ACKTR(
-            policy,
+            resolve_policy(policy),
             env,
             seed=configuration.seed if seed is None else seed,
             device=configuration.device,
@@ -120,27 +127,8 @@ def build_model(configuration: Configuration, env: VecEnv, seed: int | None = No
 
 
 def choose_policy(configuration: Configuration, observation_space: spaces.Space) -> str:
-    """Turn the policy "auto" into a name, and refuse one that does not fit the observations.
-
-    :raises ConfigurationError: naming the policy that fits
-    """
-    if isinstance(observation_space, spaces.Dict):
-        fitting: tuple[str, ...] = ("MultiInputPolicy",)
-    elif is_image_space(observation_space):
-        # An MLP on a flattened image is wasteful, but it works.
-        fitting = ("CnnPolicy", "MlpPolicy")
-        if not fits_convolutions(observation_space):
-            fitting = ("MlpPolicy", "CnnPolicy")
-    else:
-        fitting = ("MlpPolicy",)
-    if configuration.policy == "auto":
-        return fitting[0]
-    if configuration.policy not in fitting:
-        raise ConfigurationError(
-            f"{configuration.policy} cannot read the {type(observation_space).__name__} "
-            f"observations of {configuration.env_id}: use --set policy={fitting[0]}."
-        )
-    return configuration.policy
+    """Turn the policy "auto" into the name of one that fits the observations."""
+    return fitting_policy(observation_space) if configuration.policy == "auto" else configuration.policy
 
 
 def choose_normalization(settings: Normalize, observation_space: spaces.Space) -> Normalize:

@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 _LEAST_BOUND = 1e-12  # nats: a loss of 0 leaves nothing to bound
 
 
+def learns(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether any of an optimiser's parameters is to be trained now: who freezes all of them waits."""
+    return any(p.requires_grad for group in optimizer.param_groups for p in group["params"])
+
+
 def run_step(model: ACKTR, name: str, work: Callable[..., Any], *inputs: Any) -> Any:
     """Make one step of the actor or the critic, as a CUDA graph if there is to be one.
 

@@ -22,6 +22,7 @@ PAGES = (
     "acktr/kfac/README.md",
     "docs/index.md",
     "docs/quickstart.md",
+    "docs/policies.md",
     "docs/environments.md",
     "docs/kfac.md",
 )

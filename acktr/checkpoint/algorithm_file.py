@@ -16,7 +16,8 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, TensorDict
 from stable_baselines3.common.utils import get_system_info
-from torch import Tensor, nn
+from stable_baselines3.common.vec_env.patch_gym import _convert_space
+from torch import Tensor
 
 from acktr.checkpoint.codec import Absent
 from acktr.checkpoint.model_file import (
@@ -33,20 +34,14 @@ from acktr.checkpoint.model_file import (
 from acktr.errors import (
     AcktrError,
     CheckpointMismatchError,
+    ConfigurationError,
     DamagedCheckpointError,
 )
+from acktr.foreign import REPLACED, own_arguments
 
 _Self = TypeVar("_Self", bound="SafeAlgorithm")
 
-# Made anew from the arguments they belong to.
-DERIVED = {
-    "lr_schedule",
-    "target_kl_schedule",
-    "gamma_schedule",
-    "std_scale_schedule",
-    "corrected_lr_schedule",
-    "critic_lr_schedule",
-}
+DERIVED = {"lr_schedule"}  # made anew from the argument it belongs to
 _NEEDED = ("policy_class", "policy_kwargs", "observation_space", "action_space")
 
 
@@ -55,6 +50,7 @@ class SafeAlgorithm(OnPolicyAlgorithm):
 
     # What models were whose files say nothing of an attribute: they are from before it existed.
     _implied: ClassVar[Mapping[str, Any]] = {}
+    _mark: ClassVar[str] = ""  # an attribute that no other algorithm has
 
     def save(
         self,
@@ -105,6 +101,10 @@ class SafeAlgorithm(OnPolicyAlgorithm):
     ) -> _Self:
         """Load a model; nothing in the file is executed.
 
+        A file of SB3's A2C or PPO, or of sb3-contrib's TRPO, gives its policy, its discount factor and
+        its counters; all other settings are those of a new model, because theirs are of another
+        optimiser.
+
         :param path: with or without ``.zip``, or a file open for reading
         :param env: to go on learning in; must have the saved spaces
         :param device: where to compute
@@ -113,7 +113,8 @@ class SafeAlgorithm(OnPolicyAlgorithm):
         :param print_system_info: of the machine that saved it, and of this one
         :param force_reset: begin new episodes before going on to learn
         :param trust: unpickle a file of SB3's own, which may run any code
-        :param kwargs: attributes to change
+        :param kwargs: arguments of the constructor, or other attributes, to change
+        :raises ConfigurationError: one of ``kwargs`` is no such thing, or out of its range
         :raises CheckpointMismatchError: the environment has other spaces, or parameters do not fit
         :raises CheckpointError: of the kind that tells why else it cannot be used
         """
@@ -121,12 +122,19 @@ class SafeAlgorithm(OnPolicyAlgorithm):
             if not trust:
                 raise foreign_refusal(shown(path))
             path = os.fspath(path) if isinstance(path, os.PathLike) else path
-            said, _, _ = load_from_zip_file(path, device=device, custom_objects=custom_objects)
-            unsaid = {name: value for name, value in cls._implied.items() if name not in (said or {})}
-            kwargs = {**unsaid, **kwargs}
-            return super().load(
-                path, env, device, custom_objects, print_system_info, force_reset, **kwargs
+            said, parameters, _ = load_from_zip_file(
+                path, device=device, custom_objects=custom_objects, print_system_info=print_system_info
             )
+            said = said or {}
+            kwargs = cls._known_changes(kwargs, said)
+            if cls._mark not in said:  # another algorithm's
+                changes = {**_own_objects(custom_objects or {}), **kwargs}
+                return _adopt(cls, str(path), said, changes, parameters or {}, env, device)
+            unsaid = {name: value for name, value in cls._implied.items() if name not in said}
+            kwargs = {**unsaid, **kwargs}
+            model = super().load(path, env, device, custom_objects, False, force_reset, **kwargs)
+            model._check_arguments()
+            return model
         file = read_model(path)
         if print_system_info:
             print("== CURRENT SYSTEM INFO ==")
@@ -134,6 +142,7 @@ class SafeAlgorithm(OnPolicyAlgorithm):
             print("== SAVED MODEL SYSTEM INFO ==")
             print(file.system_info)
         data, parameters = _decode(file, custom_objects or {}, kwargs)
+        kwargs = cls._known_changes(kwargs, data)
         data = {name: value for name, value in data.items() if name not in ("env", "device")}
         data = {**cls._implied, **data}
         if "policy_kwargs" in kwargs:
@@ -148,9 +157,19 @@ class SafeAlgorithm(OnPolicyAlgorithm):
             data["n_envs"] = env.num_envs
             if force_reset:
                 data["_last_obs"] = None
-        model = _build(cls, file.where, env, device, {**data, **kwargs})
+        changed = {*kwargs, *(custom_objects or {})}
+        model = _build(cls, file.where, env, device, {**data, **kwargs}, bool(changed))
         model._put_parameters(parameters, True, device, file.where)
         return model
+
+    @classmethod
+    def _known_changes(cls, changes: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
+        """Refuse what is neither an argument nor an attribute, and what is another algorithm's."""
+        known = {*_arguments(cls), *(data.keys() - REPLACED.keys())}
+        return own_arguments(changes, known, cls.__name__)
+
+    def _check_arguments(self) -> None:
+        """Check what the constructor checks, of attributes that a file has given."""
 
     @staticmethod
     def _complete_policy_kwargs(given: Mapping[str, Any], action_space: spaces.Space) -> dict[str, Any]:
@@ -183,7 +202,8 @@ class SafeAlgorithm(OnPolicyAlgorithm):
         elif trust:
             path = load_path_or_dict
             path = os.fspath(path) if isinstance(path, os.PathLike) else path
-            super().set_parameters(path, exact_match, device)  # type: ignore[arg-type]  # open files too
+            _, parameters, _ = load_from_zip_file(path, device=device, load_data=False)
+            self._put_parameters(parameters or {}, exact_match, device, str(path))
         else:
             raise foreign_refusal(shown(load_path_or_dict))
 
@@ -193,7 +213,7 @@ class SafeAlgorithm(OnPolicyAlgorithm):
         """Check everything, then change everything, or nothing."""
         policy = parameters.get("policy")
         if exact_match and policy is not None:
-            check_architecture(self.policy, policy, where)
+            check_architecture(self, policy, where)
         before = copy.deepcopy(self.get_parameters())
         try:
             super().set_parameters(parameters, exact_match, device)
@@ -213,17 +233,19 @@ class SafeAlgorithm(OnPolicyAlgorithm):
             ) from error
 
 
-def check_architecture(module: nn.Module, state: Any, where: str) -> None:
-    """Compare parameters with those of a network, before any is changed.
+def check_architecture(model: SafeAlgorithm, state: Any, where: str) -> None:
+    """Compare parameters with those of a model's policy, before any is changed.
 
-    :param module: the network
-    :param state: its ``state_dict`` to be
+    :param model: of whose policy they are to be
+    :param state: as ``get_parameters`` has them, or as the policy's own ``state_dict``
     :param where: names it in the message
     :raises CheckpointMismatchError: lists what differs
     """
     if not isinstance(state, Mapping) or not all(isinstance(x, Tensor) for x in state.values()):
         raise DamagedCheckpointError(f"The parameters of {where} are no tensors by name.")
-    own = {name: tuple(x.shape) for name, x in module.state_dict().items()}
+    plain = model.policy.state_dict()
+    fitting = plain if plain.keys() == state.keys() else model.get_parameters()["policy"]
+    own = {name: tuple(x.shape) for name, x in fitting.items()}
     saved = {name: tuple(x.shape) for name, x in state.items()}
     differences = [
         f"{name} is {saved.get(name, 'absent')} in the file and {own.get(name, 'absent')} in the model"
@@ -258,17 +280,33 @@ def _decode(
     if not isinstance(data, dict) or any(name not in data for name in _NEEDED):
         raise DamagedCheckpointError(f"The data of {file.where} lack one of {', '.join(_NEEDED)}.")
     # Given where nothing was stored.
-    data.update({name: value for name, value in given.items() if "." not in name})
+    data.update({n: value for n, value in _own_objects(given).items() if "." not in n})
     return data, components
 
 
+def _own_objects(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out what is no part of this algorithm: scripts for PPO give ``clip_range`` at each load."""
+    return {n: value for n, value in given.items() if n not in REPLACED and n not in DERIVED}
+
+
 def _build(
-    cls: type[_Self], where: str, env: GymEnv | None, device: torch.device | str, data: dict[str, Any]
+    cls: type[_Self],
+    where: str,
+    env: GymEnv | None,
+    device: torch.device | str,
+    data: dict[str, Any],
+    changed: bool,
 ) -> _Self:
     try:
         # As SB3's own load does: the constructors of algorithms have these, that of the base class not.
         model = cls(policy=data["policy_class"], env=env, device=device, _init_setup_model=False)  # type: ignore[arg-type,call-arg]
         vars(model).update(data)
+        try:
+            model._check_arguments()
+        except ConfigurationError as error:
+            if changed:
+                raise
+            raise DamagedCheckpointError(f"{where} holds what no model has: {error}") from error
         model._setup_model()
     except (AcktrError, MemoryError):
         raise
@@ -276,6 +314,48 @@ def _build(
         # What a constructor says of wrong arguments is up to torch and SB3.
         problem = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise DamagedCheckpointError(f"No model can be built from {where} ({problem}).") from error
+    return model
+
+
+# What of another algorithm's file means the same here.
+_SHARED = (
+    *_NEEDED,
+    *("n_envs", "gamma", "verbose", "seed", "tensorboard_log"),
+    *("num_timesteps", "ep_info_buffer", "ep_success_buffer"),
+)
+_NOT_OF_A_NETWORK = ("optimizer_class", "optimizer_kwargs", "device")
+
+
+def _adopt(
+    cls: type[_Self],
+    where: str,
+    said: Mapping[str, Any],
+    changes: Mapping[str, Any],
+    parameters: TensorDict,
+    env: GymEnv | None,
+    device: torch.device | str,
+) -> _Self:
+    """Build a model with the policy of an A2C, PPO or TRPO."""
+    if any(name not in said for name in _NEEDED) or "policy" not in parameters:
+        raise DamagedCheckpointError(f"The data of {where} lack one of {', '.join(_NEEDED)}.")
+    data = {name: said[name] for name in _SHARED if name in said}
+    for name in ("observation_space", "action_space"):
+        data[name] = _convert_space(data[name])  # those of gym become gymnasium's
+    of_policy = dict(data["policy_kwargs"] or {})
+    data["policy_kwargs"] = {n: x for n, x in of_policy.items() if n not in _NOT_OF_A_NETWORK}
+    if said.get("use_sde"):
+        data["policy_kwargs"]["use_sde"] = True  # which is refused by name
+    data.update(changes)
+    if env is not None:
+        env = cls._wrap_env(env, data.get("verbose", 0))
+        _check_spaces(where, data, env)
+        data["n_envs"] = env.num_envs
+    try:
+        model = _build(cls, where, env, device, data, True)
+    except ConfigurationError as error:
+        raise CheckpointMismatchError(f"{where} is of another algorithm: {error}") from error
+    check_architecture(model, parameters["policy"], where)
+    model._put_parameters({"policy": parameters["policy"]}, False, device, where)
     return model
 
 
@@ -294,6 +374,14 @@ def _describe(space: Any) -> str:
         low, high = float(np.min(space.low)), float(np.max(space.high))
         return f"Box({low:g}, {high:g}, {space.shape}, {space.dtype})"
     return str(space)
+
+
+def _arguments(cls: type) -> set[str]:
+    """Name the arguments of an algorithm's constructor, and of those that it hands others on to."""
+    bases = [
+        base for base in cls.__mro__ if issubclass(base, SafeAlgorithm) and "__init__" in vars(base)
+    ]
+    return {name for base in bases for name in inspect.signature(base.__init__).parameters}
 
 
 def constructor_arguments(cls: type) -> set[str]:

@@ -15,11 +15,11 @@ from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, Line
 from torch import nn
 
 import acktr.policies
-import acktr.rollout
+import acktr.storage
 
 # Networks, policies and the storage of rollouts: all that a constructor argument may be a class of.
-_MODULES = (nn, torch_layers, policies, buffers, preprocessing, acktr.policies, acktr.rollout)
-_BASES = (nn.Module, buffers.BaseBuffer, acktr.rollout.RolloutStorage, spaces.Space)
+_MODULES = (nn, torch_layers, policies, buffers, preprocessing, acktr.policies, acktr.storage)
+_BASES = (nn.Module, buffers.BaseBuffer, acktr.storage.RolloutStorage, spaces.Space)
 SCHEDULES = {cls.__name__: cls for cls in (ConstantSchedule, FloatSchedule, LinearSchedule)}
 
 
@@ -31,7 +31,9 @@ def name_of(cls: type) -> str:
 @functools.cache
 def allowed_classes() -> Mapping[str, type]:
     """Return the allowed classes by their dotted names."""
-    return {name_of(cls): cls for module in (*_MODULES, spaces) for cls in _classes_in(module)}
+    classes = {name_of(cls): cls for module in (*_MODULES, spaces) for cls in _classes_in(module)}
+    # As earlier files name it.
+    return {**classes, "acktr.rollout.RolloutStorage": acktr.storage.RolloutStorage}
 
 
 def _classes_in(module: Any) -> Iterator[type]:

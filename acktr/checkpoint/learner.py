@@ -125,7 +125,7 @@ def check_learner(model: SafeAlgorithm, components: Mapping[str, Any], where: st
     for name in ("learner", "rank-0", *sorted(needed)):
         if name not in components:
             raise DamagedCheckpointError(f"{where} has no component {name!r}.")
-    check_architecture(model.policy, components["policy"], where)
+    check_architecture(model, components["policy"], where)
 
 
 def restore_learner(

@@ -145,9 +145,8 @@ def is_foreign(path: ModelPath) -> bool:
 def foreign_refusal(where: str) -> UnsafeCheckpointError:
     """Say that a file would have to be unpickled."""
     return UnsafeCheckpointError(
-        f"{where} was written by Stable-Baselines3 or acktr 0.1 and holds pickles, which may run any "
-        "code when they are read: if you trust where it comes from, load it with trust=True and save it "
-        "again."
+        f"{where} is a file of Stable-Baselines3's own format, whose pickles may run any code when they "
+        "are read: if you trust where it comes from, load it with trust=True and save it again."
     )
 
 

@@ -27,6 +27,7 @@ def train(
     backend: Annotated[str | None, arg(metavar="B")] = None,
     device: Annotated[str | None, arg(metavar="D")] = None,
     resume: bool = False,
+    allow_import: bool = False,
     progress: bool = True,
 ) -> int:
     """Train ACKTR with the preset of the environment; Ctrl-C ends early and saves what --resume needs.
@@ -41,6 +42,8 @@ def train(
     :param backend: gymnasium, subproc, envpool or ale (default: auto)
     :param device: cpu, cuda, ... (default: auto)
     :param resume: go on from the newest checkpoint of --out (default: of the last runs/ENV-i)
+    :param allow_import: let settings name classes of your own as module:Class: imports modules, whose
+        code runs
     :param progress: show how training goes
     """
     # Imported here: torch takes seconds, and --help should not.
@@ -65,6 +68,7 @@ def train(
             "backend": backend,
             "device": device,
         },
+        "allow_import": allow_import,
     }
     if old is None:
         configuration, notes = resolve(env, **given)

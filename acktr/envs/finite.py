@@ -6,10 +6,11 @@ import numpy as np
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
+from acktr.envs.resets import TellsResets
 from acktr.errors import DivergenceError
 
 
-class VecCheckFinite(VecEnvWrapper):
+class VecCheckFinite(TellsResets, VecEnvWrapper):
     """Raise :class:`~acktr.errors.DivergenceError` when an environment returns NaN or infinity.
 
     It sits below ``VecNormalize``: one NaN in its running averages would turn the observations of
