@@ -25,6 +25,7 @@ from acktr.errors import CheckpointError, ConfigurationError
 from acktr.options import as_discount
 from acktr.presets import Configuration, Normalize, validate
 from acktr.presets.classes import resolve_classes, resolve_policy
+from acktr.presets.received import check_received
 from acktr.runs import Run
 from acktr.training import Result, follow_training, run_training
 
@@ -219,29 +220,37 @@ class Experiment:
         follow_training(self.model, self.configuration, should_stop)
 
 
-def evaluate(run: Run, episodes: int = 20, *, best: bool = False) -> Evaluation:
+def evaluate(
+    run: Run, episodes: int = 20, *, best: bool = False, allow_import: bool = False
+) -> Evaluation:
     """Play whole episodes with the deterministic policy of a saved run.
 
     :param run: the run
     :param episodes: how many
     :param best: use the model with the best evaluation instead of the last one
+    :param allow_import: import modules and open files that its configuration names, which runs their
+        code: it may be somebody else's
     :return: undiscounted, unclipped returns, and lengths
     :raises CheckpointError: if the run's files cannot be used
     :raises ConfigurationError: if ``episodes`` is below 1, or the environment cannot be built
     """
     if episodes < 1:
         raise ConfigurationError(f"episodes is {episodes}: at least 1 is needed.")
-    model, env = _load(run, best, n_envs=min(episodes, _MAX_EVALUATION_ENVS))
+    n_envs = min(episodes, _MAX_EVALUATION_ENVS)
+    model, env = _load(run, best, allow_import, n_envs=n_envs)
     with contextlib.closing(env):
         return play(model, env, episodes)
 
 
-def record(run: Run, out: Path | None = None, *, best: bool = False) -> tuple[Path, Evaluation]:
+def record(
+    run: Run, out: Path | None = None, *, best: bool = False, allow_import: bool = False
+) -> tuple[Path, Evaluation]:
     """Film one episode of a saved run with the deterministic policy.
 
     :param run: the run
     :param out: the mp4 file; by default ``episode.mp4`` in the run directory
     :param best: use the model with the best evaluation instead of the last one
+    :param allow_import: as for :func:`evaluate`
     :return: the file, and the episode's return and length
     :raises CheckpointError: if the run's files cannot be used
     :raises ConfigurationError: if the environment cannot be rendered here
@@ -255,6 +264,7 @@ def record(run: Run, out: Path | None = None, *, best: bool = False) -> tuple[Pa
         model, env = _load(
             run,
             best,
+            allow_import,
             n_envs=1,
             wrapper=lambda env: Film(film_frames(env), f"{folder}/film"),
             render_mode="rgb_array",
@@ -273,6 +283,7 @@ def record(run: Run, out: Path | None = None, *, best: bool = False) -> tuple[Pa
 def _load(
     run: Run,
     best: bool,
+    allow_import: bool = False,
     *,
     n_envs: int,
     wrapper: Callable[[gym.Env], gym.Env] | None = None,
@@ -286,7 +297,9 @@ def _load(
             + ("no evaluation was made, leave out --best." if best else "training saved no model.")
         )
     try:
-        configuration = validate(run.read_configuration())
+        settings = run.read_configuration()
+        check_received(settings, f"{run.path}/config.yaml", allow_import=allow_import)
+        configuration = validate(settings, allow_import=allow_import)
     except ConfigurationError as error:
         raise CheckpointError(f"{run.path}/config.yaml cannot be used: {error}") from error
     env = build_environment(configuration, n_envs=n_envs, training=False, wrapper=wrapper, **env_kwargs)

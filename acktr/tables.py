@@ -116,7 +116,7 @@ class Table:
             while written < len(data):
                 written += os.write(self._descriptor, data[written:])
         except OSError:
-            if written:
+            with contextlib.suppress(OSError):
                 os.ftruncate(self._descriptor, self._size)  # no half of a row stays
             raise
         self._size += len(data)
@@ -126,15 +126,19 @@ class Table:
 
         :raises CheckpointWriteError: as for :meth:`append`
         """
-        with self._errors.about(self.path, "Rows may be missing."):
+        try:
             sync_file(self.path)
+        except OSError as error:
+            with self._errors.about(self.path, "Rows may be missing."):
+                raise error
 
     def close(self) -> None:
         """Close the file."""
         self._closed = True
         if self._descriptor is not None:
             descriptor, self._descriptor = self._descriptor, None
-            os.close(descriptor)
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
 
 
 class ProgressTable(Table, KVWriter):

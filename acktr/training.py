@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from stable_baselines3.common.callbacks import BaseCallback
@@ -36,6 +36,7 @@ class Result:
     :param episodes: finished training episodes
     :param last_100_return: mean training return of the last 100 episodes; ``None`` before the first
     :param evaluation: figures of the final evaluation; ``None`` if there was none
+    :param unwritten: names of files that could not be written, where training went on without
     """
 
     steps: int
@@ -44,6 +45,7 @@ class Result:
     episodes: int
     last_100_return: float | None
     evaluation: dict[str, float] | None
+    unwritten: list[str]
 
 
 def run_training(
@@ -145,12 +147,13 @@ def run_training(
             episodes=episodes.count,
             last_100_return=episodes.mean_return(),
             evaluation=None if evaluation is None else evaluation.summary(),
+            unwritten=errors.unwritten,
         )
         with errors.about(run.path / "result.json"):
             run.write_result(asdict(result))
         with errors.about(run.path / "learning_curve.png"):
             plot_learning_curve(run)
-        return result
+        return replace(result, unwritten=errors.unwritten)
 
 
 def _refuse(run: Run, resume: bool) -> None:

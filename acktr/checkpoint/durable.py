@@ -128,6 +128,11 @@ class WriteErrors:
         self.goes_on = goes_on
         self._told: set[Path] = set()
 
+    @property
+    def unwritten(self) -> list[str]:
+        """Names of the files whose last state could not be written."""
+        return sorted(path.name for path in self._told)
+
     @contextlib.contextmanager
     def about(self, path: Path, lost: str = "") -> Iterator[None]:
         """Write a file inside ``with``.

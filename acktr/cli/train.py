@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import Positional, UseAppendAction, arg
 
 from acktr.cli.stop import StopOnSignal
-from acktr.errors import CheckpointError
+from acktr.errors import CheckpointError, CheckpointWriteError
 
 if TYPE_CHECKING:
     from acktr.experiment import Result
@@ -108,7 +108,8 @@ def train(
                 tell=_note,
             )
     print(_summary(run, result))
-    return stop.code or 0
+    lost = run.model_path().name in result.unwritten
+    return stop.code or (CheckpointWriteError.exit_code if lost else 0)
 
 
 def _find_run(env: str, out: str | None) -> "Run | None":
@@ -152,6 +153,6 @@ def _summary(run: "Run", result: "Result") -> str:
         )
     if result.interrupted:
         lines.append("  to go on                      the same command with --resume")
-    lines.append(f"  model                         {run.model_path()}")
-    lines.append(f"  learning curve                {run.path / 'learning_curve.png'}")
+    for what, path in (("model", run.model_path()), ("learning curve", run.path / "learning_curve.png")):
+        lines.append(f"  {what:<30}{'not written' if path.name in result.unwritten else path}")
     return "\n".join(lines)
