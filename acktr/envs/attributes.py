@@ -15,6 +15,7 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env.stacked_observations import StackedObservations
 
 _CODE = (type, types.ModuleType, types.FunctionType, types.MethodType, types.BuiltinFunctionType)
+_CODE += (types.GenericAlias,)  # list[int], which passes for a type on Python 3.10 alone
 _GENERATORS = {
     cls.__name__: cls
     for cls in (
