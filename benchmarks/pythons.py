@@ -225,7 +225,7 @@ def without_paths(printed: str) -> str:
 def last_line(printed: str) -> str:
     """Return the line of an output that says what went wrong."""
     lines = [line.strip() for line in printed.splitlines() if line.strip()]
-    errors = [line for line in lines if line.startswith(("ERROR:", "error:", "acktr: "))]
+    errors = [line for line in lines if line.startswith(("ERROR:", "error:"))]  # of pip
     line = next(reversed(errors or lines), "nothing")
     return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 1]}…"
 
