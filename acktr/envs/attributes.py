@@ -14,7 +14,9 @@ from gymnasium.envs.registration import EnvSpec
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env.stacked_observations import StackedObservations
 
-_CODE = (type, types.ModuleType, types.FunctionType, types.MethodType, types.BuiltinFunctionType)
+# list[int] passes for a type on Python 3.10 alone.
+_TYPES: tuple[type, ...] = (type, types.GenericAlias)
+_CODE = (*_TYPES, types.ModuleType, types.FunctionType, types.MethodType, types.BuiltinFunctionType)
 _GENERATORS = {
     cls.__name__: cls
     for cls in (
