@@ -20,7 +20,7 @@ from gymnasium.wrappers import AddRenderObservation, ResizeObservation
 
 from acktr.envs.cameras import choose_camera, widen_floor
 from acktr.envs.lookup import is_installed
-from acktr.envs.mujoco import is_mujoco
+from acktr.envs.mujoco import hear_warnings, is_mujoco
 from acktr.envs.video import prepare_rendering, rendering_refusal
 from acktr.errors import ConfigurationError
 
@@ -56,6 +56,7 @@ def make_pixel_env(spec: EnvSpec, env_kwargs: dict[str, Any]) -> gym.Env:
     """
     prepare_rendering()
     try:
+        hear_warnings(spec)
         env = gym.make(spec, **env_kwargs)
     except (AttributeError, RuntimeError) as error:
         # Importing MuJoCo raises these where the library that MUJOCO_GL names is missing.
