@@ -27,6 +27,7 @@ from acktr.actor import update_actor
 from acktr.advantages import normalize_advantages, set_discount, time_limit
 from acktr.checkpoint.algorithm_file import SafeAlgorithm
 from acktr.critic import update_critic
+from acktr.devices import usable_device
 from acktr.images import standardize_images
 from acktr.kfac import KFAC, Graphs
 from acktr.kl import as_list
@@ -110,7 +111,7 @@ class ACKTR(SafeAlgorithm):
         (:func:`acktr.noise.auto_log_std`); not ``optimizer_class``, the optimiser is K-FAC
     :param verbose: 0 none, 1 info, 2 debug
     :param seed: of everything random
-    :param device: ``"cpu"``, ``"cuda"`` or ``"auto"``
+    :param device: ``"cpu"``, ``"cuda"`` or ``"auto"``; CUDA that is not here is the CPU, with a warning
     :param _init_setup_model: build the networks now
     :raises acktr.errors.ConfigurationError: an argument out of its range
     """
@@ -183,7 +184,7 @@ class ACKTR(SafeAlgorithm):
             policy_kwargs=policy_kwargs,
             verbose=verbose,
             seed=seed,
-            device=device,
+            device=usable_device(device),
             supported_action_spaces=(
                 spaces.Box,
                 spaces.Discrete,

@@ -15,6 +15,7 @@ from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from acktr import distributed
 from acktr.algorithm import ACKTR
 from acktr.callbacks import Evaluation, play
+from acktr.devices import check_device, is_available
 from acktr.envs import make_vec_env
 from acktr.envs.lookup import evaluation_limit
 from acktr.envs.pixels import film_frames
@@ -160,6 +161,7 @@ class Experiment:
     """
 
     def __init__(self, configuration: Configuration) -> None:
+        check_device(configuration.device)  # ACKTR may take another, and the run would not say which
         n_eval_envs = min(configuration.n_eval_episodes, _MAX_EVALUATION_ENVS)
         with contextlib.ExitStack() as opened:
             # Each rank steps environments of its own.
@@ -317,6 +319,9 @@ def _load(
         configuration = validate(run.read_configuration())
     except ConfigurationError as error:
         raise CheckpointError(f"{run.path}/config.yaml cannot be used: {error}") from error
+    if not is_available(configuration.device):
+        # Trained elsewhere: what it has learned can be played anywhere.
+        configuration = configuration.model_copy(update={"device": "auto"})
     if seed is not None:
         configuration = validate({**configuration.model_dump(), "seed": seed})
     env = build_environment(configuration, n_envs=n_envs, training=False, wrapper=wrapper, **env_kwargs)

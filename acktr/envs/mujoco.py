@@ -1,4 +1,4 @@
-"""Gymnasium's MuJoCo environments: their state, with what a step leaves behind, and MuJoCo's warnings."""
+"""Gymnasium's MuJoCo environments: their state, with what a step leaves behind, and its warnings."""
 
 from __future__ import annotations
 
