@@ -5,14 +5,17 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+from acktr.cli.arguments import given_number
+from acktr.units import whole_number
+
 
 def record(
     run: Annotated[Positional[str], arg(metavar="RUN")],
     *,
-    episodes: Annotated[int, arg(metavar="N")] = 1,
-    seed: Annotated[int | None, arg(metavar="S")] = None,
-    camera: Annotated[str | None, arg(metavar="NAME")] = None,
-    out: Annotated[str | None, arg(metavar="FILE.mp4")] = None,
+    episodes: Annotated[str, arg(metavar="N")] = "1",
+    seed: Annotated[str | None, arg(metavar="S", help_behavior_hint="")] = None,
+    camera: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None,
+    out: Annotated[str | None, arg(metavar="FILE.mp4", help_behavior_hint="")] = None,
     best: bool = False,
 ) -> int:
     """Film episodes with the deterministic policy of a run, one after another in one film.
@@ -27,12 +30,13 @@ def record(
     from acktr.experiment import record as record_run
     from acktr.runs import Run
 
+    count, number = whole_number("--episodes", episodes), given_number("--seed", seed)
     path, evaluation = record_run(
         Run.open(run),
         None if out is None else Path(out),
         best=best,
-        episodes=episodes,
-        seed=seed,
+        episodes=count,
+        seed=number,
         camera=camera,
     )
     played = [
