@@ -5,11 +5,13 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+from acktr.units import whole_number
+
 
 def evaluate(
     run: Annotated[Positional[str], arg(metavar="RUN")],
     *,
-    episodes: Annotated[int, arg(metavar="N")] = 20,
+    episodes: Annotated[str, arg(metavar="N")] = "20",
     json_: Annotated[bool, arg(name="json")] = False,
     best: bool = False,
 ) -> int:
@@ -23,8 +25,9 @@ def evaluate(
     from acktr.experiment import evaluate as evaluate_run
     from acktr.runs import Run
 
+    count = whole_number("--episodes", episodes)
     opened = Run.open(run)
-    evaluation = evaluate_run(opened, episodes, best=best)
+    evaluation = evaluate_run(opened, count, best=best)
     summary = evaluation.summary()
     env_id = opened.read_configuration()["env_id"]
     if json_:
@@ -34,7 +37,7 @@ def evaluate(
     else:
         print(
             f"{env_id}: return {summary['mean_return']:.1f} ± {summary['std_return']:.1f} over "
-            f"{episodes} episodes (from {summary['min_return']:.1f} to "
+            f"{count} episodes (from {summary['min_return']:.1f} to "
             f"{summary['max_return']:.1f}, mean length {summary['mean_length']:.0f})"
         )
     return 0

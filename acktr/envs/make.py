@@ -15,6 +15,7 @@ from acktr.envs.envpool import EnvPoolVecEnv
 from acktr.envs.finite import VecCheckFinite
 from acktr.envs.halves import build_halves
 from acktr.envs.lookup import find_spec, is_atari
+from acktr.envs.mujoco import hear_warnings
 from acktr.envs.pixels import FRAME_STACK, make_pixel_env, pixel_arguments
 from acktr.envs.resets import VecStack
 from acktr.envs.serial import SerialVecEnv
@@ -211,7 +212,11 @@ def _build(
 ) -> gym.Env:
     try:
         # The specification, not the id: a child process may not have registered the id.
-        env = make_pixel_env(spec, env_kwargs) if pixels else gym.make(spec, **env_kwargs)
+        if pixels:
+            env = make_pixel_env(spec, env_kwargs)
+        else:
+            hear_warnings(spec)
+            env = gym.make(spec, **env_kwargs)
     except (gym.error.Error, ImportError, TypeError) as error:
         raise ConfigurationError(f"{spec.id} cannot be built: {_first_line(error)}") from error
     if wrapper is not None:

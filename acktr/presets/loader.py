@@ -30,7 +30,7 @@ class Resolution(NamedTuple):
 
 
 class _Loader(yaml.SafeLoader):
-    """``safe_load`` that also reads ``1e-3`` as a number, as YAML 1.2 does and 1.1 does not."""
+    """``safe_load`` that also reads ``1e-3`` as a number, as YAML 1.2 does, and ``None`` as null."""
 
 
 _Loader.add_implicit_resolver(
@@ -38,6 +38,7 @@ _Loader.add_implicit_resolver(
     re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
     list("-+.0123456789"),
 )
+_Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile("None$"), ["N"])
 
 
 def resolve(

@@ -27,6 +27,7 @@ from acktr.algorithm import ACKTR
 from acktr.envs.backends import check_backend
 from acktr.errors import ConfigurationError
 from acktr.foreign import REPLACED
+from acktr.options import valid_range
 from acktr.presets.classes import check_policy
 
 # What the run itself decides about the constructor's arguments.
@@ -165,4 +166,6 @@ def _explain(error: ValidationError) -> str:
     name = ".".join(path[:2]) if path[0] == "normalize" else path[0]
     if problem["type"] == "missing":
         return f"The setting {name!r} is missing: give it in the preset or with --set {name}=VALUE."
-    return f"The setting {name} = {problem['input']!r} is not valid: {problem['msg'].lower()}."
+    wanted = valid_range(name)
+    said = problem["msg"].lower() + (f"; it {wanted}" if wanted else "")
+    return f"The setting {name} = {problem['input']!r} is not valid: {said}."
