@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import Positional, arg
 
 from acktr.cli.arguments import given_number
+from acktr.errors import printable
 from acktr.units import duration, whole_number
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def compare(
             command=shlex.join(
                 ["acktr", "compare", env, *(("--steps", str(n_timesteps)) if n_timesteps else ())]
             ),
-            tell=lambda line: print(line, file=sys.stderr, flush=True),
+            tell=lambda line: print(printable(line), file=sys.stderr, flush=True),
         )
     except (KeyboardInterrupt, Terminated) as error:
         print("acktr: stopped; the same command goes on with what is not done.", file=sys.stderr)
@@ -71,8 +72,8 @@ def _show(comparison: "Comparison") -> None:
         table.add_column(column, justify="right")
     for row in comparison.rows:
         table.add_row(
-            row["label"],
-            row["seed"],
+            printable(row["label"]),
+            printable(row["seed"]),
             f"{int(row['steps']):,}",
             _rounded(row["last_100_return"]),
             f"{_rounded(row['eval_mean'])} ± {_rounded(row['eval_std'])}",
@@ -81,11 +82,11 @@ def _show(comparison: "Comparison") -> None:
             "diverged" if row["diverged"] == "yes" else "",
         )
     if comparison.rows:
-        Console(highlight=False).print(table)
+        Console(highlight=False, markup=False).print(table)  # a label may hold brackets
         print(f"table    {comparison.table}\npicture  {comparison.picture}")
     for failure in comparison.summary.failed:
         name = f"{failure.trial.label}, seed {failure.trial.seed}"
-        print(f"acktr: {name} failed: {failure.error}", file=sys.stderr)
+        print(f"acktr: {printable(f'{name} failed: {failure.error}')}", file=sys.stderr)
     for trial in comparison.summary.busy:
         print(f"acktr: {trial.label}, seed {trial.seed} is being trained elsewhere.", file=sys.stderr)
 

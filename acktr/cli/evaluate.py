@@ -5,6 +5,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+from acktr.errors import printable
 from acktr.units import whole_number
 
 
@@ -36,7 +37,7 @@ def evaluate(
         print(json.dumps({"env_id": env_id, "model": model, **summary, **details}))
     else:
         print(
-            f"{env_id}: return {summary['mean_return']:.1f} ± {summary['std_return']:.1f} over "
+            f"{printable(env_id)}: return {summary['mean_return']:.1f} ± {summary['std_return']:.1f} over "
             f"{count} episodes (from {summary['min_return']:.1f} to "
             f"{summary['max_return']:.1f}, mean length {summary['mean_length']:.0f})"
         )

@@ -7,6 +7,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from stable_baselines3.common.callbacks import BaseCallback
 
 from acktr.callbacks import Evaluations
+from acktr.errors import printable
 
 _SECONDS_BETWEEN_UPDATES = 0.25
 # Without a terminal, one line for each of this many parts of the training.
@@ -92,7 +93,7 @@ class ProgressCallback(BaseCallback):
         return max(self._total // _LINES_IN_LOG, 1)
 
     def _print(self, line: str) -> None:
-        self._console.print(line, highlight=False, soft_wrap=True)
+        self._console.print(printable(line), highlight=False, markup=False, soft_wrap=True)
 
     def _show(self) -> None:
         steps = min(self.model.num_timesteps, self._total)

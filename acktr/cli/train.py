@@ -9,7 +9,7 @@ from tyro.conf import Positional, UseAppendAction, arg
 
 from acktr.cli.arguments import given_number
 from acktr.cli.stop import StopOnSignal
-from acktr.errors import CheckpointError
+from acktr.errors import CheckpointError, printable
 from acktr.units import duration
 
 if TYPE_CHECKING:
@@ -130,7 +130,8 @@ def _find_run(env: str, out: str | None) -> "Run | None":
 
 
 def _note(sentence: str) -> None:
-    print(f"acktr: {sentence}", file=sys.stderr)
+    # It may quote a checkpoint.
+    print(f"acktr: {printable(sentence)}", file=sys.stderr)
 
 
 def _summary(run: "Run", result: "Result", rate: float | None) -> str:
