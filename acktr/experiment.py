@@ -9,11 +9,12 @@ from typing import Any
 import gymnasium as gym
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
+from stable_baselines3.common.vec_env import VecEnv
 
 from acktr import distributed
 from acktr.algorithm import ACKTR
 from acktr.callbacks import Evaluation, play
+from acktr.checkpoint.durable import write_file
 from acktr.devices import check_device, is_available
 from acktr.envs import make_vec_env
 from acktr.envs.lookup import evaluation_limit
@@ -25,6 +26,7 @@ from acktr.errors import CheckpointError, ConfigurationError
 from acktr.options import as_discount
 from acktr.presets import Configuration, Normalize, validate
 from acktr.presets.classes import resolve_classes, resolve_policy
+from acktr.presets.received import check_received
 from acktr.runs import Run
 from acktr.training import Result, follow_training, run_training
 
@@ -220,19 +222,24 @@ class Experiment:
         follow_training(self.model, self.configuration, should_stop)
 
 
-def evaluate(run: Run, episodes: int = 20, *, best: bool = False) -> Evaluation:
+def evaluate(
+    run: Run, episodes: int = 20, *, best: bool = False, allow_import: bool = False
+) -> Evaluation:
     """Play whole episodes with the deterministic policy of a saved run.
 
     :param run: the run
     :param episodes: how many
     :param best: use the model with the best evaluation instead of the last one
+    :param allow_import: import modules and open files that its configuration names, which runs their
+        code: it may be somebody else's
     :return: undiscounted, unclipped returns, and lengths
     :raises CheckpointError: if the run's files cannot be used
     :raises ConfigurationError: if ``episodes`` is below 1, or the environment cannot be built
     """
     if episodes < 1:
         raise ConfigurationError(f"episodes is {episodes}: at least 1 is needed.")
-    model, env = _load(run, best, n_envs=min(episodes, _MAX_EVALUATION_ENVS))
+    n_envs = min(episodes, _MAX_EVALUATION_ENVS)
+    model, env = _load(run, best, allow_import, n_envs=n_envs)
     with contextlib.closing(env):
         return play(model, env, episodes)
 
@@ -245,6 +252,7 @@ def record(
     episodes: int = 1,
     seed: int | None = None,
     camera: str | None = None,
+    allow_import: bool = False,
 ) -> tuple[Path, Evaluation]:
     """Film episodes of a saved run with the deterministic policy, one after another in one film.
 
@@ -255,6 +263,7 @@ def record(
     :param seed: another one gives other episodes; by default the run's own
     :param camera: of a MuJoCo model, by its name or number, or "free"; by default one that keeps the
         body in the picture, see :func:`acktr.envs.cameras.choose_camera`
+    :param allow_import: as for :func:`evaluate`
     :return: the file, and the episodes' returns and lengths
     :raises CheckpointError: if the run's files cannot be used
     :raises ConfigurationError: if the environment cannot be rendered here, has no such camera, or
@@ -272,6 +281,7 @@ def record(
         model, env = _load(
             run,
             best,
+            allow_import,
             n_envs=1,
             seed=seed,
             wrapper=lambda env: Film(film_frames(env, camera=camera), film_path, episodes),
@@ -281,7 +291,7 @@ def record(
             evaluation = play(model, env, episodes)
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
-            out.write_bytes(film_path.read_bytes())
+            write_file(out, film_path.read_bytes())
         except OSError as error:
             raise ConfigurationError(f"{out} cannot be written: {error.strerror}.") from error
     return out, evaluation
@@ -290,6 +300,7 @@ def record(
 def _load(
     run: Run,
     best: bool,
+    allow_import: bool = False,
     *,
     n_envs: int,
     seed: int | None = None,
@@ -304,7 +315,9 @@ def _load(
             + ("no evaluation was made, leave out --best." if best else "training saved no model.")
         )
     try:
-        configuration = validate(run.read_configuration())
+        settings = run.read_configuration()
+        check_received(settings, f"{run.path}/config.yaml", allow_import=allow_import)
+        configuration = validate(settings, allow_import=allow_import)
     except ConfigurationError as error:
         raise CheckpointError(f"{run.path}/config.yaml cannot be used: {error}") from error
     if not is_available(configuration.device):
@@ -315,10 +328,7 @@ def _load(
     env = build_environment(configuration, n_envs=n_envs, training=False, wrapper=wrapper, **env_kwargs)
     try:
         model = build_model(configuration, env, configuration.seed + _EVALUATION_SEED)
-        normalization = unwrap_vec_normalize(env)
-        if normalization is not None:
-            run.load_normalization(normalization, best)
-        model.set_parameters(path)
+        run.load_model(model, best)
     except BaseException:
         env.close()
         raise

@@ -1,5 +1,6 @@
 """Learning curves from run directories: one run, or several compared."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
+from acktr.checkpoint.durable import write_file
 from acktr.errors import ConfigurationError
 from acktr.runs import Run
 
@@ -48,7 +50,7 @@ def plot_learning_curve(run: Run) -> Path:
         )  # fmt: skip
     _label(axes, f"{configuration['env_id']}, ACKTR, seed {configuration.get('seed')}")
     path = run.path / "learning_curve.png"
-    figure.savefig(path, dpi=120)
+    _save(figure, path)
     return path
 
 
@@ -76,10 +78,17 @@ def plot_comparison(runs: Sequence[Run], out: Path) -> Path:
         _label(axes, f"{env_id}, ACKTR")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(out, dpi=120)
+        _save(figure, out)
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"{out} cannot be written: {error}.") from error
     return out
+
+
+def _save(figure: Figure, path: Path) -> None:
+    """Write a picture, whole or not at all."""
+    picture = io.BytesIO()
+    figure.savefig(picture, format=path.suffix.removeprefix(".") or "png", dpi=120)
+    write_file(path, picture.getvalue())
 
 
 def smoothing_window(n_episodes: int) -> int:

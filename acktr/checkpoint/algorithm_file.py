@@ -21,11 +21,14 @@ from torch import Tensor
 
 from acktr.checkpoint.codec import Absent
 from acktr.checkpoint.model_file import (
+    DATA,
+    NORMALIZATION,
     ModelFile,
     ModelPath,
     foreign_refusal,
     is_foreign,
     read_model,
+    shown,
     write_model,
 )
 from acktr.errors import (
@@ -54,6 +57,8 @@ class SafeAlgorithm(OnPolicyAlgorithm):
         path: ModelPath,
         exclude: Iterable[str] | None = None,
         include: Iterable[str] | None = None,
+        *,
+        normalization: Mapping[str, Any] | None = None,
     ) -> None:
         """Save arguments, attributes and all parameters, whole or not at all.
 
@@ -63,13 +68,18 @@ class SafeAlgorithm(OnPolicyAlgorithm):
         :param path: to which ``.zip`` is added if it has no suffix, or a file open for writing
         :param exclude: names of attributes to leave out
         :param include: names of attributes to keep that are left out by default
+        :param normalization: statistics to keep in the same file, see
+            :func:`acktr.envs.normalization.normalization_content`; loading a model leaves them alone
         :raises CheckpointWriteError: it could not be written; an earlier file is as it was
         """
         left_out = {*(exclude or ()), *self._excluded_save_params()} - set(include or ())
         names, _ = self._get_torch_save_params()
         left_out |= {*DERIVED, *(name.split(".")[0] for name in names)}
         data = {name: value for name, value in vars(self).items() if name not in left_out}
-        missing = write_model(path, {"data": data, **self.get_parameters()})
+        components: dict[str, Any] = {DATA: data, **self.get_parameters()}
+        if normalization is not None:
+            components[NORMALIZATION] = normalization
+        missing = write_model(path, components)
         if missing:
             listed = ", ".join(f"{name.removeprefix('data: ')} ({of})" for name, of in missing.items())
             warnings.warn(
@@ -111,7 +121,7 @@ class SafeAlgorithm(OnPolicyAlgorithm):
         """
         if is_foreign(path):
             if not trust:
-                raise foreign_refusal(str(path))
+                raise foreign_refusal(shown(path))
             path = os.fspath(path) if isinstance(path, os.PathLike) else path
             said, parameters, _ = load_from_zip_file(
                 path, device=device, custom_objects=custom_objects, print_system_info=print_system_info
@@ -188,7 +198,7 @@ class SafeAlgorithm(OnPolicyAlgorithm):
             self._put_parameters(load_path_or_dict, exact_match, device, "The dict of parameters")
         elif not is_foreign(load_path_or_dict):
             file = read_model(load_path_or_dict)
-            names = {name.rsplit(".", 1)[0] for name in file.files} - {"data"}
+            names = {name.rsplit(".", 1)[0] for name in file.files} - {DATA, NORMALIZATION}
             self._put_parameters(file.decode(names), exact_match, device, file.where)
         elif trust:
             path = load_path_or_dict
@@ -196,7 +206,7 @@ class SafeAlgorithm(OnPolicyAlgorithm):
             _, parameters, _ = load_from_zip_file(path, device=device, load_data=False)
             self._put_parameters(parameters or {}, exact_match, device, str(path))
         else:
-            raise foreign_refusal(str(load_path_or_dict))
+            raise foreign_refusal(shown(load_path_or_dict))
 
     def _put_parameters(
         self, parameters: TensorDict, exact_match: bool, device: torch.device | str, where: str
@@ -266,7 +276,8 @@ def _decode(
         raise CheckpointMismatchError(
             f"{file.where} was saved without {error}: pass custom_objects={{{name!r}: ...}}."
         ) from error
-    data = components.pop("data", None)
+    data = components.pop(DATA, None)
+    components.pop(NORMALIZATION, None)
     if not isinstance(data, dict) or any(name not in data for name in _NEEDED):
         raise DamagedCheckpointError(f"The data of {file.where} lack one of {', '.join(_NEEDED)}.")
     # Given where nothing was stored. What no model has is left out, as SB3 does.

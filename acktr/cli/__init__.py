@@ -1,7 +1,8 @@
 """The command line: ``acktr train | evaluate | plot | record | compare``.
 
 Exit codes: 0 done, 2 bad arguments or configuration, 3 diverged, 4 checkpoint unusable, 5 the process of
-an environment failed, 130 saved and stopped by Ctrl-C, 143 saved and stopped by SIGTERM or SIGUSR1.
+an environment failed, 130 saved and stopped by Ctrl-C, 143 saved and stopped by SIGTERM, SIGUSR1 or
+SIGHUP. Output that cannot be written is dropped and changes none of them.
 """
 
 import contextlib
@@ -19,9 +20,10 @@ from acktr.cli.compare import compare
 from acktr.cli.evaluate import evaluate
 from acktr.cli.plot import plot
 from acktr.cli.record import record
-from acktr.cli.stop import INTERRUPTED
+from acktr.cli.stop import INTERRUPTED, ignore_signals
 from acktr.cli.train import train
 from acktr.errors import AcktrError, ConfigurationError
+from acktr.output import dropping, occupy_standard_descriptors
 
 _COMMANDS: dict[str, Callable[..., int]] = {
     "train": train,
@@ -39,7 +41,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     :param arguments: without the program's name; by default those of the process
     :return: the exit code
     """
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if arguments is None:
+        occupy_standard_descriptors()
+    with dropping():
+        code = _run(sys.argv[1:] if arguments is None else list(arguments))
+    if arguments is None:
+        ignore_signals()  # all is done; a Ctrl-C in Python's own end would be told as an error
+    return code
+
+
+def _run(arguments: list[str]) -> int:
     if arguments == ["--version"]:
         print(f"acktr {acktr.__version__}")
         return 0

@@ -15,6 +15,7 @@ def evaluate(
     episodes: Annotated[str, arg(metavar="N")] = "20",
     json_: Annotated[bool, arg(name="json")] = False,
     best: bool = False,
+    allow_import: bool = False,
 ) -> int:
     """Play episodes with the deterministic policy of a run and report their returns.
 
@@ -22,13 +23,14 @@ def evaluate(
     :param episodes: how many
     :param json_: print JSON, with the return of each episode
     :param best: use the model with the best evaluation instead of the last one
+    :param allow_import: import modules and open files that config.yaml of the run names: runs their code
     """
     from acktr.experiment import evaluate as evaluate_run
     from acktr.runs import Run
 
     count = whole_number("--episodes", episodes)
     opened = Run.open(run)
-    evaluation = evaluate_run(opened, count, best=best)
+    evaluation = evaluate_run(opened, count, best=best, allow_import=allow_import)
     summary = evaluation.summary()
     env_id = opened.read_configuration()["env_id"]
     if json_:

@@ -1,6 +1,7 @@
 """What is shown while training runs: a bar on a terminal, a line now and then in a log file."""
 
 import time
+from collections.abc import Callable
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -19,10 +20,14 @@ class ProgressCallback(BaseCallback):
 
     :param title: a line to print first
     :param enabled: whether to show anything
+    :param on_step: called after each step; it has what a signal asked for said before the update ends
     """
 
-    def __init__(self, title: str, *, enabled: bool = True) -> None:
+    def __init__(
+        self, title: str, *, enabled: bool = True, on_step: Callable[[], object] = lambda: None
+    ) -> None:
         super().__init__()
+        self._say = on_step
         # Standard error: what a command prints as its result goes to standard output.
         self._console = Console(stderr=True, quiet=not enabled)
         self._progress = Progress(
@@ -72,6 +77,7 @@ class ProgressCallback(BaseCallback):
         self._progress.start()
 
     def _on_step(self) -> bool:
+        self._say()
         return True
 
     def _on_rollout_start(self) -> None:

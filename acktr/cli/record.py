@@ -17,6 +17,7 @@ def record(
     camera: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None,
     out: Annotated[str | None, arg(metavar="FILE.mp4", help_behavior_hint="")] = None,
     best: bool = False,
+    allow_import: bool = False,
 ) -> int:
     """Film episodes with the deterministic policy of a run, one after another in one film.
 
@@ -26,6 +27,7 @@ def record(
     :param camera: of a MuJoCo model, by name or number, or free (default: one that follows the body)
     :param out: the film to write (default: episode.mp4 in the run directory)
     :param best: use the model with the best evaluation instead of the last one
+    :param allow_import: import modules and open files that config.yaml of the run names: runs their code
     """
     from acktr.experiment import record as record_run
     from acktr.runs import Run
@@ -38,6 +40,7 @@ def record(
         episodes=count,
         seed=number,
         camera=camera,
+        allow_import=allow_import,
     )
     played = [
         f"return {returned:.1f} in {length:,} steps"

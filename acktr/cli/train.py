@@ -9,7 +9,7 @@ from tyro.conf import Positional, UseAppendAction, arg
 
 from acktr.cli.arguments import given_number
 from acktr.cli.stop import StopOnSignal
-from acktr.errors import CheckpointError, printable
+from acktr.errors import CheckpointError, CheckpointWriteError, printable
 from acktr.units import duration
 
 if TYPE_CHECKING:
@@ -98,23 +98,28 @@ def train(
             f"{configuration.seed}, {configuration.n_timesteps:,} steps, backend "
             f"{experiment.configuration.backend}{ranks}) in {run.path}"
         )
-        with ProgressCallback(title, enabled=progress) as bar, StopOnSignal(run.path) as stop:
+        with (
+            StopOnSignal(run.path) as stop,
+            ProgressCallback(title, enabled=progress, on_step=stop.asked) as bar,
+        ):
             result = experiment.train(
                 run,
                 callbacks=[bar],
-                should_stop=lambda: stop.requested,
+                should_stop=stop.asked,
                 resume=old is not None,
                 tell=_note,
             )
     print(_summary(run, result, bar.rate))
-    return stop.code or 0
+    lost = run.model_path().name in result.unwritten
+    return stop.code or (CheckpointWriteError.exit_code if lost else 0)
 
 
 def _find_run(env: str, out: str | None) -> "Run | None":
     """Find the run to resume; ``None`` where the directory that is named holds none yet."""
-    from acktr.runs import Run, holds_run
+    from acktr.runs import Run, holds_run, refuse_remains
 
     if out is not None:
+        refuse_remains(Path(out))
         return Run(Path(out)) if holds_run(Path(out)) else None
     from acktr.distributed import restarted
 
@@ -126,6 +131,7 @@ def _find_run(env: str, out: str | None) -> "Run | None":
             f"There is no run of {env} in runs/ to resume: name its directory with --out, or leave out "
             "--resume."
         )
+    refuse_remains(run.path)
     return run
 
 
@@ -150,6 +156,6 @@ def _summary(run: "Run", result: "Result", rate: float | None) -> str:
         )
     if result.interrupted:
         lines.append("  to go on                      the same command with --resume")
-    lines.append(f"  model                         {run.model_path()}")
-    lines.append(f"  learning curve                {run.path / 'learning_curve.png'}")
+    for what, path in (("model", run.model_path()), ("learning curve", run.path / "learning_curve.png")):
+        lines.append(f"  {what:<30}{'not written' if path.name in result.unwritten else path}")
     return "\n".join(lines)

@@ -1,5 +1,6 @@
 """Learning curves of several algorithms, over steps and over time, with an interval over seeds."""
 
+import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
+from acktr.checkpoint.durable import write_file
 from acktr.errors import ConfigurationError
 
 Curve = Mapping[str, np.ndarray]
@@ -100,7 +102,10 @@ def save(figure: Figure, out: Path) -> Path:
     """
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(out, dpi=110, metadata={"Software": None})
+        picture = io.BytesIO()
+        form = out.suffix.removeprefix(".") or "png"
+        figure.savefig(picture, dpi=110, format=form, metadata={"Software": None})
+        write_file(out, picture.getvalue())
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"{out} cannot be written: {error}.") from error
     return out

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
+from acktr.checkpoint.durable import WriteErrors, create_file, refuse_links
 from acktr.compare.store import Store
 from acktr.compare.trial import Trial, can_go_on, complete_settings, settings_hash, write_job
 from acktr.errors import ConfigurationError
@@ -196,12 +197,16 @@ def _start(
     if again or not can_go_on(job, trial):
         # What a process that was killed has left.
         shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(exist_ok=True)
-    write_job(job, trial, store.path, cores, command, threads)
+    refuse_links(folder / "run")
+    with WriteErrors().about(folder):
+        folder.mkdir(exist_ok=True)
+        write_job(job, trial, store.path, cores, command, threads)
     # The child finds the modules that this process finds, a user's environments among them.
     paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
     environment = {**os.environ, **dict.fromkeys(_THREADS, str(threads)), "PYTHONPATH": paths}
-    with log.open("w") as file:
+    with WriteErrors().about(log):
+        opened_log = create_file(log)
+    with opened_log as file:
         process = subprocess.Popen(
             [*_PROGRAM, str(job)],
             stdin=subprocess.PIPE,  # closed with this process: the child then ends too

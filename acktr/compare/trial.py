@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from acktr.checkpoint.durable import write_file
+from acktr.checkpoint.durable import open_plain, write_file
 from acktr.compare import peer_checkpoint, peers
 from acktr.compare.curve import LearningCurve
 from acktr.errors import AcktrError, ConfigurationError, DivergenceError
+from acktr.output import dropping
 
 if TYPE_CHECKING:
     from acktr.presets import Configuration
@@ -282,8 +283,9 @@ def can_go_on(path: Path, trial: Trial) -> bool:
     if not any(left):
         return False
     try:
-        return json.loads(path.read_text(encoding="utf-8"))["origin"] == _origin(trial)
-    except (OSError, ValueError, KeyError):
+        with open_plain(path) as file:
+            return json.load(file)["origin"] == _origin(trial)
+    except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
@@ -310,4 +312,6 @@ def _end_with_parent() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    with dropping():  # its log may be full
+        code = main(Path(sys.argv[1]))
+    sys.exit(code)

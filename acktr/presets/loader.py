@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from acktr.envs import lookup
 from acktr.envs.make import observes_images
 from acktr.errors import ConfigurationError
+from acktr.presets.received import check_received
 from acktr.presets.schema import Configuration, setting_names, unknown_setting, validate
 from acktr.reading import parse_yaml, read_yaml
 
@@ -111,6 +112,10 @@ def resolve_resumed(
     settings["env_id"] = env_id
     if preset is not None:
         settings["preset"] = _find(preset, env_id)[2]
+    typed: dict[str, Any] = {"env_id": env_id}
+    for override in overrides:
+        _apply(typed, override)
+    check_received(settings, "the run's config.yaml", allow_import=allow_import, typed=typed)
     before, now = (validate(part, allow_import=allow_import) for part in (saved, settings))
     differing = [
         f"{key} is {new!r} and was {old!r}"
