@@ -27,6 +27,7 @@ from acktr.adapted import AdaptedAlgorithm
 from acktr.advantages import normalize_advantages, set_discount
 from acktr.checkpoint.algorithm_file import SafeAlgorithm
 from acktr.critic import update_critic
+from acktr.devices import usable_device
 from acktr.foreign import (
     check_built_policy,
     check_dtype,
@@ -119,7 +120,7 @@ class ACKTR(Scheduled, AdaptedAlgorithm, SafeAlgorithm):
         (:func:`acktr.noise.auto_log_std`); not ``optimizer_class``, the optimiser is K-FAC
     :param verbose: 0 none, 1 info, 2 debug
     :param seed: of everything random
-    :param device: ``"cpu"``, ``"cuda"`` or ``"auto"``
+    :param device: ``"cpu"``, ``"cuda"`` or ``"auto"``; CUDA that is not here is the CPU, with a warning
     :param _init_setup_model: build the networks now
     :raises acktr.errors.ConfigurationError: an argument out of its range
     """
@@ -195,7 +196,7 @@ class ACKTR(Scheduled, AdaptedAlgorithm, SafeAlgorithm):
             policy_kwargs=policy_kwargs,
             verbose=verbose,
             seed=seed,
-            device=device,
+            device=usable_device(device),
             supported_action_spaces=(
                 spaces.Box,
                 spaces.Discrete,

@@ -169,6 +169,7 @@ class Evaluations(EvalCallback):
         self._should_stop = should_stop
         self._n_final_episodes = configuration.n_final_eval_episodes
         self._start = time.perf_counter() - seconds
+        self.seconds = 0.0  # spent on evaluations while this process has trained
         if state:
             for name in _EVALUATED:
                 setattr(self, name, state[name])
@@ -221,6 +222,7 @@ class Evaluations(EvalCallback):
 
     def _on_step(self) -> bool:
         n_evaluations = len(self.evaluations_results)
+        start = time.perf_counter()
         try:
             goes_on = super()._on_step()
         except _StopEvaluation:
@@ -229,6 +231,7 @@ class Evaluations(EvalCallback):
         if len(self.evaluations_results) > n_evaluations:
             self._write_arrays()
             self.write(Evaluation(self.evaluations_results[-1], self.evaluations_length[-1]))
+            self.seconds += time.perf_counter() - start
         return goes_on
 
     def _log_success_callback(self, locals_: dict[str, Any], globals_: dict[str, Any]) -> None:

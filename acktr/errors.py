@@ -1,10 +1,32 @@
 """The errors that acktr raises on purpose, one class for each exit code of the command line."""
 
+_MESSAGE = 8000  # characters
+
+
+def printable(text: str, limit: int = _MESSAGE) -> str:
+    """Show text from a file so that a terminal obeys nothing in it.
+
+    :param text: any
+    :param limit: characters; of more the middle is left out
+    :return: without control characters but line ends and tabs, and without those that turn the direction
+    """
+    if len(text) > limit:
+        text = f"{text[: limit * 3 // 4]} […] {text[-limit // 4 :]}"
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
+
 
 class AcktrError(Exception):
-    """Base of every error that acktr raises on purpose: one sentence, with what to do about it."""
+    """Base of every error that acktr raises on purpose: one sentence, with what to do about it.
+
+    What it quotes of a file may hold anything; its text holds nothing that a terminal would obey.
+    """
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class ConfigurationError(AcktrError, ValueError):
@@ -49,8 +71,12 @@ class CheckpointVersionError(CheckpointError):
     """A file in a format that this version does not read."""
 
 
-class CheckpointMismatchError(CheckpointError, ValueError):
-    """A file of other spaces, another architecture or another setting than what it is to go into."""
+class CheckpointMismatchError(CheckpointError, ValueError, RuntimeError):
+    """A file of other spaces, another architecture or another setting than what it is to go into.
+
+    SB3 raises a ``ValueError`` for spaces and names, and torch a ``RuntimeError`` for parameters that
+    do not fit: programs that catch either catch this.
+    """
 
 
 class CheckpointWriteError(CheckpointError):

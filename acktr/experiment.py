@@ -15,6 +15,7 @@ from acktr import distributed
 from acktr.algorithm import ACKTR
 from acktr.callbacks import Evaluation, play
 from acktr.checkpoint.durable import write_file
+from acktr.devices import check_device, is_available
 from acktr.envs import make_vec_env
 from acktr.envs.lookup import evaluation_limit
 from acktr.envs.pixels import film_frames
@@ -150,6 +151,7 @@ class Experiment:
     """
 
     def __init__(self, configuration: Configuration) -> None:
+        check_device(configuration.device)  # ACKTR may take another, and the run would not say which
         n_eval_envs = min(configuration.n_eval_episodes, _MAX_EVALUATION_ENVS)
         with contextlib.ExitStack() as opened:
             # Each rank steps environments of its own.
@@ -243,35 +245,50 @@ def evaluate(
 
 
 def record(
-    run: Run, out: Path | None = None, *, best: bool = False, allow_import: bool = False
+    run: Run,
+    out: Path | None = None,
+    *,
+    best: bool = False,
+    episodes: int = 1,
+    seed: int | None = None,
+    camera: str | None = None,
+    allow_import: bool = False,
 ) -> tuple[Path, Evaluation]:
-    """Film one episode of a saved run with the deterministic policy.
+    """Film episodes of a saved run with the deterministic policy, one after another in one film.
 
     :param run: the run
     :param out: the mp4 file; by default ``episode.mp4`` in the run directory
     :param best: use the model with the best evaluation instead of the last one
+    :param episodes: how many
+    :param seed: another one gives other episodes; by default the run's own
+    :param camera: of a MuJoCo model, by its name or number, or "free"; by default one that keeps the
+        body in the picture, see :func:`acktr.envs.cameras.choose_camera`
     :param allow_import: as for :func:`evaluate`
-    :return: the file, and the episode's return and length
+    :return: the file, and the episodes' returns and lengths
     :raises CheckpointError: if the run's files cannot be used
-    :raises ConfigurationError: if the environment cannot be rendered here
+    :raises ConfigurationError: if the environment cannot be rendered here, has no such camera, or
+        ``episodes`` is below 1
     """
+    if episodes < 1:
+        raise ConfigurationError(f"episodes is {episodes}: at least 1 is needed.")
     out = run.path / "episode.mp4" if out is None else out
     if out.suffix != ".mp4":
         raise ConfigurationError(f"{out} is not an .mp4 file: give --out a name ending with .mp4.")
     check_film_packages()
     prepare_rendering()
     with tempfile.TemporaryDirectory() as folder:
+        film_path = Path(folder, "film.mp4")
         model, env = _load(
             run,
             best,
             allow_import,
             n_envs=1,
-            wrapper=lambda env: Film(film_frames(env), f"{folder}/film"),
+            seed=seed,
+            wrapper=lambda env: Film(film_frames(env, camera=camera), film_path, episodes),
             render_mode="rgb_array",
         )
         with contextlib.closing(env):
-            evaluation = play(model, env, 1)
-        (film_path,) = Path(folder, "film").glob("*.mp4")
+            evaluation = play(model, env, episodes)
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
             write_file(out, film_path.read_bytes())
@@ -286,6 +303,7 @@ def _load(
     allow_import: bool = False,
     *,
     n_envs: int,
+    seed: int | None = None,
     wrapper: Callable[[gym.Env], gym.Env] | None = None,
     **env_kwargs: Any,
 ) -> tuple[ACKTR, VecEnv]:
@@ -302,6 +320,11 @@ def _load(
         configuration = validate(settings, allow_import=allow_import)
     except ConfigurationError as error:
         raise CheckpointError(f"{run.path}/config.yaml cannot be used: {error}") from error
+    if not is_available(configuration.device):
+        # Trained elsewhere: what it has learned can be played anywhere.
+        configuration = configuration.model_copy(update={"device": "auto"})
+    if seed is not None:
+        configuration = validate({**configuration.model_dump(), "seed": seed})
     env = build_environment(configuration, n_envs=n_envs, training=False, wrapper=wrapper, **env_kwargs)
     try:
         model = build_model(configuration, env, configuration.seed + _EVALUATION_SEED)

@@ -44,10 +44,10 @@ _AT_LEAST: dict[str, tuple[Callable[[Any], bool], str]] = {
     "sub_sampling_factor": (lambda x: isinstance(x, int) and x >= 1, "must be at least 1"),
     "gamma": (lambda x: is_schedule(x) or 0 <= x <= 1, "must lie in [0, 1]"),
     "momentum": (lambda x: 0 <= x < 1, "must lie in [0, 1)"),
-    "damping": (lambda x: x >= 0, "must be 0 or more"),
-    "critic_damping": (lambda x: x >= 0, "must be 0 or more"),
-    "weight_decay": (lambda x: x >= 0, "must be 0 or more"),
-    "vf_coef": (lambda x: x >= 0, "must be 0 or more"),
+    "damping": (lambda x: 0 <= x < math.inf, "must be finite, 0 or more"),
+    "critic_damping": (lambda x: 0 <= x < math.inf, "must be finite, 0 or more"),
+    "weight_decay": (lambda x: 0 <= x < math.inf, "must be finite, 0 or more"),
+    "vf_coef": (lambda x: 0 <= x < math.inf, "must be finite, 0 or more"),
     "critic_learning_rate": (
         lambda x: x is None or is_schedule(x) or x > 0,
         "must be positive, or None",
@@ -65,7 +65,8 @@ _AT_LEAST: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda x: x is None or isinstance(x, bool),
         "must be True, False or None",
     ),
-    "ent_coef": (lambda x: x >= 0, "must be 0 or more"),
+    "ent_coef": (lambda x: 0 <= x < math.inf, "must be finite, 0 or more"),
+    "stats_window_size": (lambda x: x >= 1, "must be at least 1"),
     "normalize_advantage": (
         lambda x: isinstance(x, bool) or x == "running",
         "must be True, False or 'running'",
@@ -171,3 +172,8 @@ def check_graphs(critic_std: float | str) -> None:
             "cuda_graphs=True does not go with critic_std='adaptive', which is another number in every "
             "update: leave one of them out."
         )
+
+
+def valid_range(name: str) -> str | None:
+    """Say what an argument must be, as :func:`check_arguments` does; ``None`` where it says nothing."""
+    return _AT_LEAST[name][1] if name in _AT_LEAST else None

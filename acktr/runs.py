@@ -45,6 +45,7 @@ from acktr.envs.normalization import (
 )
 from acktr.errors import CheckpointError, ConfigurationError, DamagedCheckpointError
 from acktr.lock import Lock
+from acktr.reading import read_yaml
 from acktr.tables import Kept, ProgressTable, RunLogger, Table, read_table
 
 __all__ = [
@@ -156,9 +157,10 @@ class Run:
         """
         path = self.path / _MARKER
         try:
-            configuration = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise CheckpointError(f"{path} cannot be read: {' '.join(str(error).split())}.") from error
+            configuration = read_yaml(path)
+        except (OSError, ValueError) as error:
+            problem = getattr(error, "strerror", None) or error
+            raise CheckpointError(f"{path} cannot be read ({problem}): restore it.") from error
         if not isinstance(configuration, dict) or "env_id" not in configuration:
             raise CheckpointError(f"{path} is not the configuration of a run: env_id is missing.")
         return configuration

@@ -3,6 +3,8 @@
 import importlib
 import inspect
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import gymnasium as gym
@@ -94,3 +96,17 @@ def test_the_command_line_page_lists_every_option(command):
 def test_the_command_line_page_lists_every_setting():
     rows = re.findall(r"^\| (`.*?`) \|", read("docs/cli.md").split("## Settings")[1], re.MULTILINE)
     assert sorted(re.findall(r"`(\w+)`", " ".join(rows))) == sorted(setting_names())
+
+
+def test_formulas_need_no_network(tmp_path):
+    (tmp_path / "index.md").write_text("# Page\n\n$$F \\approx A \\otimes S$$\n")
+    command = ["-m", "sphinx", "-W", "-q", "-b", "html", "-c", str(ROOT / "docs"), "."]
+    subprocess.run([sys.executable, *command, "html"], cwd=tmp_path, check=True, timeout=120)
+    html = (tmp_path / "html" / "index.html").read_text(encoding="utf-8")
+    assert "F \\approx A \\otimes S" in html
+    fetched = re.findall(
+        r'<(?:script|img)[^>]*\bsrc="([^"]+)"|<link[^>]*rel="stylesheet"[^>]*href="([^"]+)"', html
+    )
+    paths = ["".join(found).partition("?")[0] for found in fetched]
+    assert "_static/tex-svg.js" in paths
+    assert all((tmp_path / "html" / path).is_file() for path in paths)

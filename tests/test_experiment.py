@@ -225,7 +225,7 @@ def test_damaged_run_is_refused(tmp_path, trained, damage):
         (TOY, ["target_kl=-1"], "target_kl"),
         (TOY, ["policy_kwargs.optimizer_class=Adam"], "optimizer_class"),
         (TOY, ["policy_kwargs.net_arch=abc"], "cannot be built for"),
-        (TOY, ["device=tpu9"], "cannot be built for"),
+        (TOY, ["device=tpu9"], "There is no device 'tpu9' here"),
     ],
 )
 def test_bad_configuration_gets_one_sentence(env_id, overrides, message):

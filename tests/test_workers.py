@@ -2,7 +2,10 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -11,6 +14,7 @@ from gymnasium import spaces
 
 from acktr import ACKTR
 from acktr.envs import make_vec_env
+from acktr.envs import workers as workers_module
 from acktr.envs.workers import WorkerVecEnv
 from acktr.errors import ConfigurationError, WorkerError
 
@@ -136,3 +140,87 @@ def test_the_setting_reaches_the_workers_and_needs_some():
     env.close()
     with pytest.raises(ConfigurationError, match=r"'gymnasium' has no worker processes"):
         make_vec_env("CartPole-v1", 2, 0, backend="gymnasium", worker_restarts=1)
+
+
+# Fault 29: pauses ---------------------------------------------------------------------------
+
+
+class Clock:
+    """The time, and a connection to a worker that hears nothing and is paused at times.
+
+    :param pauses: how many of the waits take an hour
+    :param answers: after so many seconds in which nothing was paused
+    """
+
+    def __init__(self, pauses=0, answers=float("inf")):
+        self.now, self.pauses, self.answers = 0.0, pauses, answers
+
+    def monotonic(self):
+        return self.now
+
+    def poll(self, seconds):
+        self.now += seconds
+        self.answers -= seconds
+        if self.pauses:
+            self.pauses -= 1
+            self.now += 3600
+        return self.answers < 0
+
+
+def remote(clock, timeout, monkeypatch):
+    monkeypatch.setattr(workers_module, "time", clock)
+    return workers_module._Remote(clock, None, 0, timeout)
+
+
+@pytest.mark.parametrize("timeout", [0.5, 2.0, 60.0])
+def test_hours_in_which_all_was_paused_do_not_count(timeout, monkeypatch):
+    late = remote(Clock(pauses=3, answers=0.9 * timeout), timeout, monkeypatch)
+    assert late._answers_within(timeout)
+
+
+@pytest.mark.parametrize("pauses", [0, 3])
+def test_a_worker_that_hangs_is_named_in_time(pauses, monkeypatch):
+    clock = Clock(pauses)
+    assert not remote(clock, 60.0, monkeypatch)._answers_within(60.0)
+    assert clock.now <= pauses * 3601 + 61
+
+
+PAUSED = """
+import time
+import gymnasium as gym, numpy as np
+from gymnasium import spaces
+from acktr.envs.workers import WorkerVecEnv
+
+class Slow(gym.Env):
+    observation_space, action_space = spaces.Box(-1, 1, (2,)), spaces.Discrete(2)
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(2, np.float32), {}
+    def step(self, action):
+        print("steps", flush=True)
+        for _ in range(8):
+            time.sleep(0.05)  # a pause of the process is at most one of them
+        return np.ones(2, np.float32), 1.0, False, False, {}
+
+env = WorkerVecEnv([Slow], start_method="fork", timeout=0.8)
+env.reset()
+env.step(np.zeros(1, int))
+env.close()
+print("done", flush=True)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="needs signals of job control")
+def test_a_paused_process_group_goes_on():
+    with subprocess.Popen(
+        [sys.executable, "-c", PAUSED],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=Path(__file__).parents[1],
+        start_new_session=True,
+    ) as group:
+        assert group.stdout.readline() == "steps\n"
+        os.killpg(group.pid, signal.SIGSTOP)
+        time.sleep(1.5)
+        os.killpg(group.pid, signal.SIGCONT)
+        assert group.stdout.read() == "done\n"

@@ -96,6 +96,14 @@ class Opaque(Toy):
         self.engine = object()
 
 
+class Hoarder(Toy):
+    """Keeps more than has room in a checkpoint."""
+
+    def __init__(self, render_mode=None):
+        super().__init__(render_mode)
+        self.kept = list(range(4000))
+
+
 class Broken(Toy):
     """Returns NaN in its third episode."""
 
@@ -145,6 +153,7 @@ for name, cls, kwargs in (
     ("Endless-v0", Endless, {}),
     ("Drawn-v0", Drawn, {}),
     ("Opaque-v0", Opaque, {}),
+    ("Hoarder-v0", Hoarder, {}),
     # The checker would warn of the NaN that it is there to return.
     ("Broken-v0", Broken, {"disable_env_checker": True}),
     ("PressesCtrlC-v0", PressesCtrlC, {}),

@@ -109,7 +109,8 @@ class SafeAlgorithm(OnPolicyAlgorithm):
         :param env: to go on learning in; must have the saved spaces
         :param device: where to compute
         :param custom_objects: in the place of stored attributes, and of those that could not be stored;
-            a dotted path reaches into a mapping: ``{"policy_kwargs.features_extractor_class": MyCNN}``
+            a dotted path reaches into a mapping: ``{"policy_kwargs.features_extractor_class": MyCNN}``;
+            what the model does not have is left out
         :param print_system_info: of the machine that saved it, and of this one
         :param force_reset: begin new episodes before going on to learn
         :param trust: unpickle a file of SB3's own, which may run any code
@@ -141,7 +142,7 @@ class SafeAlgorithm(OnPolicyAlgorithm):
             get_system_info()
             print("== SAVED MODEL SYSTEM INFO ==")
             print(file.system_info)
-        data, parameters = _decode(file, custom_objects or {}, kwargs)
+        data, parameters = _decode(cls, file, custom_objects or {}, kwargs)
         kwargs = cls._known_changes(kwargs, data)
         data = {name: value for name, value in data.items() if name not in ("env", "device")}
         data = {**cls._implied, **data}
@@ -261,7 +262,7 @@ def check_architecture(model: SafeAlgorithm, state: Any, where: str) -> None:
 
 
 def _decode(
-    file: ModelFile, custom_objects: Mapping[str, Any], changes: Mapping[str, Any]
+    cls: type, file: ModelFile, custom_objects: Mapping[str, Any], changes: Mapping[str, Any]
 ) -> tuple[dict[str, Any], TensorDict]:
     given = dict(custom_objects)
     for path in file.manifest.info.get("missing", {}):
@@ -279,8 +280,9 @@ def _decode(
     components.pop(NORMALIZATION, None)
     if not isinstance(data, dict) or any(name not in data for name in _NEEDED):
         raise DamagedCheckpointError(f"The data of {file.where} lack one of {', '.join(_NEEDED)}.")
-    # Given where nothing was stored.
-    data.update({n: value for n, value in _own_objects(given).items() if "." not in n})
+    # Given where nothing was stored. What no model has is left out, as SB3 does.
+    known = (constructor_arguments(cls) | data.keys()) - REPLACED.keys() - DERIVED
+    data.update({name: value for name, value in given.items() if name in known})
     return data, components
 
 

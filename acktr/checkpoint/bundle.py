@@ -23,9 +23,10 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from acktr.checkpoint.codec import Absent, decode, encode
+from acktr.checkpoint.codec import Absent, Unstorable, decode, encode
 from acktr.errors import (
     CheckpointVersionError,
+    CheckpointWriteError,
     DamagedCheckpointError,
     UnsafeCheckpointError,
 )
@@ -40,6 +41,7 @@ _MEBI = 2**20
 MAX_MANIFEST = _MEBI
 MAX_JSON = 256 * _MEBI
 MAX_TENSOR_HEADER = 32 * _MEBI
+_HEADER_ENTRY = 100  # bytes, about, in it for one tensor besides its name
 MAX_FILES = 4096
 _NAME = re.compile(r"[a-z][a-z0-9_.-]{0,63}\.(json|safetensors)")
 
@@ -88,6 +90,7 @@ def pack(
     :param name_missing: put a name in the place of a value that cannot be stored, and list it in the
         manifest under ``missing``
     :raises Unstorable: a value that cannot be stored, unless it may be named
+    :raises CheckpointWriteError: a component that would be too large to be read again
     """
     files: dict[str, bytes] = {}
     missing: dict[str, str] = {}
@@ -96,6 +99,13 @@ def pack(
         files[f"{name}.json"] = _dump(structure)
         if tensors:
             files[f"{name}.safetensors"] = safetensors.torch.save(tensors)
+        header = int.from_bytes(files.get(f"{name}.safetensors", b"")[:8], "little")
+        problem = _too_large(len(files[f"{name}.json"]), header)
+        if problem:
+            raise CheckpointWriteError(
+                f"{name} cannot be saved ({problem}): keep large data in tensors or arrays, or out of what "
+                "is saved."
+            )
         missing.update({f"{name}: {path}": of for path, of in left_out.items()})
     content: dict[str, Any] = {
         "format": f"acktr-{kind}",
@@ -106,6 +116,26 @@ def pack(
     content["checksum"] = _digest(_dump(content, sort_keys=True))
     files[MANIFEST] = json.dumps(content, indent=1, sort_keys=True).encode()
     return files
+
+
+def check_size(tree: Any) -> None:
+    """Refuse what :func:`pack` would refuse, before it is asked to.
+
+    :param tree: a component, or a part of one
+    :raises Unstorable: a value that cannot be stored, or too many of them
+    """
+    structure, tensors, _ = encode(tree)
+    problem = _too_large(len(_dump(structure)), sum(len(name) + _HEADER_ENTRY for name in tensors))
+    if problem:
+        raise Unstorable(problem)
+
+
+def _too_large(json_size: int, header_size: int) -> str | None:
+    if json_size > MAX_JSON:
+        return f"its state has {json_size:,} bytes besides its arrays, and only {MAX_JSON:,} are read"
+    if header_size > MAX_TENSOR_HEADER:
+        return f"its state has so many arrays that their list alone takes {header_size:,} bytes"
+    return None
 
 
 def read_manifest(data: bytes, kind: str, where: str) -> Manifest:

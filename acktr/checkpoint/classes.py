@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -23,6 +22,15 @@ _BASES = (nn.Module, buffers.BaseBuffer, acktr.storage.RolloutStorage, spaces.Sp
 SCHEDULES = {cls.__name__: cls for cls in (ConstantSchedule, FloatSchedule, LinearSchedule)}
 
 
+def is_class(value: Any) -> TypeGuard[type]:
+    """Tell whether a value is a class; ``dict[str, Tensor]`` is none.
+
+    On Python 3.10 ``isinstance(dict[str, Tensor], type)`` is true, and ``inspect.isclass`` with it: the
+    alias hands ``__class__`` through to ``dict``. ``issubclass`` then raises.
+    """
+    return issubclass(type(value), type)
+
+
 def name_of(cls: type) -> str:
     """Return the dotted name of a class."""
     return f"{cls.__module__}.{cls.__qualname__}"
@@ -38,7 +46,7 @@ def allowed_classes() -> Mapping[str, type]:
 
 def _classes_in(module: Any) -> Iterator[type]:
     for value in vars(module).values():
-        if inspect.isclass(value) and issubclass(value, _BASES):
+        if is_class(value) and issubclass(value, _BASES):
             yield value
 
 

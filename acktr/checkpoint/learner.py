@@ -27,8 +27,9 @@ from acktr.checkpoint.algorithm_file import (
     check_architecture,
     constructor_arguments,
 )
-from acktr.checkpoint.bundle import MANIFEST, pack, read_manifest, unpack
-from acktr.checkpoint.codec import Unstorable, encode
+from acktr.checkpoint.bundle import MANIFEST, check_size, pack, read_manifest, unpack
+from acktr.checkpoint.codec import Unstorable
+from acktr.envs.generators import set_legacy_state, set_python_state, set_state
 from acktr.envs.normalization import normalization_state, set_normalization_state
 from acktr.envs.state import NotCapturable, capture, restore
 from acktr.errors import DamagedCheckpointError
@@ -68,10 +69,10 @@ def capture_learner(
     state = {name: value for name, value in vars(model).items() if name not in left_out}
     for name in list(state):
         try:
-            encode(state[name])
-        except Unstorable:
+            check_size(state[name])
+        except Unstorable as error:
             del state[name]
-            reasons.append(f"the attribute {name} of {type(model).__name__} is no data")
+            reasons.append(f"the attribute {name} of {type(model).__name__} is no data ({error})")
     components: Components = {
         name.replace("policy.", ""): part for name, part in model.get_parameters().items()
     }
@@ -179,7 +180,7 @@ def _left_out(model: SafeAlgorithm) -> set[str]:
 def _capture(env: VecEnv, what: str, reasons: list[str]) -> Any:
     try:
         state = capture(env)
-        encode(state)
+        check_size(state)
     except (NotCapturable, Unstorable) as error:
         reasons.append(f"{what} begin anew: {error}")
         return None
@@ -222,11 +223,13 @@ def random_state(action_space: spaces.Space) -> dict[str, Any]:
 
 
 def set_random_state(state: Mapping[str, Any], action_space: spaces.Space) -> None:
-    """Undo :func:`random_state`."""
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
-    np.random.set_state(state["numpy"])  # noqa: NPY002  # whoever draws from it
+    """Undo :func:`random_state`.
+
+    :raises ValueError: also TypeError and the like: a generator has no such state
+    """
+    set_python_state(random, *state["python"])
+    set_legacy_state(np.random, state["numpy"])
     torch.set_rng_state(state["torch"])
     if state["cuda"] and torch.cuda.is_available() and len(state["cuda"]) <= torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
-    action_space.np_random.bit_generator.state = state["actions"]
+    set_state(action_space.np_random.bit_generator, state["actions"])

@@ -5,11 +5,14 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+from acktr.errors import printable
+from acktr.units import whole_number
+
 
 def evaluate(
     run: Annotated[Positional[str], arg(metavar="RUN")],
     *,
-    episodes: Annotated[int, arg(metavar="N")] = 20,
+    episodes: Annotated[str, arg(metavar="N")] = "20",
     json_: Annotated[bool, arg(name="json")] = False,
     best: bool = False,
     allow_import: bool = False,
@@ -25,8 +28,9 @@ def evaluate(
     from acktr.experiment import evaluate as evaluate_run
     from acktr.runs import Run
 
+    count = whole_number("--episodes", episodes)
     opened = Run.open(run)
-    evaluation = evaluate_run(opened, episodes, best=best, allow_import=allow_import)
+    evaluation = evaluate_run(opened, count, best=best, allow_import=allow_import)
     summary = evaluation.summary()
     env_id = opened.read_configuration()["env_id"]
     if json_:
@@ -35,8 +39,8 @@ def evaluate(
         print(json.dumps({"env_id": env_id, "model": model, **summary, **details}))
     else:
         print(
-            f"{env_id}: return {summary['mean_return']:.1f} ± {summary['std_return']:.1f} over "
-            f"{episodes} episodes (from {summary['min_return']:.1f} to "
+            f"{printable(env_id)}: return {summary['mean_return']:.1f} ± {summary['std_return']:.1f} over "
+            f"{count} episodes (from {summary['min_return']:.1f} to "
             f"{summary['max_return']:.1f}, mean length {summary['mean_length']:.0f})"
         )
     return 0

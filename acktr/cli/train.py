@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, UseAppendAction, arg
 
+from acktr.cli.arguments import given_number
 from acktr.cli.stop import StopOnSignal
-from acktr.errors import CheckpointError, CheckpointWriteError
+from acktr.errors import CheckpointError, CheckpointWriteError, printable
+from acktr.units import duration
 
 if TYPE_CHECKING:
     from acktr.experiment import Result
@@ -18,14 +20,14 @@ if TYPE_CHECKING:
 def train(
     env: Annotated[Positional[str], arg(metavar="ENV")],
     *,
-    steps: Annotated[int | None, arg(metavar="N")] = None,
-    seed: Annotated[int | None, arg(metavar="S")] = None,
-    n_envs: Annotated[int | None, arg(metavar="N")] = None,
-    preset: Annotated[str | None, arg(metavar="NAME")] = None,
+    steps: Annotated[str | None, arg(metavar="N", help_behavior_hint="")] = None,
+    seed: Annotated[str | None, arg(metavar="S", help_behavior_hint="")] = None,
+    n_envs: Annotated[str | None, arg(metavar="N", help_behavior_hint="")] = None,
+    preset: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None,
     set: Annotated[UseAppendAction[tuple[tuple[str, ...], ...]], arg(metavar="KEY=VALUE ...")] = (),
-    out: Annotated[str | None, arg(metavar="DIR")] = None,
-    backend: Annotated[str | None, arg(metavar="B")] = None,
-    device: Annotated[str | None, arg(metavar="D")] = None,
+    out: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="")] = None,
+    backend: Annotated[str | None, arg(metavar="B", help_behavior_hint="")] = None,
+    device: Annotated[str | None, arg(metavar="D", help_behavior_hint="")] = None,
     resume: bool = False,
     allow_import: bool = False,
     progress: bool = True,
@@ -33,7 +35,7 @@ def train(
     """Train ACKTR with the preset of the environment; Ctrl-C ends early and saves what --resume needs.
 
     :param env: a gymnasium id, or module:id to import module first
-    :param steps: environment steps, of all environments together (default: the preset's)
+    :param steps: environment steps, of all environments together, such as 1e5 (default: the preset's)
     :param seed: seeds everything (default: 0)
     :param n_envs: environments that step together (default: the preset's)
     :param preset: classic, mujoco, atari, pixels, a section of one, or a YAML file (default: by the id)
@@ -62,9 +64,9 @@ def train(
         "preset": preset,
         "overrides": [pair for pairs in set for pair in pairs],
         "options": {
-            "n_timesteps": steps,
-            "seed": seed,
-            "n_envs": n_envs,
+            "n_timesteps": given_number("--steps", steps),
+            "seed": given_number("--seed", seed),
+            "n_envs": given_number("--n-envs", n_envs),
             "backend": backend,
             "device": device,
         },
@@ -107,7 +109,7 @@ def train(
                 resume=old is not None,
                 tell=_note,
             )
-    print(_summary(run, result))
+    print(_summary(run, result, bar.rate))
     lost = run.model_path().name in result.unwritten
     return stop.code or (CheckpointWriteError.exit_code if lost else 0)
 
@@ -134,14 +136,15 @@ def _find_run(env: str, out: str | None) -> "Run | None":
 
 
 def _note(sentence: str) -> None:
-    print(f"acktr: {sentence}", file=sys.stderr)
+    # It may quote a checkpoint.
+    print(f"acktr: {printable(sentence)}", file=sys.stderr)
 
 
-def _summary(run: "Run", result: "Result") -> str:
-    rate = result.steps / max(result.seconds, 1e-9)
+def _summary(run: "Run", result: "Result", rate: float | None) -> str:
+    said = f" ({rate:,.0f} steps/s)" if rate else ""
     lines = [
         f"{'Stopped' if result.interrupted else 'Done'} after {result.steps:,} steps "
-        f"in {result.seconds:.0f} s ({rate:,.0f} steps/s).",
+        f"in {duration(result.seconds)}{said}.",
     ]
     if result.last_100_return is not None:
         window = min(result.episodes, 100)

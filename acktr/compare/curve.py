@@ -1,6 +1,7 @@
 """What is noted of a training, of whichever algorithm: its learning curve and its scores."""
 
 import time
+from array import array
 from collections.abc import Mapping
 from copy import copy
 from dataclasses import astuple, dataclass
@@ -18,7 +19,7 @@ SCORE_WINDOW = 100
 N_POINTS = 100
 COLUMNS = ("steps", "seconds", "cpu_seconds", "return")
 _TIMES = COLUMNS[:3]
-_STATE = ("_ends", "_returns", "seconds", "cpu_seconds", "resumed_at")
+_STATE = ("seconds", "cpu_seconds", "resumed_at")
 # Steps at which the score is a figure of its own, where a training is long enough.
 MILESTONES = {"return_300k": 300_000, "return_500k": 500_000}
 
@@ -54,8 +55,8 @@ class LearningCurve(BaseCallback):
         self._times: Table | None = None
         self.points: list[Point] = []
         self._marks = [n_timesteps * i // N_POINTS for i in range(1, N_POINTS + 1)]
-        self._ends: list[int] = []
-        self._returns: list[float] = []
+        # Arrays: 16 bytes an episode, of which a training may have millions.
+        self._ends, self._returns = array("q"), array("d")
         self._start = self._cpu_start = 0.0
         self.seconds = self.cpu_seconds = 0.0
         self.resumed_at: list[int] = []
@@ -65,12 +66,15 @@ class LearningCurve(BaseCallback):
         self.stop()
         return {
             "points": [astuple(point) for point in self.points],
+            "_ends": self._ends.tolist(),
+            "_returns": self._returns.tolist(),
             **{name: copy(getattr(self, name)) for name in _STATE},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up what :meth:`state_dict` returned, before learning begins."""
         self.points = [Point(*values) for values in state["points"]]
+        self._ends, self._returns = array("q", state["_ends"]), array("d", state["_returns"])
         for name in _STATE:
             setattr(self, name, copy(state[name]))
 
@@ -121,7 +125,8 @@ class LearningCurve(BaseCallback):
         steps, seconds, cpu_seconds = (times[name][:kept] for name in _TIMES)
         self.seconds, self.cpu_seconds = float(seconds[-1]), float(cpu_seconds[-1])
         episodes = Run(folder / "run").episodes()
-        self._ends, self._returns = episodes["steps"].tolist(), episodes["return"].tolist()
+        self._ends = array("q", episodes["steps"].astype(np.int64).tobytes())
+        self._returns = array("d", episodes["return"].astype(np.float64).tobytes())
         for mark in self._marks:
             if mark > done:
                 break

@@ -18,6 +18,7 @@ from acktr.checkpoint.durable import WriteErrors, create_file, refuse_links
 from acktr.compare.store import Store
 from acktr.compare.trial import Trial, can_go_on, complete_settings, settings_hash, write_job
 from acktr.errors import ConfigurationError
+from acktr.units import duration
 
 _PROGRAM = (sys.executable, "-m", "acktr.compare.trial")
 _SECONDS_BETWEEN_LOOKS = 0.1
@@ -232,8 +233,9 @@ def _finish(one: _Running, store: Store, summary: Summary) -> str:
     if row["diverged"] == "yes":
         summary.diverged.append(one.trial)
     end = "DIVERGED after" if row["diverged"] == "yes" else "done:"
-    score = row["last_100_return"] or "none"
-    return f"{what}: {end} {int(row['steps']):,} steps in {row['seconds']} s, return {score}"
+    score = f"{float(row['last_100_return']):,.1f}" if row["last_100_return"] else "none"
+    took = duration(float(row["seconds"]))
+    return f"{what}: {end} {int(row['steps']):,} steps in {took}, return {score}"
 
 
 def _end(running: Sequence[_Running]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import types
 from collections import OrderedDict, deque
@@ -12,9 +13,15 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from stable_baselines3.common.running_mean_std import RunningMeanStd
+from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.stacked_observations import StackedObservations
 
-_CODE = (type, types.ModuleType, types.FunctionType, types.MethodType, types.BuiltinFunctionType)
+from acktr.envs.generators import set_legacy_state, set_python_state, set_state
+from acktr.envs.kinds import difference, is_number
+
+# list[int] passes for a type on Python 3.10 alone.
+_TYPES: tuple[type, ...] = (type, types.GenericAlias)
+_CODE = (*_TYPES, types.ModuleType, types.FunctionType, types.MethodType, types.BuiltinFunctionType)
 _GENERATORS = {
     cls.__name__: cls
     for cls in (
@@ -26,6 +33,7 @@ _GENERATORS = {
     )
 }
 _LONG = 32  # lists of more numbers than this are kept as an array
+_STRINGS = 2**28  # bytes that an array of strings may take
 _PLAIN = (bool, int, float, str, bytes, type(None))
 _CONTAINERS = (list, tuple, dict, OrderedDict, deque)
 # Objects whose state is their attributes.
@@ -68,16 +76,31 @@ def get_attributes(owner: Any, skipped: set[str], seen: dict[int, str] | None = 
     return found
 
 
-def set_attributes(owner: Any, state: dict[str, Any]) -> None:
+def set_attributes(owner: Any, state: dict[str, Any], *, known: bool = False) -> None:
     """Undo :func:`get_attributes`.
 
+    :param owner: the object
+    :param state: what it returned
+    :param known: of an object whose attributes keep their kinds, and whose settings stay as they are
     :raises NotCapturable: the state is of another object
     """
+    of = type(owner).__name__
     for name, value in state.items():
-        if callable(getattr(type(owner), name, None)):
-            raise NotCapturable(f"{name!r} is a method of {type(owner).__name__}, no state")
-        if not _put(vars(owner).get(name), value):
-            vars(owner)[name] = _build(value)
+        if callable(getattr(type(owner), name, None)) or name.startswith("__"):
+            raise NotCapturable(f"{name!r} is a method of {of}, no state")
+        old = vars(owner).get(name)
+        if name in _STATELESS_NAMES or _is_stateless(old) or isinstance(old, gym.Env | VecEnv):
+            raise NotCapturable(f"{name!r} of {of} is no state")
+        setting = known and not name.startswith("_") and type(old) in (bool, int, str)
+        if _put(old, value):
+            continue
+        new = _build(value)
+        problem = difference(new, old, f"{of}.{name}") if known else None
+        if setting and new != old:
+            problem = f"{of}.{name} is {new!r}, and was built with {old!r}"
+        if problem:
+            raise NotCapturable(problem)
+        vars(owner)[name] = new
 
 
 def _is_stateless(value: Any) -> bool:
@@ -154,13 +177,15 @@ def _put(old: Any, value: Any) -> bool:
     if "space" in value and isinstance(old, spaces.Space):
         _set_space_random(old, value["space"])
     elif "generator" in value and isinstance(old, np.random.Generator):
-        old.bit_generator.state = value["generator"]
+        set_state(old.bit_generator, value["generator"])
     elif "random_state" in value and isinstance(old, np.random.RandomState):
-        old.set_state(value["random_state"])
+        set_legacy_state(old, value["random_state"])
     elif "random" in value and isinstance(old, random.Random):
-        old.setstate(value["random"])
+        set_python_state(old, *value["random"])
     elif "object" in value and isinstance(old, _OPEN):
-        set_attributes(old, value["object"])
+        before = np.shape(getattr(old, "mean", None))
+        set_attributes(old, value["object"], known=True)
+        _check_moments(old, before)
     elif "dict" in value and isinstance(old, dict):
         kept = {key for key, item in value["dict"] if key in old and _put(old[key], item)}
         new = {key: old[key] if key in kept else _build(item) for key, item in value["dict"]}
@@ -169,6 +194,16 @@ def _put(old: Any, value: Any) -> bool:
     else:
         return False
     return True
+
+
+def _check_moments(moments: Any, shape: tuple[int, ...]) -> None:
+    """Refuse a mean and a variance that are none: one NaN would be in all that is normalised."""
+    if not hasattr(moments, "var"):
+        return
+    mean, var, count = moments.mean, moments.var, moments.count
+    holds = np.shape(mean) == np.shape(var) == shape and np.isfinite(mean).all() and is_number(count)
+    if not (holds and np.isfinite(var).all() and np.min(var, initial=0) >= 0 and 0 <= count < math.inf):
+        raise NotCapturable("a running mean or variance is not finite, is negative or of another shape")
 
 
 def _build(value: Any) -> Any:
@@ -181,7 +216,7 @@ def _build(value: Any) -> Any:
     if "floats" in value:
         return value["floats"].tolist()
     if "strings" in value:
-        return np.array(value["strings"], dtype=value["dtype"])
+        return _strings(value["strings"], np.dtype(value["dtype"]))
     if "list" in value:
         return [_build(item) for item in value["list"]]
     if "tuple" in value:
@@ -191,9 +226,15 @@ def _build(value: Any) -> Any:
     if "generator" in value:
         # gymnasium makes an environment's generator when it is first asked for.
         bit_generator = _GENERATORS[value["generator"]["bit_generator"]]()
-        bit_generator.state = value["generator"]
+        set_state(bit_generator, value["generator"])
         return np.random.Generator(bit_generator)
     raise NotCapturable(f"a part of the state ({sorted(value)}) has no place in the environment")
+
+
+def _strings(values: Any, dtype: np.dtype) -> np.ndarray:
+    if dtype.kind not in "SU" or dtype.itemsize * np.size(values) > _STRINGS:
+        raise NotCapturable(f"an array of {dtype} is none of strings, or takes more than {_STRINGS:,} bytes")
+    return np.array(values, dtype=dtype)
 
 
 def _space_random(space: spaces.Space) -> Any:
@@ -207,7 +248,7 @@ def _space_random(space: spaces.Space) -> Any:
 def _set_space_random(space: spaces.Space, state: Any) -> None:
     own, parts = state
     if own is not None:
-        space.np_random.bit_generator.state = own
+        set_state(space.np_random.bit_generator, own)
     if isinstance(parts, dict):
         for key, part in parts.items():
             _set_space_random(space.spaces[key], part)  # type: ignore[attr-defined]

@@ -8,6 +8,8 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode
 
+from acktr.envs.attributes import NotCapturable
+from acktr.envs.kinds import is_whole
 from acktr.envs.native import End, NativeVecEnv, Step, check_autoreset, count_threads
 
 # Those whose returns and lengths a test finds equal to gymnasium's. Left out: Humanoid and
@@ -25,6 +27,10 @@ ENVPOOL_IDS = frozenset(
 )
 # A step of these takes gymnasium less than it takes a thread to wake up.
 CHEAP_IDS = frozenset({"CartPole-v0", "CartPole-v1", "MountainCar-v0", "MountainCarContinuous-v0"})
+
+_LONGEST = 100_000  # steps that are kept to be played again
+_MOST = 10**7  # episodes of an environment that are begun again
+_LOST = -1
 
 
 class EnvPoolVecEnv(NativeVecEnv):
@@ -68,16 +74,27 @@ class EnvPoolVecEnv(NativeVecEnv):
         self._n_begun[indices] += 1
         self._first[indices] = len(self._played)
         forgotten = int(self._first.min())
-        if forgotten:
+        if forgotten > 0:
             del self._played[:forgotten]
             self._first -= forgotten
 
     def _send(self, actions: np.ndarray) -> None:
+        if len(self._played) >= _LONGEST:
+            # Episodes without end: what led to where they are is no longer known.
+            self._played.clear()
+            self._first[:] = _LOST
         self._played.append(np.array(actions))
         self._pool.send(actions)
 
     def get_state(self) -> dict[str, Any]:
-        """Return the state, between two steps; see :mod:`acktr.envs.state`."""
+        """Return the state, between two steps; see :mod:`acktr.envs.state`.
+
+        :raises NotCapturable: an episode is too long to be played again
+        """
+        if (self._first == _LOST).any():
+            raise NotCapturable(f"an episode has more than {_LONGEST} steps, too many to play again")
+        if self._n_begun.max() > _MOST:
+            raise NotCapturable(f"more than {_MOST} episodes, too many to begin again")
         return {
             "seeds": list(self._pool_seeds),
             "begun": self._n_begun.copy(),
@@ -93,8 +110,14 @@ class EnvPoolVecEnv(NativeVecEnv):
         :raises ValueError: it is of other environments
         """
         begun, first, played = (np.asarray(state[key]) for key in ("begun", "first", "played"))
-        if not len(state["seeds"]) == len(begun) == len(first) == self.num_envs:
+        n_envs = (self.num_envs,)
+        if not (len(state["seeds"]),) == begun.shape == first.shape == n_envs:
             raise ValueError(f"a state of {len(begun)} environments, where there are {self.num_envs}")
+        sums = np.shape(state["returns"]) == np.shape(state["lengths"]) == n_envs
+        steps = len(played) <= _LONGEST and (not len(played) or played.shape[1:2] == n_envs)
+        counts = begun.max(initial=0) <= _MOST and first.min() >= 0 and first.max() <= len(played)
+        if not (sums and steps and counts and all(is_whole(seed, least=0) for seed in state["seeds"])):
+            raise ValueError("more than can be played again, or nothing that was played")
         self._pool, self._pool_seeds = _make(self.spec, state["seeds"]), list(state["seeds"])
         for count in range(begun.max(initial=0)):
             self._pool.reset(np.flatnonzero(begun > count))

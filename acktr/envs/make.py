@@ -7,6 +7,7 @@ import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
 from stable_baselines3.common.atari_wrappers import AtariWrapper
 from stable_baselines3.common.env_util import make_vec_env as make_sb3_vec_env
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
 from acktr.envs.ale import AleVecEnv
@@ -15,15 +16,20 @@ from acktr.envs.envpool import EnvPoolVecEnv
 from acktr.envs.finite import VecCheckFinite
 from acktr.envs.halves import build_halves
 from acktr.envs.lookup import find_spec, is_atari
+from acktr.envs.monitor import BoundedMonitor
+from acktr.envs.mujoco import hear_warnings
 from acktr.envs.pixels import FRAME_STACK, make_pixel_env, pixel_arguments
 from acktr.envs.resets import VecStack
 from acktr.envs.serial import SerialVecEnv
 from acktr.envs.spaces import check_spaces, check_stack, fits_convolutions
 from acktr.envs.state import attach
 from acktr.envs.workers import WorkerVecEnv, end_with_this_process, ignore_stops
-from acktr.errors import ConfigurationError
+from acktr.errors import AcktrError, ConfigurationError
 
 ATARI_FRAME_STACK = 4
+# More than any machine steps or stacks: what is beyond is a slip of the pen, or meant to fill the memory.
+MAX_ENVS = 2**16
+MAX_FRAMES = 2**10
 
 _VEC_ENV: dict[str, type[DummyVecEnv] | type[SubprocVecEnv]] = {
     "gymnasium": SerialVecEnv,
@@ -74,13 +80,17 @@ def make_vec_env(
     :return: the vector environment
     :raises acktr.errors.WorkerError: a process of "subproc" fails; later too, at any call
     :raises ConfigurationError: for an unknown id, a package that is not installed, an unknown
-        backend or one that cannot do what is asked, ``n_envs`` below 1, or 2 with overlap, or spaces
-        that ACKTR does not support
+        backend or one that cannot do what is asked, ``n_envs`` below 1, or 2 with overlap, or above
+        :data:`MAX_ENVS`, or spaces that ACKTR does not support
     """
     if n_envs < 1:
         raise ConfigurationError(f"n_envs is {n_envs}: at least 1 environment is needed.")
+    if n_envs > MAX_ENVS:
+        raise ConfigurationError(f"n_envs is {n_envs}: at most {MAX_ENVS:,} environments are built.")
     if frame_stack is not None and frame_stack < 1:
         raise ConfigurationError(f"frame_stack is {frame_stack}: it must be at least 1.")
+    if frame_stack is not None and frame_stack > MAX_FRAMES:
+        raise ConfigurationError(f"frame_stack is {frame_stack}: it may be {MAX_FRAMES:,} at most.")
     spec = find_spec(env_id)
     atari = is_atari(spec)
     env_kwargs = _atari_kwargs(spec, env_kwargs or {}) if atari else (env_kwargs or {})
@@ -181,6 +191,8 @@ def _make_single(
         return _build(spec, wrapper, kwargs, pixels)
 
     def finish(env: gym.Env) -> gym.Env:
+        assert isinstance(env, Monitor)
+        env = BoundedMonitor(env)
         return attach(AtariWrapper(env) if is_atari(spec) else env)
 
     if chosen == "subproc":
@@ -211,8 +223,15 @@ def _build(
 ) -> gym.Env:
     try:
         # The specification, not the id: a child process may not have registered the id.
-        env = make_pixel_env(spec, env_kwargs) if pixels else gym.make(spec, **env_kwargs)
-    except (gym.error.Error, ImportError, TypeError) as error:
+        if pixels:
+            env = make_pixel_env(spec, env_kwargs)
+        else:
+            hear_warnings(spec)
+            env = gym.make(spec, **env_kwargs)
+    except AcktrError:
+        raise
+    except Exception as error:
+        # What an environment raises of an argument that is not to its liking is up to it.
         raise ConfigurationError(f"{spec.id} cannot be built: {_first_line(error)}") from error
     if wrapper is not None:
         env = wrapper(env)
@@ -240,4 +259,8 @@ def _atari_kwargs(spec: EnvSpec, env_kwargs: dict[str, Any]) -> dict[str, Any]:
 
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    kind = type(error).__name__
+    if not lines:
+        return f"{kind}."
+    # Of these the text is a sentence; of a KeyError it is the key.
+    return lines[0] if isinstance(error, (gym.error.Error, ImportError, TypeError)) else f"{kind}: {lines[0]}"

@@ -87,10 +87,10 @@ class NativeVecEnv(VecEnv):
         self._lengths = np.zeros(n_envs, np.int64)
         self._started = False
         self._pending = False
-        self._start = time.time()
+        self._start = time.perf_counter()  # a clock that nobody sets
         self._writers: list[ResultsWriter] = []
         if monitor_dir is not None:
-            header: dict[str, float | str] = {"t_start": self._start, "env_id": spec.id}
+            header: dict[str, float | str] = {"t_start": time.time(), "env_id": spec.id}
             self._writers = [
                 ResultsWriter(str(Path(monitor_dir, str(i))), header) for i in range(n_envs)
             ]
@@ -156,7 +156,7 @@ class NativeVecEnv(VecEnv):
         episode = {
             "r": round(float(self._returns[index]), 6),
             "l": int(self._lengths[index]),
-            "t": round(time.time() - self._start, 6),
+            "t": round(time.perf_counter() - self._start, 6),
         }
         self._returns[index] = 0
         self._lengths[index] = 0

@@ -17,11 +17,15 @@ from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper
 
 from acktr.envs import mujoco
 from acktr.envs.attributes import NotCapturable, get_attributes, set_attributes
 from acktr.envs.halves import HalvedVecEnv
+from acktr.envs.kinds import is_whole
+from acktr.envs.lanes import SPLITTERS
+from acktr.envs.monitor import HISTORY, BoundedMonitor
 
 __all__ = ["NotCapturable", "capture", "capture_single", "restore", "restore_single"]
 
@@ -55,7 +59,7 @@ def restore(env: VecEnv, state: State) -> None:
     for layer in state["wrappers"]:
         if not isinstance(env, VecEnvWrapper):
             raise NotCapturable("the state has more wrappers than the environments")
-        set_attributes(env, layer)
+        set_attributes(env, layer, known=type(env) in SPLITTERS)
         env = env.venv
     if isinstance(env, VecEnvWrapper):
         raise NotCapturable("the environments have more wrappers than the state")
@@ -95,7 +99,10 @@ def _restore_innermost(env: VecEnv, state: Any) -> None:
             _restore_innermost(half.venv, part)
     else:
         _restore_plain(env, state["state"])
-        env._seeds = list(state["seeds"])
+        seeds = list(state["seeds"])
+        if len(seeds) != env.num_envs or not all(x is None or is_whole(x, least=0) for x in seeds):
+            raise NotCapturable(f"the seeds that wait for a reset are none of {env.num_envs} environments")
+        env._seeds = seeds
 
 
 def _restore_plain(env: VecEnv, state: Any) -> None:
@@ -144,7 +151,7 @@ def restore_single(env: gym.Env, layers: list[State]) -> None:
             return
         if layer["class"] != _class_name(env):
             raise NotCapturable(f"the state is of {layer['class']}, not of {_class_name(env)}")
-        set_attributes(env, layer["attributes"])
+        set_attributes(env, {k: v for k, v in layer["attributes"].items() if k not in _history(env)})
         if "data" in layer:
             mujoco.set_state(env, layer["data"])
         env = env.env if isinstance(env, gym.Wrapper) else env
@@ -177,12 +184,18 @@ def attach(env: gym.Env) -> gym.Env:
 
 def _attributes(env: gym.Env, handled: set[str], seen: dict[int, str]) -> State:
     below = {"env"} if isinstance(env, gym.Wrapper) else set()
-    skipped = {*below, *handled, CAPTURE, RESTORE}
+    skipped = {*below, *handled, *_history(env), CAPTURE, RESTORE}
     return {"class": _class_name(env), "attributes": get_attributes(env, skipped, seen)}
 
 
+def _history(env: gym.Env) -> frozenset[str]:
+    return HISTORY if isinstance(env, Monitor) else frozenset()
+
+
 def _class_name(env: gym.Env) -> str:
-    return f"{type(env).__module__}.{type(env).__qualname__}"
+    # Their states are the same, and those from before there was ours are SB3's.
+    kind = Monitor if type(env) is BoundedMonitor else type(env)
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _offers_state(env: Any) -> bool:

@@ -7,6 +7,7 @@ import atexit
 import contextlib
 import multiprocessing
 import signal
+import time
 import traceback
 import warnings
 import weakref
@@ -63,7 +64,8 @@ class WorkerVecEnv(SubprocVecEnv):
 
     :param env_fns: build one environment each
     :param start_method: of the processes; as in SB3
-    :param timeout: seconds that a worker may take to answer; ``None`` for no limit
+    :param timeout: seconds that a worker may take to answer, those in which all was paused not counted;
+        ``None`` for no limit
     :param restarts: so many failed workers are replaced, all of them together: the episode of such a
         slot counts as cut off by time, and ``infos[i]["worker_restarted"]`` says why
     :raises WorkerError: an environment cannot be built; later at any call, if a worker fails
@@ -171,6 +173,8 @@ class WorkerVecEnv(SubprocVecEnv):
 
 
 _PATIENCE = 5.0  # seconds for a worker to end
+_PART = 1.0  # seconds of a part of a longer wait
+_LATE = 0.1  # seconds that a busy machine may wake a process late
 _START = 120.0  # seconds for a worker to import what its environment needs, whatever its timeout is
 
 
@@ -226,7 +230,7 @@ class _Remote:
         try:
             # Not the process's sentinel: it also speaks when a signal to the whole group ends the fork
             # server. The connection ends with the worker, however it ends.
-            if not self._connection.poll(limit):
+            if not self._answers_within(limit):
                 raise WorkerError(
                     f"{who} has not answered for {limit:g} seconds: look at what its environment waits "
                     "for, or allow more with worker_timeout."
@@ -242,6 +246,24 @@ class _Remote:
         if isinstance(answer, _Failure):
             raise WorkerError(f"{who} raised an error:\n{answer.traceback.rstrip()}")
         return answer
+
+    def _answers_within(self, limit: float | None) -> bool:
+        """Wait for an answer for so many seconds in which this process runs.
+
+        Where all is paused (Ctrl-Z, SIGSTOP, a suspended machine) the worker is too, and its time stands
+        still: a part of the wait that took much longer than it was to take does not count.
+        """
+        if limit is None:
+            return self._connection.poll(None)
+        part = min(_PART, limit / 4)
+        waited = 0.0
+        while waited < limit:
+            begun = time.monotonic()
+            if self._connection.poll(part):
+                return True
+            if time.monotonic() - begun < 2 * part + _LATE:
+                waited += part
+        return False
 
     def close(self) -> None:
         """Close the connection."""

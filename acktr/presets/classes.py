@@ -13,6 +13,7 @@ from torch import nn
 
 from acktr import extractors, policies
 from acktr.algorithm import ACKTR
+from acktr.checkpoint.classes import is_class
 from acktr.envs.lookup import import_module
 from acktr.errors import ConfigurationError
 
@@ -154,5 +155,5 @@ def _modules() -> tuple[ModuleType, ...]:
 
 def _module_classes(module: ModuleType) -> Iterator[type[nn.Module]]:
     for value in vars(module).values():
-        if isinstance(value, type) and issubclass(value, nn.Module):
+        if is_class(value) and issubclass(value, nn.Module):
             yield value

@@ -5,19 +5,17 @@ what they name. Values of ``--set`` are YAML; a dotted key reaches into a mappin
 """
 
 import difflib
-import re
+import os
 from collections.abc import Mapping, Sequence
 from importlib import resources
-from pathlib import Path
 from typing import Any, NamedTuple
-
-import yaml
 
 from acktr.envs import lookup
 from acktr.envs.make import observes_images
 from acktr.errors import ConfigurationError
 from acktr.presets.received import check_received
 from acktr.presets.schema import Configuration, setting_names, unknown_setting, validate
+from acktr.reading import parse_yaml, read_yaml
 
 FAMILIES = ("classic", "mujoco", "atari", "pixels")
 FALLBACK, IMAGE_FALLBACK = "other", "images"  # sections of the presets for MuJoCo and Atari
@@ -28,17 +26,6 @@ class Resolution(NamedTuple):
 
     configuration: Configuration
     notes: list[str]
-
-
-class _Loader(yaml.SafeLoader):
-    """``safe_load`` that also reads ``1e-3`` as a number, as YAML 1.2 does and 1.1 does not."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
 
 
 def resolve(
@@ -147,8 +134,8 @@ def _find(preset: str, env_id: str) -> tuple[dict[str, Any], str, str]:
     """Return the sections of a preset file, the section that applies, and a name for both."""
     if preset in FAMILIES:
         sections, section = _load_family(preset), env_id
-    elif preset.endswith((".yaml", ".yml")) or Path(preset).is_file():
-        sections, section = _load_file(Path(preset)), env_id
+    elif preset.endswith((".yaml", ".yml")) or os.path.isfile(preset):
+        sections, section = _load_file(preset), env_id
     else:
         owners = {key: family for family in FAMILIES for key in _load_family(family)}
         owners.pop("default", None)
@@ -167,21 +154,28 @@ def _load_family(family: str) -> dict[str, Any]:
     return _check_sections(_parse(text, f"{family}.yaml"), f"{family}.yaml")
 
 
-def _load_file(path: Path) -> dict[str, Any]:
+def _load_file(path: str) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"The preset file {path} cannot be read: {error}.") from error
-    return _check_sections(_parse(text, str(path)), str(path))
+        sections = read_yaml(path)
+    except OSError as error:
+        raise ConfigurationError(
+            f"The preset file {path} cannot be read ({error.strerror or error}): give another with --preset."
+        ) from error
+    except ValueError as error:
+        raise _no_yaml(path, error) from error
+    return _check_sections(sections, path)
 
 
 def _check_sections(sections: Any, where: str) -> dict[str, Any]:
-    if not isinstance(sections, dict) or not all(isinstance(v, dict) for v in sections.values()):
+    known = setting_names()
+    holds_sections = isinstance(sections, dict) and all(
+        isinstance(name, str) and isinstance(section, dict) for name, section in sections.items()
+    )
+    if not holds_sections:
         raise ConfigurationError(
             f"{where} must hold sections, each a mapping of settings: "
             "'default:' and, if you like, environment ids."
         )
-    known = setting_names()
     for section, settings in sections.items():
         for key in settings:
             if key not in known:
@@ -230,7 +224,10 @@ def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
 
 def _parse(text: str, where: str) -> Any:
     try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        problem = " ".join(str(error).split())
-        raise ConfigurationError(f"{where} is not valid YAML: {problem}.") from error
+        return parse_yaml(text)
+    except ValueError as error:
+        raise _no_yaml(where, error) from error
+
+
+def _no_yaml(where: str, error: ValueError) -> ConfigurationError:
+    return ConfigurationError(f"{where} is not valid YAML, or not of settings: {error}.")

@@ -9,7 +9,7 @@ import functools
 import inspect
 import typing
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -25,12 +25,17 @@ from pydantic import (
 
 from acktr.algorithm import ACKTR
 from acktr.envs.backends import check_backend
+from acktr.envs.make import MAX_ENVS, MAX_FRAMES
 from acktr.errors import ConfigurationError
 from acktr.foreign import REPLACED
+from acktr.options import valid_range
 from acktr.presets.classes import check_policy
 
 # What the run itself decides about the constructor's arguments.
 _NOT_ARGUMENTS = {"self", "policy", "env", "seed", "device", "tensorboard_log", "_init_setup_model"}
+
+# Beyond it floats, in which schedules and pictures count, skip numbers.
+Steps = Annotated[int, Field(gt=0, lt=2**53)]
 
 
 class _Strict(BaseModel):
@@ -45,7 +50,7 @@ class Normalize(_Strict):
     norm_reward: bool = True
     clip_obs: PositiveFloat = 10.0
     clip_reward: PositiveFloat = 10.0
-    epsilon: PositiveFloat = 1e-8
+    epsilon: float = Field(1e-8, gt=0, allow_inf_nan=False)
     norm_obs_keys: list[str] | None = None
 
 
@@ -58,14 +63,14 @@ class Configuration(_Strict):
     seed: int = Field(0, ge=0, lt=2**31)
     device: str = "auto"
     backend: str = "auto"
-    n_timesteps: PositiveInt
-    n_envs: PositiveInt = 8
+    n_timesteps: Steps
+    n_envs: int = Field(8, gt=0, le=MAX_ENVS)
     policy: str = "auto"
     """A name ACKTR knows, "auto" (chosen by the observation space), or ``module:Class``."""
     normalize: Normalize = Normalize(norm_obs=False, norm_reward=False)
     pixels: bool = False
     """Observe pictures, 42 x 42 RGB, in the place of states."""
-    frame_stack: PositiveInt | None = None
+    frame_stack: int | None = Field(None, gt=0, le=MAX_FRAMES)
     overlap: bool = False
     """Training environments in two halves, one of which steps while the policy decides for the other."""
     worker_timeout: PositiveFloat | None = 60.0
@@ -75,11 +80,11 @@ class Configuration(_Strict):
     env_kwargs: dict[str, Any] = Field(default_factory=dict)
     eval_interval: NonNegativeInt | None = None
     """Steps between evaluations during training; by default 20 of them, 0 for none."""
-    n_eval_episodes: PositiveInt = 5
+    n_eval_episodes: Steps = 5
     n_final_eval_episodes: NonNegativeInt = 20
     checkpoint_interval: NonNegativeFloat = 300.0
     """Seconds between checkpoints; 0 for one at the end alone, and where training is stopped."""
-    checkpoint_steps: PositiveInt | None = None
+    checkpoint_steps: Steps | None = None
     """Steps between checkpoints, besides."""
     keep_last: PositiveInt = 3
     keep_best: NonNegativeInt = 1
@@ -123,6 +128,9 @@ def validate(settings: Mapping[str, Any], *, allow_import: bool = False) -> Conf
     :return: the complete configuration
     :raises ConfigurationError: for an unknown name (the nearest is named) or a wrong value
     """
+    for name in settings:
+        if not isinstance(name, str):  # YAML's keys may be anything
+            raise unknown_setting(str(name), setting_names(), "the configuration")
     try:
         configuration = complete_model()(**settings)
     except ValidationError as error:
@@ -165,4 +173,6 @@ def _explain(error: ValidationError) -> str:
     name = ".".join(path[:2]) if path[0] == "normalize" else path[0]
     if problem["type"] == "missing":
         return f"The setting {name!r} is missing: give it in the preset or with --set {name}=VALUE."
-    return f"The setting {name} = {problem['input']!r} is not valid: {problem['msg'].lower()}."
+    wanted = valid_range(name)
+    said = problem["msg"].lower() + (f"; it {wanted}" if wanted else "")
+    return f"The setting {name} = {problem['input']!r} is not valid: {said}."
