@@ -12,13 +12,13 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from acktr.algorithm import ACKTR
 from acktr.checkpoint.bundle import decoding
-from acktr.checkpoint.durable import open_plain
 from acktr.checkpoint.learner import check_learner, restore_learner
 from acktr.checkpoint.store import Checkpoint
 from acktr.envs.code import environment_code
 from acktr.errors import CheckpointError, CheckpointMismatchError
 from acktr.presets import Configuration
 from acktr.presets.loader import CHANGEABLE
+from acktr.reading import MAX_TEXT, read_plain
 from acktr.runs import Run, holds_run
 from acktr.tables import read_columns
 
@@ -180,8 +180,7 @@ def _had_checkpoint(run: Run) -> str | None:
     steps = None
     if (run.path / "result.json").exists():
         try:
-            with open_plain(run.path / "result.json") as file:
-                steps = json.load(file)["steps"]
+            steps = json.loads(read_plain(run.path / "result.json", MAX_TEXT))["steps"]
         except (OSError, ValueError, LookupError, TypeError):
             return "result.json"
         if steps != 0:  # a run that was stopped before its first update saves none

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -175,10 +176,8 @@ def test_pictures_and_films(copy, victim, kind, monkeypatch):  # noqa: F811
         close = staticmethod(lambda: None)
 
     def load(*args, wrapper, **kwargs):
-        folder = wrapper.__closure__[0].cell_contents
-        os.mkdir(f"{folder}/film")
-        with open(f"{folder}/film/x.mp4", "wb") as file:
-            file.write(b"film")
+        (path,) = (c.cell_contents for c in wrapper.__closure__ if isinstance(c.cell_contents, Path))
+        path.write_bytes(b"film")
         return None, Env()
 
     monkeypatch.setattr("acktr.experiment._load", load)

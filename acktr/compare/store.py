@@ -21,11 +21,12 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from acktr.checkpoint.durable import WriteErrors, open_plain, refuse_links, write_file
+from acktr.checkpoint.durable import WriteErrors, refuse_links, write_file
 from acktr.compare.curve import COLUMNS as CURVE_COLUMNS
 from acktr.compare.curve import MILESTONES
 from acktr.errors import CheckpointError, ConfigurationError
 from acktr.lock import Lock
+from acktr.reading import read_plain
 from acktr.runs import read_table, versions
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ COLUMNS = (
     "diverged", "backend", "settings", "commit", "session",
 )  # fmt: skip
 _PACKAGES = ("sb3-contrib", "envpool")
+_MAX_FILE = 2**28  # bytes
 
 
 class Store:
@@ -273,8 +275,7 @@ def _read(path: Path) -> str:
     :raises CheckpointError: it cannot be read, or is no file of text
     """
     try:
-        with open_plain(path) as file:
-            return file.read().decode()
+        return read_plain(path, _MAX_FILE).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}): restore it.") from error
 

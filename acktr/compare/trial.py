@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from acktr.checkpoint.durable import open_plain, write_file
+from acktr.checkpoint.durable import write_file
 from acktr.compare import peer_checkpoint, peers
 from acktr.compare.curve import LearningCurve
 from acktr.errors import AcktrError, ConfigurationError, DivergenceError
 from acktr.output import dropping
+from acktr.reading import MAX_TEXT, read_plain
 
 if TYPE_CHECKING:
     from acktr.presets import Configuration
@@ -283,8 +284,7 @@ def can_go_on(path: Path, trial: Trial) -> bool:
     if not any(left):
         return False
     try:
-        with open_plain(path) as file:
-            return json.load(file)["origin"] == _origin(trial)
+        return json.loads(read_plain(path, MAX_TEXT))["origin"] == _origin(trial)
     except (OSError, ValueError, KeyError, TypeError):
         return False
 

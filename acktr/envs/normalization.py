@@ -8,9 +8,11 @@ import numpy as np
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecNormalize
 
-from acktr.checkpoint.durable import open_plain, write_file
+from acktr.checkpoint.durable import write_file
 from acktr.errors import DamagedCheckpointError
+from acktr.reading import read_plain
 
+_MAX_FILE = 2**26  # bytes
 _SETTINGS = (
     "norm_obs",
     "norm_reward",
@@ -77,8 +79,7 @@ def load_normalization(env: VecNormalize, path: Path) -> None:
     :raises DamagedCheckpointError: if the file is missing, damaged, or of other shapes
     """
     try:
-        with open_plain(path) as file:
-            content = json.load(file)
+        content = json.loads(read_plain(path, _MAX_FILE))
     except (OSError, ValueError, RecursionError) as error:
         raise _refusal(str(path), error) from error
     put_normalization(env, content, str(path))
