@@ -73,7 +73,6 @@ def _leave_to_the_caller() -> None:
 
 
 def _told(raised: Any) -> None:
-    if not (
-        isinstance(raised.exc_value, OSError) and type(raised.thread).__name__ == "_AsyncWriterThread"
-    ):
+    of_tensorboard = type(raised.thread).__name__ == "_AsyncWriterThread"
+    if not (of_tensorboard and isinstance(raised.exc_value, OSError)):
         _previous(raised)
