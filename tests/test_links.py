@@ -62,7 +62,11 @@ def test_a_file_is_put_in_the_place_of_whatever_is_there(tmp_path, victim, kind)
     assert {path.name for path in tmp_path.iterdir()} == {"elsewhere", "file", "log"}
 
 
-@pytest.mark.parametrize("name", ["new", f".new.{os.getpid()}", f".new.removed.{os.getpid()}"])
+@pytest.mark.parametrize(
+    "name",
+    ["new", f".new.{os.getpid()}", f".new.removed.{os.getpid()}"],
+    ids=["itself", "temporary", "removed"],  # the same in each process of a test run
+)
 def test_a_directory_too(tmp_path, victim, name):
     (tmp_path / "new").mkdir()
     if name == "new":
