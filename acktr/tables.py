@@ -85,11 +85,11 @@ class Table:
 
     def _begin(self, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         data = _to_csv([columns, *rows])
-        # Whole or not at all: a process may be killed while it writes.
-        write_file(self.path, data)
-        if self._descriptor is not None:
+        if self._descriptor is not None:  # Windows replaces no open file
             os.close(self._descriptor)
             self._descriptor = None
+        # Whole or not at all: a process may be killed while it writes.
+        write_file(self.path, data)
         flags = os.O_WRONLY | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
         self._descriptor = os.open(self.path, flags)
         self._size = len(data)
@@ -168,10 +168,11 @@ class ProgressTable(Table, KVWriter):
         new = sorted(values.keys() - self.columns)
         if new:
             with self._errors.about(self.path, _LOST):
-                rows: Sequence[Sequence[Any]] = self._first
                 if self._descriptor is not None:
-                    rows = _read_rows(self.path, self.columns, Kept(self.rows), self.steps_column)
-                self._begin([*self.columns, *new], [[*row, *[""] * len(new)] for row in rows])
+                    kept = Kept(self.rows)
+                    self._first = _read_rows(self.path, self.columns, kept, self.steps_column)
+                more = [""] * len(new)
+                self._begin([*self.columns, *new], [[*row, *more] for row in self._first])
         self.append([_in_one_line(values.get(key, "")) for key in self.columns])
 
 

@@ -56,17 +56,21 @@ def test_python_ends_as_it_would(tmp_path, how):
         "sys.exit(3)"
     )
     command = [sys.executable, "-c", code]
+    # With what is left to be written at the end.
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     if how == "pipe":
         read, write = os.pipe()
         os.close(read)
         with open(write, "w") as out:
-            ended = subprocess.run(command, stdout=out, stderr=subprocess.PIPE, timeout=60)
+            ended = subprocess.run(command, stdout=out, stderr=subprocess.PIPE, timeout=60, env=env)
     elif how == "full":
         with open("/dev/full", "w") as out:
-            ended = subprocess.run(command, stdout=out, stderr=subprocess.PIPE, timeout=60)
+            ended = subprocess.run(command, stdout=out, stderr=subprocess.PIPE, timeout=60, env=env)
     else:
         line = '"$0" -c "$1" x >&-'
-        ended = subprocess.run(["sh", "-c", line, *command[::2]], stderr=subprocess.PIPE, timeout=60)
+        ended = subprocess.run(
+            ["sh", "-c", line, *command[::2]], stderr=subprocess.PIPE, timeout=60, env=env
+        )
     assert (ended.returncode, ended.stderr) == (3, b"x\n")
     assert (tmp_path / "file").read_bytes() == b""
 

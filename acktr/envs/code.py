@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
@@ -65,7 +66,10 @@ def environment_code(env_id: str, env_kwargs: Mapping[str, Any]) -> dict[str, st
 def _modules_of(maker: Any) -> Iterator[str]:
     """Name the modules of what makes an environment: a class and its bases, or a function."""
     if isinstance(maker, str):
-        maker = load_env_creator(maker)
+        try:
+            maker = load_env_creator(maker)
+        except (AttributeError, ImportError, ValueError):
+            return  # of an engine that is not used
     while isinstance(maker, functools.partial):
         maker = maker.func
     if isinstance(maker, type):
@@ -104,7 +108,8 @@ def _imports(module: ModuleType, content: bytes) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level:
-                base = importlib.util.resolve_name("." * node.level + base, module.__package__ or "")
+                with contextlib.suppress(ImportError):  # it would not have been imported
+                    base = importlib.util.resolve_name(f"{'.' * node.level}{base}", module.__package__)
             yield base
             yield from (f"{base}.{alias.name}" for alias in node.names)
         elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
