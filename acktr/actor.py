@@ -17,7 +17,15 @@ from acktr.kfac.exact import detached, mean_kl
 from acktr.kl import adapt_scale, check_own_loss, measure_or_restore, rescale_step
 from acktr.outputs import Evaluation
 from acktr.rollout import RolloutBatch
-from acktr.update import Undo, check_losses, run_step, take_step
+from acktr.update import (
+    Undo,
+    capture,
+    check_losses,
+    run_step,
+    samples_fisher,
+    samples_statistics,
+    take_step,
+)
 
 if TYPE_CHECKING:
     from acktr.algorithm import ACKTR
@@ -101,19 +109,19 @@ def natural_step(model: ACKTR, batch: RolloutBatch, old_log_prob: Tensor | None 
         of now
     :raises DivergenceError: the loss is not finite; the step is not taken
     """
-    with model._capture(model.kfac):
+    with capture(model, model.kfac):
         seen = evaluated = model._model(batch)
     loss, losses = actor_loss(model, evaluated, batch, old_log_prob)
     check_own_loss(loss, model)
     adapts = model.kfac.param_groups[0]["adapt_damping"]
     before = _without_noise(model, batch) if adapts and model.outputs.noisy else evaluated
     part = batch
-    if model._samples_statistics(model.kfac):
+    if samples_statistics(model, model.kfac):
         part = batch.sample(model.sub_sampling_factor)
         with model.kfac.capture():
             seen = model._model(part)
     model.kfac.update_curvature(*seen.distributions)
-    if model._samples_fisher(model.kfac):
+    if samples_fisher(model, model.kfac):
         sample = batch.sample(model.sub_sampling_factor)
         model.kfac.use_exact_fisher(*model._model(sample).distributions)
     take_step(model, loss, model.kfac)

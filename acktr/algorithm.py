@@ -7,7 +7,6 @@ batch for the actor, inside a KL trust region, and one or more for the critic.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, cast
 
 import torch
@@ -21,20 +20,13 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 from torch.distributions import Normal
 
-from acktr import distributed
+from acktr import distributed, foreign
 from acktr.actor import update_actor
 from acktr.adapted import AdaptedAlgorithm
 from acktr.advantages import normalize_advantages, set_discount
 from acktr.checkpoint.algorithm_file import SafeAlgorithm
 from acktr.critic import update_critic
 from acktr.devices import usable_device
-from acktr.foreign import (
-    check_built_policy,
-    check_dtype,
-    check_policy,
-    explain_arguments,
-    warn_of_masks,
-)
 from acktr.images import standardize_images
 from acktr.kfac import KFAC, Graphs
 from acktr.metrics import record_update
@@ -133,7 +125,7 @@ class ACKTR(Scheduled, AdaptedAlgorithm, SafeAlgorithm):
     _implied: ClassVar[Mapping[str, Any]] = {"normalize_value_targets": False}
     _mark = "kfac_kwargs"
 
-    @explain_arguments
+    @foreign.explain_arguments
     def __init__(
         self,
         policy: str | type[ActorCriticPolicy],
@@ -176,7 +168,7 @@ class ACKTR(Scheduled, AdaptedAlgorithm, SafeAlgorithm):
         device: torch.device | str = "auto",
         _init_setup_model: bool = True,
     ) -> None:
-        check_policy(policy, self.policy_aliases)
+        foreign.check_policy(policy, self.policy_aliases)
         check_arguments(locals())
         super().__init__(
             policy,
@@ -197,12 +189,6 @@ class ACKTR(Scheduled, AdaptedAlgorithm, SafeAlgorithm):
             verbose=verbose,
             seed=seed,
             device=usable_device(device),
-            supported_action_spaces=(
-                spaces.Box,
-                spaces.Discrete,
-                spaces.MultiDiscrete,
-                spaces.MultiBinary,
-            ),
             _init_setup_model=False,
         )
         self.target_kl = target_kl
@@ -230,9 +216,7 @@ class ACKTR(Scheduled, AdaptedAlgorithm, SafeAlgorithm):
         self.critic_kfac_kwargs = critic_kfac_kwargs or {}
         self.advantage_variance = 0.0  # mean over all rollouts, with normalize_advantage="running"
         self.advantage_count = 0
-        self.noise_scale: float | None = (
-            None  # what the schedule std_scale has multiplied the noise with
-        )
+        self.noise_scale: float | None = None  # what std_scale has multiplied the noise with
         self.kl_scale = 1.0  # what the feedback multiplies target_kl with
         self.kl_rescales = 0  # steps rescaled since the start
         self._shared_moments: distributed.SharedMoments | None = None
@@ -250,8 +234,8 @@ class ACKTR(Scheduled, AdaptedAlgorithm, SafeAlgorithm):
         self.n_steps = self.n_steps or max(_BATCH_SIZE // self.n_envs, _LEAST_STEPS)
         self.policy_kwargs = self._complete_policy_kwargs(self.policy_kwargs, self.action_space)
         super()._setup_model()
-        check_built_policy(self.policy)
-        warn_of_masks(self.env)
+        foreign.check_built_policy(self.policy)
+        foreign.warn_of_masks(self.env)
         self.outputs = Outputs(self.policy)  # before normalised values, which all begin as 0
         choose_value_scale(self)
         self.used_precision = available_precision(self.precision, self.device)
@@ -364,16 +348,6 @@ class ACKTR(Scheduled, AdaptedAlgorithm, SafeAlgorithm):
             distributed.check_same(self.policy.parameters())
         record_update(self, batch, losses, kl, target_kl)
 
-    def _capture(self, kfac: KFAC) -> AbstractContextManager[None]:
-        """Record a pass of the whole batch, unless curvature is taken of a part of it."""
-        return nullcontext() if self._samples_statistics(kfac) else kfac.capture()
-
-    def _samples_statistics(self, kfac: KFAC) -> bool:
-        return self.sub_sampling_factor > 1 and not kfac.needs_exact_fisher
-
-    def _samples_fisher(self, kfac: KFAC) -> bool:
-        return self.sub_sampling_factor > 1 and kfac.needs_exact_fisher
-
     def _model(self, batch: RolloutBatch) -> Evaluation:
         """Evaluate the actor on a batch, and in the joint model the critic: p(a|s) N(v|V(s), sigma^2).
 
@@ -414,7 +388,7 @@ class ACKTR(Scheduled, AdaptedAlgorithm, SafeAlgorithm):
     ) -> ACKTR:
         """Learn for a number of steps, counted over all environments of all ranks."""
         assert self.env is not None, "You must set the environment before calling learn()"
-        check_dtype(self.policy)
+        foreign.check_dtype(self.policy)
         if distributed.rank() and not self._custom_logger:
             self.set_logger(Logger(None, []))  # the first rank speaks for all
         return super().learn(

@@ -13,7 +13,15 @@ from acktr.kfac import KFAC
 from acktr.kfac.exact import detached, mean_kl
 from acktr.kl import check_own_loss
 from acktr.rollout import RolloutBatch
-from acktr.update import Undo, check_losses, run_step, take_step
+from acktr.update import (
+    Undo,
+    capture,
+    check_losses,
+    run_step,
+    samples_fisher,
+    samples_statistics,
+    take_step,
+)
 
 if TYPE_CHECKING:
     from acktr.algorithm import ACKTR
@@ -52,7 +60,7 @@ def update_critic(model: ACKTR, batch: RolloutBatch) -> Tensor:
 
 
 def _step_natural(model: ACKTR, optimizer: KFAC, batch: RolloutBatch) -> Tensor:
-    with model._capture(optimizer):
+    with capture(model, optimizer):
         values = model._values(batch)
     loss = model._value_loss(values, batch)
     check_own_loss(loss, model)
@@ -60,11 +68,11 @@ def _step_natural(model: ACKTR, optimizer: KFAC, batch: RolloutBatch) -> Tensor:
     if model.outputs.noisy and optimizer.param_groups[0]["adapt_damping"]:
         before = _loss_without_noise(model, batch)
     seen = values
-    if model._samples_statistics(optimizer):
+    if samples_statistics(model, optimizer):
         with optimizer.capture():
             seen = model._values(batch.sample(model.sub_sampling_factor))
     optimizer.update_curvature(model._value_distribution(seen))
-    if model._samples_fisher(optimizer):
+    if samples_fisher(model, optimizer):
         part = model._values(batch.sample(model.sub_sampling_factor))
         optimizer.use_exact_fisher(model._value_distribution(part))
     take_step(model, loss, optimizer, model.critic_trust_region)

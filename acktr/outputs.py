@@ -9,26 +9,20 @@ name.
 
 from __future__ import annotations
 
-import copy
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import torch.distributions
-from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.utils import obs_as_tensor
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from acktr.errors import ConfigurationError
+from acktr.examples import as_stored, example_actions, example_observations
 from acktr.policies import CnnPolicy
-
-_SAMPLES = 4  # made-up observations in each look
-_LARGEST = 10.0  # of their numbers, where the space allows more
 
 
 class Evaluation(NamedTuple):
@@ -145,7 +139,7 @@ def _look(policy: ActorCriticPolicy, outputs: Outputs) -> tuple[list[nn.Paramete
     trained = [p for p in params if p.requires_grad]
     problem: Exception | None = None
     with _state_kept(policy), without_validation():
-        for obs in _observations(policy):
+        for obs in example_observations(policy):
             try:
                 actions = _choose_methods(policy, outputs, obs)
                 actor, critic = _dependencies(policy, outputs, obs, actions)
@@ -201,8 +195,8 @@ def _choose_methods(policy: ActorCriticPolicy, outputs: Outputs, obs: Any) -> Te
         return ask(lambda: policy.get_distribution(obs).log_prob(actions))
 
     drawn = ask(policy.forward, obs)
-    sampled = _action_samples(policy)
-    tried = [sampled] if drawn is None else [sampled, _as_stored(drawn[0], policy)]
+    sampled = example_actions(policy)
+    tried = [sampled] if drawn is None else [sampled, as_stored(drawn[0], policy)]
     evaluated, left_behind = [], []
     for actions in tried:
         evaluated.append(ask(policy.evaluate_actions, obs, actions))
@@ -322,49 +316,6 @@ def _held_by_modules(policy: ActorCriticPolicy) -> tuple[set[nn.Parameter], set[
     return actor, critic
 
 
-# Made-up observations ------------------------------------------------------------------------
-
-
-def _observations(policy: ActorCriticPolicy) -> Iterator[Any]:
-    """Make up batches of observations: drawn from the space, and the least there are."""
-    space = copy.deepcopy(policy.observation_space)
-    space.seed(0)
-    drawn = [space.sample() for _ in range(_SAMPLES)]
-    for make in (_moderate, lambda x, box: np.clip(np.zeros_like(x), box.low, box.high)):
-        yield obs_as_tensor(_stack([_each_box(x, space, make) for x in drawn]), policy.device)
-
-
-def _each_box(value: Any, space: spaces.Space, make: Any) -> Any:
-    if isinstance(space, spaces.Dict):
-        return {name: _each_box(value[name], part, make) for name, part in space.spaces.items()}
-    return make(value, space) if isinstance(space, spaces.Box) else value
-
-
-def _moderate(value: np.ndarray, box: spaces.Box) -> np.ndarray:
-    if value.dtype.kind != "f":
-        return value
-    return np.clip(np.clip(value, -_LARGEST, _LARGEST), box.low, box.high)
-
-
-def _stack(samples: list[Any]) -> Any:
-    if isinstance(samples[0], Mapping):
-        return {name: np.stack([sample[name] for sample in samples]) for name in samples[0]}
-    return np.stack(samples)
-
-
-def _action_samples(policy: ActorCriticPolicy) -> Tensor:
-    space = copy.deepcopy(policy.action_space)
-    space.seed(0)
-    samples = np.stack([np.asarray(space.sample()) for _ in range(_SAMPLES)])
-    return _as_stored(torch.as_tensor(samples, device=policy.device), policy)
-
-
-def _as_stored(actions: Tensor, policy: ActorCriticPolicy) -> Tensor:
-    """Bring actions into the shape and type in which rollouts keep them."""
-    discrete = isinstance(policy.action_space, spaces.Discrete)
-    return actions.reshape((len(actions),) if discrete else (len(actions), -1)).float()
-
-
 # Left as it was ------------------------------------------------------------------------------
 
 
@@ -372,7 +323,7 @@ def _materialize(policy: ActorCriticPolicy) -> None:
     """Let lazy layers learn their sizes, with random numbers that are the model's own."""
     if any(map(is_lazy, (*policy.parameters(), *policy.buffers()))):
         with torch.no_grad():
-            policy.forward(next(_observations(policy)))
+            policy.forward(next(example_observations(policy)))
 
 
 @contextmanager
