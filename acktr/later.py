@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
+from weakref import ref
 
 import numpy as np
 import torch
@@ -28,7 +30,7 @@ class Later:
     :param compute: returns the tensor; called once, or never
     """
 
-    __slots__ = ("_compute", "_tensor")
+    __slots__ = ("__weakref__", "_compute", "_tensor")
     __hash__ = object.__hash__
 
     def __init__(self, compute: Callable[[], Tensor]) -> None:
@@ -112,26 +114,43 @@ for _name in _BINARY:
 class Asked:
     """What a policy says of observations, as long as it is the one that acted on them.
 
-    :param policy: ``None`` once it has learned
+    :param policy: in evaluation mode; ``None`` if there is none
     """
 
     def __init__(self, policy: ActorCriticPolicy | None) -> None:
-        self.policy = policy
+        self._policy = policy
+        self._given: list[ref[Later]] = []
+
+    def later(self, what: Callable[..., Tensor], *batch: Any) -> Later:
+        """Return what will be computed when it is read, or when :meth:`close` finds that it was kept.
+
+        :param what: :meth:`values` or :meth:`log_probs`
+        :param batch: its arguments
+        """
+        promised = Later(partial(what, *batch))
+        self._given.append(ref(promised))
+        return promised
 
     def values(self, obs: Any) -> Tensor:
         """Return the critic's values, ``(B, 1)``."""
         with torch.no_grad():
-            return self._policy().predict_values(obs)
+            return self._acting().predict_values(obs)
 
     def log_probs(self, obs: Any, actions: Tensor) -> Tensor:
         """Return the logarithm of the probability of each action, ``(B,)``."""
         with torch.no_grad():
-            return self._policy().evaluate_actions(obs, actions)[1]
+            return self._acting().evaluate_actions(obs, actions)[1]
 
-    def _policy(self) -> ActorCriticPolicy:
-        if self.policy is None:
+    def close(self) -> None:
+        """Compute what somebody has kept and not read, and let go of the policy: it will learn."""
+        for given in self._given:
+            now(given())
+        self._given, self._policy = [], None
+
+    def _acting(self) -> ActorCriticPolicy:
+        if self._policy is None:
             raise ConfigurationError(
                 "Values and log-probabilities of a rollout are computed when they are read, and the "
                 "policy that acted in it has learned since: read them in _on_step or _on_rollout_end."
             )
-        return self.policy
+        return self._policy

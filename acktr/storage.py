@@ -150,7 +150,7 @@ class RolloutStorage(RolloutBuffer):
 
         :param policy: before the rollout; ``None`` before its update
         """
-        self._asked.policy = None
+        self._asked.close()
         self._asked = Asked(policy)
         return self._asked
 
