@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
 from weakref import ref
 
@@ -28,13 +27,14 @@ class Later:
     To make one costs a tenth of a microsecond.
 
     :param compute: returns the tensor; called once, or never
+    :param batch: its arguments
     """
 
-    __slots__ = ("__weakref__", "_compute", "_tensor")
+    __slots__ = ("__weakref__", "_batch", "_compute", "_tensor")
     __hash__ = object.__hash__
 
-    def __init__(self, compute: Callable[[], Tensor]) -> None:
-        self._compute = compute
+    def __init__(self, compute: Callable[..., Tensor], *batch: Any) -> None:
+        self._compute, self._batch = compute, batch
         self._tensor: Tensor = _UNKNOWN
 
     @classmethod
@@ -91,7 +91,7 @@ def now(value: Any) -> Any:
     if type(value) is not Later:
         return value
     if value._tensor is _UNKNOWN:
-        value._tensor = value._compute()
+        value._tensor = value._compute(*value._batch)
     return value._tensor
 
 
@@ -127,7 +127,7 @@ class Asked:
         :param what: :meth:`values` or :meth:`log_probs`
         :param batch: its arguments
         """
-        promised = Later(partial(what, *batch))
+        promised = Later(what, *batch)
         self._given.append(ref(promised))
         return promised
 

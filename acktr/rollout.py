@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import closing
-from functools import partial
 from itertools import compress
 from typing import Any
 
@@ -103,7 +102,7 @@ def collect_rollout(
     if isinstance(model.action_space, spaces.Discrete):
         actions = actions.reshape(-1, 1)  # as SB3 leaves them
     # As it was, but none that would be computed because the callback keeps it until the next rollout.
-    log_probs = Later(partial(asked.log_probs, obs_tensor, action_tensor))
+    log_probs = Later(asked.log_probs, obs_tensor, action_tensor)
     callback.update_locals(locals())
     callback.on_rollout_end()
     return True

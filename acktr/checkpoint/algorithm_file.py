@@ -193,7 +193,12 @@ class SafeAlgorithm(OnPolicyAlgorithm):
             path = load_path_or_dict
             path = os.fspath(path) if isinstance(path, os.PathLike) else path
             _, parameters, _ = load_from_zip_file(path, device=device, load_data=False)
-            self._put_parameters(parameters or {}, exact_match, device, str(path))
+            found: dict[str, Any] = parameters or {}
+            if "curvature" not in found.get("policy.optimizer", {}):  # another algorithm's
+                found = {"policy": found.get("policy", {})}
+                check_architecture(self, found["policy"], str(path))
+                exact_match = False
+            self._put_parameters(found, exact_match, device, str(path))
         else:
             raise foreign_refusal(str(load_path_or_dict))
 
