@@ -147,6 +147,9 @@ class Asked:
             now(given())
         self._given, self._policy = [], None
 
+    def __reduce__(self) -> Any:
+        return Asked, (None,)  # a copy is of a rollout that is over
+
     def _acting(self) -> ActorCriticPolicy:
         if self._policy is None:
             raise ConfigurationError(

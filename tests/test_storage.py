@@ -1,6 +1,7 @@
 """The rollout storage in the place of SB3's buffer: what callbacks read and write there."""
 
 import copy
+import pickle
 
 import numpy as np
 import pytest
@@ -307,10 +308,14 @@ def test_counted_actions_are_of_the_type_of_their_space():
 
 
 def test_a_copy_is_its_own():
-    model = make(n_steps=6).learn(12)
-    copied = copy.deepcopy(model.rollout_buffer)
-    copied.rewards[:] = 5.0
-    copied.values[:] = 5.0
+    model = make(n_steps=6)
+    buffers = At(end=lambda c: (buffer(c).log_probs, pickle.dumps(buffer(c)), copy.deepcopy(buffer(c))))
+    model.learn(12, buffers)
+    log_probs, pickled, copied = buffers.seen[0]
+    for other in (pickle.loads(pickled), copied):
+        assert np.array_equal(other.log_probs, log_probs)
+        other.rewards[:] = 5.0
+        other.values[:] = 5.0
     assert not (model.rollout_buffer.rewards == 5.0).any()
     assert not (model.rollout_buffer.values == 5.0).any()
 

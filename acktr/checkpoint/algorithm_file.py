@@ -38,7 +38,15 @@ from acktr.foreign import REPLACED, own_arguments
 
 _Self = TypeVar("_Self", bound="SafeAlgorithm")
 
-DERIVED = {"lr_schedule"}  # made anew from the argument it belongs to
+# Made anew from the arguments they belong to; all but the first were attributes once.
+DERIVED = {
+    "lr_schedule",
+    "target_kl_schedule",
+    "gamma_schedule",
+    "std_scale_schedule",
+    "corrected_lr_schedule",
+    "critic_lr_schedule",
+}
 _NEEDED = ("policy_class", "policy_kwargs", "observation_space", "action_space")
 
 
