@@ -4,6 +4,8 @@ import errno
 import os
 import subprocess
 import sys
+import threading
+import time
 import warnings
 
 import pytest
@@ -156,6 +158,24 @@ def test_a_diverged_model_that_cannot_be_written(tmp_path, full):
     full("model.zip")
     with pytest.raises(DivergenceError, match=r"is lost: .*model\.zip could not be written"):
         train(path, "tests.toy_envs:Broken-v0", *QUICK, "eval_interval=0")
+
+
+def test_the_thread_of_tensorboard_leaves_it_to_its_caller(tmp_path, full, monkeypatch):
+    pytest.importorskip("tensorboard")
+    raised, before = [], {*threading.enumerate()}
+    monkeypatch.setattr(threading, "excepthook", lambda args: raised.append(args.exc_value))
+    full("tensorboard")
+    with pytest.raises(CheckpointWriteError, match="No space left on device"):
+        TensorBoard(tmp_path / "tensorboard")
+    deadline = time.monotonic() + 10
+    while {*threading.enumerate()} - before:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert raised == []
+    thread = threading.Thread(target=lambda: 1 / 0)
+    thread.start()
+    thread.join()
+    assert [type(error) for error in raised] == [ZeroDivisionError]
 
 
 def test_tensorboard_is_told_once(tmp_path, full):
