@@ -285,7 +285,7 @@ class ACKTR(Scheduled, AdaptedAlgorithm, SafeAlgorithm):
         return {**parameters, "policy": exact_parameters(self.policy, parameters["policy"])}
 
     def _check_arguments(self) -> None:
-        check_arguments(vars(self))
+        check_arguments({"stats_window_size": self._stats_window_size, **vars(self)})
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         names = ["policy", "policy.optimizer"]

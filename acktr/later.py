@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterator
 from typing import Any
+from weakref import ref
 
 import numpy as np
 import torch
@@ -26,13 +27,14 @@ class Later:
     To make one costs a tenth of a microsecond.
 
     :param compute: returns the tensor; called once, or never
+    :param batch: its arguments
     """
 
-    __slots__ = ("_compute", "_tensor")
+    __slots__ = ("__weakref__", "_batch", "_compute", "_tensor")
     __hash__ = object.__hash__
 
-    def __init__(self, compute: Callable[[], Tensor]) -> None:
-        self._compute = compute
+    def __init__(self, compute: Callable[..., Tensor], *batch: Any) -> None:
+        self._compute, self._batch = compute, batch
         self._tensor: Tensor = _UNKNOWN
 
     @classmethod
@@ -89,7 +91,7 @@ def now(value: Any) -> Any:
     if type(value) is not Later:
         return value
     if value._tensor is _UNKNOWN:
-        value._tensor = value._compute()
+        value._tensor = value._compute(*value._batch)
     return value._tensor
 
 
@@ -112,26 +114,46 @@ for _name in _BINARY:
 class Asked:
     """What a policy says of observations, as long as it is the one that acted on them.
 
-    :param outputs: the policy's; ``None`` once it has learned
+    :param outputs: the policy's, in evaluation mode; ``None`` if there is none
     """
 
     def __init__(self, outputs: Outputs | None) -> None:
-        self.outputs = outputs
+        self._outputs = outputs
+        self._given: list[ref[Later]] = []
+
+    def later(self, what: Callable[..., Tensor], *batch: Any) -> Later:
+        """Return what will be computed when it is read, or when :meth:`close` finds that it was kept.
+
+        :param what: :meth:`values` or :meth:`log_probs`
+        :param batch: its arguments
+        """
+        promised = Later(what, *batch)
+        self._given.append(ref(promised))
+        return promised
 
     def values(self, obs: Any) -> Tensor:
         """Return the critic's values, ``(B, 1)``."""
         with torch.no_grad():
-            return self._outputs().values(obs).unsqueeze(1)
+            return self._acting().values(obs).unsqueeze(1)
 
     def log_probs(self, obs: Any, actions: Tensor) -> Tensor:
         """Return the logarithm of the probability of each action, ``(B,)``."""
         with torch.no_grad():
-            return self._outputs().evaluate(obs, actions).log_prob
+            return self._acting().evaluate(obs, actions).log_prob
 
-    def _outputs(self) -> Outputs:
-        if self.outputs is None:
+    def close(self) -> None:
+        """Compute what somebody has kept and not read, and let go of the policy: it will learn."""
+        for given in self._given:
+            now(given())
+        self._given, self._outputs = [], None
+
+    def __reduce__(self) -> Any:
+        return Asked, (None,)  # a copy is of a rollout that is over
+
+    def _acting(self) -> Outputs:
+        if self._outputs is None:
             raise ConfigurationError(
                 "Values and log-probabilities of a rollout are computed when they are read, and the "
                 "policy that acted in it has learned since: read them in _on_step or _on_rollout_end."
             )
-        return self.outputs
+        return self._outputs

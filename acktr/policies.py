@@ -99,6 +99,11 @@ class CnnPolicy(ActorCriticPolicy):
             kwargs["net_arch"] = []
         super().__init__(*args, **kwargs)
 
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        # SB3 leaves this one out, and a saved policy would be built anew with the other networks.
+        share = {"share_features_extractor": self.share_features_extractor}
+        return {**super()._get_constructor_parameters(), **share}
+
     def features(self, obs: Any, extractor: BaseFeaturesExtractor) -> Tensor:
         """Scale images of bytes to [0, 1] and extract features, as SB3 does.
 

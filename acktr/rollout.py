@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import closing
-from functools import partial
 from itertools import compress
 from typing import Any
 
@@ -64,8 +63,8 @@ def collect_rollout(
     with closing(steps_of(model, env, n_rollout_steps)) as steps:
         for decision, result in steps:
             obs_tensor, action_tensor, actions, clipped_actions, known = decision
-            values: Any = Later(partial(asked.values, obs_tensor)) if known is None else known
-            log_probs: Any = Later(partial(asked.log_probs, obs_tensor, action_tensor))
+            values: Any = asked.later(asked.values, obs_tensor) if known is None else known
+            log_probs: Any = asked.later(asked.log_probs, obs_tensor, action_tensor)
             new_obs, rewards, dones, infos = result
             model.num_timesteps += env.num_envs * distributed.size()
             callback.update_locals(locals())
@@ -101,6 +100,8 @@ def collect_rollout(
     rollout_buffer.compute_returns_and_advantage(values, dones)
     if isinstance(model.action_space, spaces.Discrete):
         actions = actions.reshape(-1, 1)  # as SB3 leaves them
+    # As it was, but none that would be computed because the callback keeps it until the next rollout.
+    log_probs = Later(asked.log_probs, obs_tensor, action_tensor)
     callback.update_locals(locals())
     callback.on_rollout_end()
     return True

@@ -155,9 +155,10 @@ def _own(result: VecEnvStepReturn) -> Result:
     """Keep what environments returned: they may write their next answer into the same memory."""
     obs, rewards, dones, infos = result
     dones = np.array(dones)
-    if dones.any():
+    ended = dones.nonzero()[0].tolist()
+    if ended:
         infos = list(infos)
-        for index in dones.nonzero()[0].tolist():
+        for index in ended:
             last = infos[index].get("terminal_observation")
             if last is not None:
                 infos[index] = {**infos[index], "terminal_observation": copied(last)}

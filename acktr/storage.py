@@ -136,7 +136,7 @@ class RolloutStorage(RolloutBuffer):
 
     def reset(self) -> None:
         """Begin a new rollout; arrays that were handed out stay as they are."""
-        self.pos, self.full = 0, False
+        self.pos, self.full, self.generator_ready = 0, False, False
         size = (self.buffer_size, self.n_envs)
         self.rewards, self.episode_starts = np.zeros(size, np.float32), np.zeros(size, np.float32)
         parts = [torch.zeros(size, device=self.device) for _ in range(4)]
@@ -150,7 +150,7 @@ class RolloutStorage(RolloutBuffer):
 
         :param outputs: the policy's, before the rollout; ``None`` before its update
         """
-        self._asked.outputs = None
+        self._asked.close()
         self._asked = Asked(outputs)
         return self._asked
 

@@ -232,7 +232,7 @@ def last_line(printed: str) -> str:
 
 def warnings(printed: str) -> list[str]:
     """Return the warnings of an output."""
-    found = re.findall(r"\b\w*Warning: .*", printed)
+    found = re.findall(r"\b(?:\w*Warning|WARNING): .*", printed)
     return [line.strip()[:_LONGEST] for line in found]
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import gymnasium as gym
 import pytest
 import torch
+from stable_baselines3 import A2C, PPO
 
 from acktr import ACKTR
 from acktr.cli import _COMMANDS
@@ -25,6 +26,7 @@ PAGES = (
     "docs/index.md",
     "docs/quickstart.md",
     "docs/policies.md",
+    "docs/migrating.md",
     "docs/environments.md",
     "docs/kfac.md",
 )
@@ -66,6 +68,13 @@ def test_the_python_of_a_page_runs(page, tmp_path, monkeypatch):
     finally:
         for name in set(gym.registry) - known:
             del gym.registry[name]
+
+
+def test_the_page_for_migrants_has_every_argument_of_a2c_and_ppo():
+    rows = "\n".join(re.findall(r"^\| (`.*?) \|", read("docs/migrating.md"), re.MULTILINE))
+    listed = re.findall(r"`(\w+)`", rows)
+    arguments = {name for cls in (A2C, PPO) for name in inspect.signature(cls.__init__).parameters}
+    assert sorted(listed) == sorted(arguments - {"self"})
 
 
 def test_the_metrics_page_lists_what_is_logged():

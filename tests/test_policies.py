@@ -155,3 +155,14 @@ def test_observations_that_are_no_bytes_are_left_to_stable_baselines():
     obs = torch.rand(2, 4, 84, 84)
     theirs = BasePolicy.extract_features(policy, obs, policy.pi_features_extractor)
     assert torch.equal(policy.features(obs, policy.pi_features_extractor), theirs)
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_a_saved_policy_of_images_keeps_its_networks(share, tmp_path):
+    """SB3's own list of a policy's arguments leaves out whether actor and critic share one."""
+    policy = build(CnnPolicy, IMAGE, share_features_extractor=share)
+    policy.save(tmp_path / "policy")
+    loaded = CnnPolicy.load(tmp_path / "policy")
+    assert loaded.share_features_extractor == share
+    image = torch.randint(0, 256, (2, *IMAGE.shape), dtype=torch.uint8)
+    assert torch.equal(loaded.predict_values(image), policy.predict_values(image))

@@ -41,7 +41,15 @@ from acktr.foreign import REPLACED, own_arguments
 
 _Self = TypeVar("_Self", bound="SafeAlgorithm")
 
-DERIVED = {"lr_schedule"}  # made anew from the argument it belongs to
+# Made anew from the arguments they belong to; all but the first were attributes once.
+DERIVED = {
+    "lr_schedule",
+    "target_kl_schedule",
+    "gamma_schedule",
+    "std_scale_schedule",
+    "corrected_lr_schedule",
+    "critic_lr_schedule",
+}
 _NEEDED = ("policy_class", "policy_kwargs", "observation_space", "action_space")
 
 
@@ -204,7 +212,12 @@ class SafeAlgorithm(OnPolicyAlgorithm):
             path = load_path_or_dict
             path = os.fspath(path) if isinstance(path, os.PathLike) else path
             _, parameters, _ = load_from_zip_file(path, device=device, load_data=False)
-            self._put_parameters(parameters or {}, exact_match, device, str(path))
+            found: dict[str, Any] = parameters or {}
+            if "curvature" not in found.get("policy.optimizer", {}):  # another algorithm's
+                found = {"policy": found.get("policy", {})}
+                check_architecture(self, found["policy"], str(path))
+                exact_match = False
+            self._put_parameters(found, exact_match, device, str(path))
         else:
             raise foreign_refusal(shown(load_path_or_dict))
 

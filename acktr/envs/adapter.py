@@ -29,6 +29,7 @@ class Adapter:
         self, observation_space: spaces.Space, action_space: spaces.Space, images: Collection[int] = ()
     ) -> None:
         self._parts: dict[str, tuple[tuple[int, ...], _Translate]] = {}
+        self._dropped: Collection[str] = ()  # keys of a Dict under which there is no number
         self.observation_space = self._plain_observations(observation_space, images)
         self.action_space = _plain_actions(action_space)
         self._actions = action_space
@@ -40,8 +41,10 @@ class Adapter:
 
     def _plain_observations(self, space: spaces.Space, images: Collection[int]) -> spaces.Space:
         if isinstance(space, spaces.Dict):
-            parts = {key: self._plain_part(key, part, images) for key, part in space.spaces.items()}
-            return spaces.Dict(parts) if self._parts else space
+            full = {key: part for key, part in space.spaces.items() if 0 not in (part.shape or ())}
+            parts = {key: self._plain_part(key, part, images) for key, part in full.items()}
+            self._dropped = space.spaces.keys() - full.keys()
+            return spaces.Dict(parts) if self._parts or self._dropped else space
         return self._plain_part("", space, images)
 
     def _plain_part(self, key: str, space: spaces.Space, images: Collection[int]) -> spaces.Space:
@@ -55,10 +58,11 @@ class Adapter:
 
         :param obs: ``(*obs)`` or ``(n_envs, *obs)``, or a dict of such arrays
         """
-        if not self._parts:
+        if not (self._parts or self._dropped):
             return obs
         if isinstance(obs, dict):
-            return {key: self._observation(key, part) for key, part in obs.items()}
+            parts = ((key, part) for key, part in obs.items() if key not in self._dropped)
+            return {key: self._observation(key, part) for key, part in parts}
         return self._observation("", obs)
 
     def _observation(self, key: str, obs: Any) -> Any:

@@ -76,6 +76,7 @@ def test_the_present_interpreter_does_all_that_the_wheel_alone_can_do(tmp_path, 
         ),
         (python("import sys; sys.exit(2)", exit_code=2), "ok"),
         (python("print('A/B/c.py:1: UserWarning: old\\n' * 2)"), "ok, but warns: UserWarning: old (×2)"),
+        (python("print('WARNING: it is old')"), "ok, but warns: WARNING: it is old (×1)"),
         (
             python("import sys; print('ERROR: no x'); print('a hint', file=sys.stderr); sys.exit(1)"),
             "exit code 1: ERROR: no x",
