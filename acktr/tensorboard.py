@@ -59,6 +59,8 @@ class TensorBoard(TensorBoardOutputFormat):
                 yield
             except OSError:
                 self._is_closed = True
+                with contextlib.suppress(OSError, AttributeError):  # there may be none yet
+                    self.writer.close()  # ends its thread
                 raise
 
 

@@ -127,6 +127,7 @@ HARMLESS = {
     "mark": lambda data: b"\xef\xbb\xbf" + data,
     "renamed": lambda data: data.replace(b"steps", b"step", 1),
     "zeros": lambda data: data + b"\0" * 5000,
+    "lines of zeros": lambda data: data.replace(b"\n", b"\n\0\0\n"),
     "ends of lines": lambda data: data.replace(b"\n", b"\r\n"),
     "no last end": lambda data: data.rstrip(b"\n"),
     "empty lines": lambda data: data.replace(b"\n", b"\n\n"),

@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 import sys
+import threading
 import warnings
 
 import pytest
@@ -156,6 +157,27 @@ def test_a_diverged_model_that_cannot_be_written(tmp_path, full):
     full("model.zip")
     with pytest.raises(DivergenceError, match=r"is lost: .*model\.zip could not be written"):
         train(path, "tests.toy_envs:Broken-v0", *QUICK, "eval_interval=0")
+
+
+def test_the_thread_of_tensorboard_leaves_it_to_its_caller(tmp_path, monkeypatch):
+    records = pytest.importorskip("tensorboard.summary.writer.record_writer")
+    raised = []
+    monkeypatch.setattr(threading, "excepthook", lambda args: raised.append(args.exc_value))
+    writer = TensorBoard(tmp_path / "tensorboard")
+    before = {*threading.enumerate()}
+
+    def full(self, data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(records.RecordWriter, "write", full)
+    with pytest.raises(CheckpointWriteError, match="No space left on device"):
+        writer.write({"a": 1.0}, {"a": ()}, 1)
+    assert len(before - {*threading.enumerate()}) == 1  # the thread has ended
+    assert raised == []
+    thread = threading.Thread(target=lambda: 1 / 0)
+    thread.start()
+    thread.join()
+    assert [type(error) for error in raised] == [ZeroDivisionError]
 
 
 def test_tensorboard_is_told_once(tmp_path, full):
