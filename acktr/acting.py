@@ -37,14 +37,16 @@ class Actor:
     """Draws raw actions from a policy as it is now: build one for each rollout.
 
     :param policy: in evaluation mode; its networks must not be exchanged while this is in use
+    :param by_forward: draw by ``policy.forward``, where ``get_distribution`` tells another policy
     :raises DivergenceError: if its standard deviation is not a finite positive number
     """
 
-    def __init__(self, policy: ActorCriticPolicy) -> None:
+    def __init__(self, policy: ActorCriticPolicy, by_forward: bool = False) -> None:
         self._policy = policy
+        self._by_forward = by_forward
         self._sampler: _Sampler | None = None
         self._layers: list[Callable[[Tensor], Tensor]] | None = None
-        if _is_known(policy):
+        if _is_known(policy) and not by_forward:
             self._sampler = _SAMPLERS[type(policy.action_dist)](policy)
             assert isinstance(policy.action_net, nn.Linear)
             self._like, self._width = policy.action_net.weight, policy.action_net.out_features
@@ -73,6 +75,9 @@ class Actor:
         """
         if self._sampler is None or noise is None:
             with torch.no_grad():
+                if self._by_forward:
+                    actions, values, _ = self._policy.forward(obs)
+                    return actions, values
                 return self._policy.get_distribution(obs).sample(), None
         if self._layers is None:
             with torch.no_grad():

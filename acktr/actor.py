@@ -15,9 +15,17 @@ from acktr import distributed
 from acktr.kfac import KFAC
 from acktr.kfac.exact import detached, mean_kl
 from acktr.kl import adapt_scale, check_own_loss, measure_or_restore, rescale_step
-from acktr.policies import Model
+from acktr.outputs import Evaluation
 from acktr.rollout import RolloutBatch
-from acktr.update import Undo, check_losses, run_step, take_step
+from acktr.update import (
+    Undo,
+    capture,
+    check_losses,
+    run_step,
+    samples_fisher,
+    samples_statistics,
+    take_step,
+)
 
 if TYPE_CHECKING:
     from acktr.algorithm import ACKTR
@@ -59,11 +67,13 @@ def update_actor(model: ACKTR, batch: RolloutBatch, target_kl: float) -> tuple[d
     corrected = model.corrected_lr_schedule(model._current_progress_remaining)
     group["lr"] = min(group["lr"], corrected * model.kl_scale)
     before = [p.detach().clone() for p in group["params"]]
+    held = _without_noise(model, batch) if model.outputs.noisy else None
     undo = Undo(model.kfac) if model.defer_checks else None
     first = last = run_step(model, "actor", partial(natural_step, model), batch, None)
     # A copy for this rollout: what a distribution has worked out of itself it does not work out again,
     # though a CUDA graph writes new parameters into it.
-    old = [_without_graph(d) for d in first.old]
+    old = [_without_graph(d) for d in first.old] if held is None else held.distributions
+    part = first.part if held is None else batch
     rooms, losses = [_room(model.kfac)], [first.loss.clone()]
     for _ in range(1, model.n_actor_updates):
         last = run_step(model, "actor", partial(natural_step, model), batch, first.log_prob)
@@ -73,8 +83,8 @@ def update_actor(model: ACKTR, batch: RolloutBatch, target_kl: float) -> tuple[d
         check_losses(losses, undo, model.num_timesteps)
 
     def measure() -> float:
-        with torch.no_grad():
-            kl = mean_kl(old, model._distributions(first.part))
+        with torch.no_grad(), model.outputs.quiet():
+            kl = mean_kl(old, model._distributions(part))
         return distributed.mean(kl).item()
 
     kl = measure_or_restore(measure, group["params"], before)
@@ -99,26 +109,36 @@ def natural_step(model: ACKTR, batch: RolloutBatch, old_log_prob: Tensor | None 
         of now
     :raises DivergenceError: the loss is not finite; the step is not taken
     """
-    with model._capture(model.kfac):
+    with capture(model, model.kfac):
         seen = evaluated = model._model(batch)
     loss, losses = actor_loss(model, evaluated, batch, old_log_prob)
     check_own_loss(loss, model)
+    adapts = model.kfac.param_groups[0]["adapt_damping"]
+    before = _without_noise(model, batch) if adapts and model.outputs.noisy else evaluated
     part = batch
-    if model._samples_statistics(model.kfac):
+    if samples_statistics(model, model.kfac):
         part = batch.sample(model.sub_sampling_factor)
         with model.kfac.capture():
             seen = model._model(part)
     model.kfac.update_curvature(*seen.distributions)
-    if model._samples_fisher(model.kfac):
+    if samples_fisher(model, model.kfac):
         sample = batch.sample(model.sub_sampling_factor)
         model.kfac.use_exact_fisher(*model._model(sample).distributions)
     take_step(model, loss, model.kfac)
     log_prob = evaluated.log_prob.detach()
     if model.kfac.wants_reduction:
-        report_reduction(model, evaluated, batch, log_prob if old_log_prob is None else old_log_prob)
+        collected = before.log_prob.detach() if old_log_prob is None else old_log_prob
+        report_reduction(model, before, batch, collected)
     losses = {name: part_of_it.detach() for name, part_of_it in losses.items()}
     old = [_without_graph(d) for d in seen.distributions]
     return ActorStep(loss.detach(), losses, part, old, log_prob)
+
+
+@torch.no_grad()
+def _without_noise(model: ACKTR, batch: RolloutBatch) -> Evaluation:
+    """Evaluate a batch with the networks that act: without dropout."""
+    with model.outputs.quiet():
+        return model._model(batch)
 
 
 def _without_graph(distribution: Any) -> Any:
@@ -130,19 +150,21 @@ def _without_graph(distribution: Any) -> Any:
 
 
 @torch.no_grad()
-def report_reduction(model: ACKTR, before: Model, batch: RolloutBatch, old_log_prob: Tensor) -> None:
+def report_reduction(
+    model: ACKTR, before: Evaluation, batch: RolloutBatch, old_log_prob: Tensor
+) -> None:
     """Tell K-FAC, whose damping adapts, by how much a step lowered the loss of the batch.
 
     :param before: the model on the batch, before the step
     :param old_log_prob: of the policy that collected the batch, ``(B,)``: both losses have its ratios
     """
-    both = (before, model._model(batch))
+    both = (before, _without_noise(model, batch))
     losses = [actor_loss(model, of, batch, old_log_prob)[0] for of in both]
     model.kfac.report_reduction(losses[0] - losses[1])
 
 
 def actor_loss(
-    model: ACKTR, evaluated: Model, batch: RolloutBatch, old_log_prob: Tensor | None = None
+    model: ACKTR, evaluated: Evaluation, batch: RolloutBatch, old_log_prob: Tensor | None = None
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Policy gradient, entropy bonus and, where it learns with the actor, the critic's loss.
 

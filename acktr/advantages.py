@@ -6,12 +6,10 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from stable_baselines3.common.vec_env import VecEnv
-
 from acktr import distributed
-from acktr.errors import ConfigurationError
-from acktr.options import as_trace_decay, is_schedule
+from acktr.options import as_trace_decay
 from acktr.rollout import RolloutBatch, RolloutStorage
+from acktr.schedules import is_schedule
 
 if TYPE_CHECKING:
     from acktr.algorithm import ACKTR
@@ -29,18 +27,11 @@ def set_discount(model: ACKTR, rollout_buffer: RolloutStorage) -> None:
     no caution that a long horizon could reward too soon. ``gae_lambda="auto_A_B"`` is B on the same
     condition, unless the time limit holds the horizon back, and else A.
 
-    :param model: before the rollout
+    :param model: before the rollout, with the progress of now
     :param rollout_buffer: which discounts, and goes on with the endings that were seen
     :raises ConfigurationError: the schedule's value is no discount factor
     """
-    # Not SB3's _current_progress_remaining: in the first rollout it is that of an earlier learn().
-    progress_remaining = 1.0 - model.num_timesteps / max(model._total_timesteps, 1)
-    gamma = model.gamma_schedule(progress_remaining)
-    if not 0 <= gamma <= 1:
-        raise ConfigurationError(
-            f"gamma must lie in [0, 1], but its schedule gave {gamma!r} at {progress_remaining:.3f} of "
-            "the training left."
-        )
+    gamma = model.gamma_schedule(model._current_progress_remaining)
     lasting = model.endings == (True, False)
     name: Any = model.gamma  # SB3 declares a number
     if isinstance(name, str):
@@ -56,17 +47,6 @@ def set_discount(model: ACKTR, rollout_buffer: RolloutStorage) -> None:
     normalize = model.get_vec_normalize_env()
     if normalize is not None and is_schedule(model.gamma):
         normalize.gamma = gamma
-
-
-def time_limit(env: VecEnv) -> int | None:
-    """Return after how many steps an episode is cut at the latest, as its specification says."""
-    try:
-        specs = env.get_attr("spec")
-    except (AttributeError, NotImplementedError):  # a vector environment of somebody's own
-        return None
-    limits: list[int | None] = [getattr(spec, "max_episode_steps", None) for spec in specs]
-    known = [limit for limit in limits if limit]
-    return max(known) if known and len(known) == len(limits) else None
 
 
 def normalize_advantages(model: ACKTR, batch: RolloutBatch) -> Callable[[], RolloutBatch]:

@@ -6,9 +6,7 @@ batch for the actor, inside a KL trust region, and one or more for the critic.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, cast
 
 import torch
@@ -22,29 +20,33 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 from torch.distributions import Normal
 
-from acktr import distributed
+from acktr import distributed, foreign
 from acktr.actor import update_actor
-from acktr.advantages import normalize_advantages, set_discount, time_limit
+from acktr.adapted import AdaptedAlgorithm
+from acktr.advantages import normalize_advantages, set_discount
 from acktr.checkpoint.algorithm_file import SafeAlgorithm
 from acktr.critic import update_critic
+from acktr.devices import usable_device
 from acktr.images import standardize_images
 from acktr.kfac import KFAC, Graphs
-from acktr.kl import as_list
 from acktr.metrics import record_update
 from acktr.noise import fade_noise, resolve_log_std
 from acktr.optimizers import build_optimizers
-from acktr.options import as_discount, as_schedule, check_arguments
-from acktr.policies import CnnPolicy, MlpPolicy, Model, MultiInputPolicy, without_validation
+from acktr.options import check_arguments
+from acktr.outputs import Evaluation, Outputs
+from acktr.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 from acktr.precision import available_precision, run_trunk_in_bfloat16
 from acktr.rollout import RolloutBatch, RolloutStorage, collect_rollout
+from acktr.schedules import Scheduled
 from acktr.timing import Timed
-from acktr.value_scale import choose_value_scale, sigma, update_scale
+from acktr.update import learns
+from acktr.value_scale import choose_value_scale, exact_parameters, sigma, update_scale
 
 _BATCH_SIZE, _LEAST_STEPS = 512, 16  # of a rollout, where n_steps is not given
 _COMPARE_PERIOD = 100  # updates between two comparisons of the parameters of all ranks
 
 
-class ACKTR(Timed, SafeAlgorithm):
+class ACKTR(Timed, Scheduled, AdaptedAlgorithm, SafeAlgorithm):
     """Actor-critic with Kronecker-factored natural gradients inside a KL trust region.
 
     Where actor and critic share no parameter (``MlpPolicy``) each has its own optimiser and trust
@@ -57,14 +59,14 @@ class ACKTR(Timed, SafeAlgorithm):
     :param n_steps: steps of each environment per rollout; the batch is ``n_steps * n_envs``,
         with ``None`` 512, but of 16 steps at least
     :param gamma: discount factor; number, schedule, ``"rise_0.99_0.998"`` or ``"auto_0.99_0.998"``, long
-        at once where episodes end by time alone (:func:`acktr.options.as_discount`); ``VecNormalize``
+        at once where episodes end by time alone (:func:`acktr.schedules.as_discount`); ``VecNormalize``
         follows a schedule, and by name the horizon stays within the time limit of an episode
     :param gae_lambda: lambda of GAE; 1 gives k-step returns, ``"auto_0.95_0.9"`` is 0.95, and 0.9 where
         long episodes end by time alone (:func:`acktr.advantages.set_discount`)
     :param ent_coef: weight of the entropy bonus
     :param vf_coef: weight of the value loss on a shared trunk
     :param target_kl: radius of the trust region, nats per update; number, schedule or ``"lin_0.02"``
-        (:func:`acktr.options.as_schedule` has the names that schedules may have)
+        (:func:`acktr.schedules.as_schedule` has the names that schedules may have)
     :param std_scale: of a Gaussian policy's noise beside what it learns, :func:`acktr.noise.fade_noise`;
         schedule or ``"late_1_0.5"``, which halves it in the second half; a number changes nothing
     :param n_actor_updates: natural-gradient steps of the actor per rollout, on the whole batch; they
@@ -111,7 +113,7 @@ class ACKTR(Timed, SafeAlgorithm):
         (:func:`acktr.noise.auto_log_std`); not ``optimizer_class``, the optimiser is K-FAC
     :param verbose: 0 none, 1 info, 2 debug
     :param seed: of everything random
-    :param device: ``"cpu"``, ``"cuda"`` or ``"auto"``
+    :param device: ``"cpu"``, ``"cuda"`` or ``"auto"``; CUDA that is not here is the CPU, with a warning
     :param _init_setup_model: build the networks now
     :raises acktr.errors.ConfigurationError: an argument out of its range
     """
@@ -122,7 +124,9 @@ class ACKTR(Timed, SafeAlgorithm):
         "MultiInputPolicy": MultiInputPolicy,
     }
     _implied: ClassVar[Mapping[str, Any]] = {"normalize_value_targets": False}
+    _mark = "kfac_kwargs"
 
+    @foreign.explain_arguments
     def __init__(
         self,
         policy: str | type[ActorCriticPolicy],
@@ -165,32 +169,27 @@ class ACKTR(Timed, SafeAlgorithm):
         device: torch.device | str = "auto",
         _init_setup_model: bool = True,
     ) -> None:
+        foreign.check_policy(policy, self.policy_aliases)
         check_arguments(locals())
         super().__init__(
             policy,
             env,
-            learning_rate=learning_rate,  # type: ignore[arg-type]  # strings: _setup_lr_schedule
-            n_steps=n_steps,  # type: ignore[arg-type]  # None: _setup_model
-            gamma=gamma,  # type: ignore[arg-type]  # schedules: set_discount
-            gae_lambda=gae_lambda,  # type: ignore[arg-type]  # a name: set_discount
+            learning_rate=learning_rate,  # strings: _setup_lr_schedule
+            n_steps=n_steps,  # None: _setup_model
+            gamma=gamma,  # schedules: set_discount
+            gae_lambda=gae_lambda,  # a name: set_discount
             ent_coef=ent_coef,
             vf_coef=vf_coef,
             max_grad_norm=float("inf"),  # the trust region bounds the step
             use_sde=False,
             sde_sample_freq=-1,
-            rollout_buffer_class=RolloutStorage,  # type: ignore[arg-type]  # same constructor
+            rollout_buffer_class=RolloutStorage,
             stats_window_size=stats_window_size,
             tensorboard_log=tensorboard_log,
             policy_kwargs=policy_kwargs,
             verbose=verbose,
             seed=seed,
-            device=device,
-            supported_action_spaces=(
-                spaces.Box,
-                spaces.Discrete,
-                spaces.MultiDiscrete,
-                spaces.MultiBinary,
-            ),
+            device=usable_device(device),
             _init_setup_model=False,
         )
         self.target_kl = target_kl
@@ -218,12 +217,12 @@ class ACKTR(Timed, SafeAlgorithm):
         self.critic_kfac_kwargs = critic_kfac_kwargs or {}
         self.advantage_variance = 0.0  # mean over all rollouts, with normalize_advantage="running"
         self.advantage_count = 0
+        self.noise_scale: float | None = None  # what std_scale has multiplied the noise with
         self.kl_scale = 1.0  # what the feedback multiplies target_kl with
         self.kl_rescales = 0  # steps rescaled since the start
         self._shared_moments: distributed.SharedMoments | None = None
         self.time_limit: int | None = None  # of an episode of the environment, if it is known
         self.endings: distributed.Flags = (False, False)  # episodes seen cut by time, and ended before
-        self.shared = False  # whether actor and critic have parameters in common
         self.defer_checks = False  # whether a look at a value would wait for the device
         self._graphs: dict[str, Graphs] = {}  # of the actor and of the critic, if they are asked for
         self.bellman_std = 1.0  # running sigma of the critic when critic_std is "adaptive"
@@ -232,31 +231,32 @@ class ACKTR(Timed, SafeAlgorithm):
 
     # ------------------------------------------------------------------ building
 
-    def _setup_lr_schedule(self) -> None:
-        self.lr_schedule = as_schedule(self.learning_rate)
-        self.target_kl_schedule = as_schedule(self.target_kl)
-        self.std_scale_schedule = as_schedule(self.std_scale)
-        self.gamma_schedule = as_discount(self.gamma)
-        self.corrected_lr_schedule = as_schedule(self.corrected_learning_rate or math.inf)
-        critic_lr = 0.3 if self.critic_norm == "gauss-newton" else 1e-3
-        self.critic_lr_schedule = as_schedule(self.critic_learning_rate or critic_lr)
-
     def _setup_model(self) -> None:
-        check_arguments(vars(self))  # those of a file too
         self.n_steps = self.n_steps or max(_BATCH_SIZE // self.n_envs, _LEAST_STEPS)
         self.policy_kwargs = self._complete_policy_kwargs(self.policy_kwargs, self.action_space)
         super()._setup_model()
+        foreign.check_built_policy(self.policy)
+        foreign.warn_of_masks(self.env)
+        self.outputs = Outputs(self.policy)  # before normalised values, which all begin as 0
         choose_value_scale(self)
         self.used_precision = available_precision(self.precision, self.device)
         if self.used_precision == "bf16":
             run_trunk_in_bfloat16(self.policy)
         distributed.share_parameters(self.policy)
         self.defer_checks = self.device.type != "cpu"
+        self.notes: list[str] = []  # what a user should know of how the model is built
         build_optimizers(self)
+        if self.verbose >= 1:
+            print(*self.notes, sep="\n", end="\n" if self.notes else "")
 
     @staticmethod
     def _complete_policy_kwargs(given: Mapping[str, Any], action_space: spaces.Space) -> dict[str, Any]:
         return resolve_log_std(given, action_space)
+
+    @property
+    def shared(self) -> bool:
+        """Whether actor and critic have parameters in common."""
+        return self.outputs.shared
 
     @property
     def kfac(self) -> KFAC:
@@ -275,10 +275,18 @@ class ACKTR(Timed, SafeAlgorithm):
     def set_random_seed(self, seed: int | None = None) -> None:
         """Seed everything random; each rank draws other actions in other episodes."""
         n_envs = 1 if self.env is None else self.env.num_envs
-        super().set_random_seed(None if seed is None else distributed.own_seed(seed, n_envs))
+        super().set_random_seed(None if seed is None else distributed.own_seed(int(seed), n_envs))
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_shared_moments", "_graphs"]
+        return [*super()._excluded_save_params(), "_shared_moments", "_graphs", "outputs", "notes"]
+
+    def get_parameters(self) -> dict[str, dict[str, Any]]:
+        """Return the parameters of policy and optimisers by name, with the moments of its values."""
+        parameters = super().get_parameters()
+        return {**parameters, "policy": exact_parameters(self.policy, parameters["policy"])}
+
+    def _check_arguments(self) -> None:
+        check_arguments({"stats_window_size": self._stats_window_size, **vars(self)})
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         names = ["policy", "policy.optimizer"]
@@ -299,6 +307,10 @@ class ACKTR(Timed, SafeAlgorithm):
         if self._shared_moments is None or self._shared_moments.env is not self._vec_normalize_env:
             self._shared_moments = distributed.SharedMoments(self._vec_normalize_env)
         try:
+            if self.noise_scale is None:
+                fade_noise(self)  # in force is what the schedule said last
+            self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
+            fade_noise(self)
             set_discount(self, rollout_buffer)
             went_on = collect_rollout(self, env, callback, rollout_buffer, n_rollout_steps)
         except Exception as error:
@@ -313,65 +325,50 @@ class ACKTR(Timed, SafeAlgorithm):
 
     def train(self) -> None:
         """Update the critic, then the actor, on the last rollout."""
+        self.check_schedules()
         self.policy.set_training_mode(True)
         batch = self.rollout_buffer.batch()  # type: ignore[attr-defined]  # a RolloutStorage
+        self.rollout_buffer.ask(None)  # type: ignore[attr-defined]  # it will be another policy
         standardize_images(self.policy, batch.observations)
         update_scale(self, batch)
         normalize = normalize_advantages(self, batch)
-        losses = {}
-        if self.critic_optimizer is not None:
+        losses, kl = {}, 0.0
+        if self.critic_optimizer is not None and learns(self.critic_optimizer):
             rate = self.critic_lr_schedule(self._current_progress_remaining)
             update_learning_rate(self.critic_optimizer, rate)
             losses["value_loss"] = update_critic(self, batch)
         batch = normalize()  # what this sent has travelled with the critic's first message
         self._update_learning_rate(self.kfac)
         target_kl = self.target_kl_schedule(self._current_progress_remaining)
-        actor_losses, kl = update_actor(self, batch, target_kl)
-        fade_noise(self, len(batch.returns))
+        if learns(self.kfac):
+            actor_losses, kl = update_actor(self, batch, target_kl)
+            losses.update(actor_losses)
+        fade_noise(self)
         self._n_updates += 1
         if self._n_updates % _COMPARE_PERIOD == 0:
             distributed.check_same(self.policy.parameters())
-        record_update(self, batch, {**losses, **actor_losses}, kl, target_kl)
+        record_update(self, batch, losses, kl, target_kl)
 
-    def _capture(self, kfac: KFAC) -> AbstractContextManager[None]:
-        """Record a pass of the whole batch, unless curvature is taken of a part of it."""
-        return nullcontext() if self._samples_statistics(kfac) else kfac.capture()
+    def _model(self, batch: RolloutBatch) -> Evaluation:
+        """Evaluate the actor on a batch, and in the joint model the critic: p(a|s) N(v|V(s), sigma^2).
 
-    def _samples_statistics(self, kfac: KFAC) -> bool:
-        return self.sub_sampling_factor > 1 and not kfac.needs_exact_fisher
+        Where the critic of a shared trunk learns by itself, this keeps the actor's step from moving the
+        values.
+        """
+        evaluated = self.outputs.evaluate(batch.observations, batch.actions)
+        if evaluated.values is not None:
+            evaluated.distributions.append(self._value_distribution(evaluated.values))
+        return evaluated
 
-    def _samples_fisher(self, kfac: KFAC) -> bool:
-        return self.sub_sampling_factor > 1 and kfac.needs_exact_fisher
-
-    @without_validation()
-    def _model(self, batch: RolloutBatch) -> Model:
-        """Evaluate the actor on a batch, and the critic if it shares the trunk."""
-        obs: Any = batch.observations
-        if not self.shared:
-            distribution = self.policy.get_distribution(obs)
-            log_prob, entropy = distribution.log_prob(batch.actions), distribution.entropy()
-            return Model(as_list(distribution.distribution), log_prob, entropy, None)
-        # One pass through the trunk: a second one would count as a second use of its layers.
-        values, log_prob, entropy = self.policy.evaluate_actions(obs, batch.actions)
-        values = values.flatten()
-        # SB3 keeps one wrapper and fills it anew: hold on to what is in it now.
-        distributions = as_list(self.policy.action_dist.distribution)
-        # p(a, v | s) = pi(a | s) N(v | V(s), sigma^2). Where the critic learns by itself, this keeps
-        # the actor's step from moving the values.
-        distributions.append(self._value_distribution(values))
-        return Model(distributions, log_prob, entropy, values)
-
-    @without_validation()
     def _distributions(self, batch: RolloutBatch) -> list[Any]:
         """The distributions of :meth:`_model` alone."""
         if self.shared:
             return self._model(batch).distributions
-        obs: Any = batch.observations
-        return as_list(self.policy.get_distribution(obs).distribution)
+        return self.outputs.distributions(batch.observations, batch.actions)
 
     def _values(self, batch: RolloutBatch) -> Tensor:
         """Values of the batch's observations, ``(B,)``."""
-        return self.policy.predict_values(batch.observations).flatten()
+        return self.outputs.values(batch.observations)
 
     def _value_loss(self, values: Tensor, batch: RolloutBatch) -> Tensor:
         """Negative log-likelihood of the returns under N(V, sigma^2), without its constant."""
@@ -392,7 +389,7 @@ class ACKTR(Timed, SafeAlgorithm):
     ) -> ACKTR:
         """Learn for a number of steps, counted over all environments of all ranks."""
         assert self.env is not None, "You must set the environment before calling learn()"
-        self.time_limit = time_limit(self.env)
+        foreign.check_dtype(self.policy)
         if distributed.rank() and not self._custom_logger:
             self.set_logger(Logger(None, []))  # the first rank speaks for all
         return super().learn(

@@ -1,10 +1,12 @@
 """What happens in training besides learning: episodes noted, evaluations played, stops obeyed."""
 
+import io
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -12,8 +14,10 @@ from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization
 
+from acktr.checkpoint.durable import WriteErrors, write_file
 from acktr.presets import Configuration
 from acktr.runs import EPISODE_COLUMNS, EVALUATION_COLUMNS, Run, Table
+from acktr.tables import Kept
 
 # The score of a run is the mean training return of this many last episodes.
 SCORE_WINDOW = 100
@@ -65,19 +69,32 @@ class EpisodeTable(BaseCallback):
     :param run: whose table it is
     :param state: to go on from, see :meth:`state_dict`
     :param seconds: of training so far
+    :param errors: what is done if the table cannot be written
     """
 
-    def __init__(self, run: Run, state: Mapping[str, Any] | None = None, seconds: float = 0.0) -> None:
+    def __init__(
+        self,
+        run: Run,
+        state: Mapping[str, Any] | None = None,
+        seconds: float = 0.0,
+        errors: WriteErrors | None = None,
+    ) -> None:
         super().__init__()
         self.count = state["count"] if state else 0
-        self.table = Table(run.path / "episodes.csv", EPISODE_COLUMNS, self.count)
+        self.table = Table(run.path / "episodes.csv", EPISODE_COLUMNS, _kept(state, self.count), errors)
         last_returns = state["last_returns"] if state else ()
         self._last_returns: deque[float] = deque(last_returns, maxlen=SCORE_WINDOW)
         self._start = time.perf_counter() - seconds
 
     def state_dict(self) -> dict[str, Any]:
         """Return how many episodes there were, and the returns of the last ones."""
-        return {"count": self.count, "last_returns": [float(x) for x in self._last_returns]}
+        steps = self.model.num_timesteps
+        return {
+            "count": self.count,
+            "rows": self.table.rows,
+            "steps": steps,
+            "last_returns": [float(x) for x in self._last_returns],
+        }
 
     def mean_return(self) -> float | None:
         """Mean return of the last 100 episodes, ``None`` before the first."""
@@ -93,6 +110,11 @@ class EpisodeTable(BaseCallback):
                 seconds = round(time.perf_counter() - self._start, 3)
                 self.table.append((self.num_timesteps, episode["r"], episode["l"], seconds, int(index)))
         return True
+
+
+def _kept(state: Mapping[str, Any] | None, rows: int = 0) -> Kept:
+    """Return the rows that a checkpoint has of a table; ``rows`` for those that do not say."""
+    return Kept(state.get("rows", rows), state.get("steps", math.inf)) if state else Kept()
 
 
 # What SB3's EvalCallback remembers.
@@ -119,6 +141,7 @@ class Evaluations(EvalCallback):
     :param should_stop: asked at each step of an evaluation; when true, training ends there
     :param state: to go on from, see :meth:`state_dict`
     :param seconds: of training so far
+    :param errors: what is done about files that cannot be written
     """
 
     def __init__(
@@ -129,6 +152,7 @@ class Evaluations(EvalCallback):
         should_stop: Callable[[], bool],
         state: Mapping[str, Any] | None = None,
         seconds: float = 0.0,
+        errors: WriteErrors | None = None,
     ) -> None:
         interval = configuration.evaluation_interval()
         super().__init__(
@@ -136,23 +160,24 @@ class Evaluations(EvalCallback):
             n_eval_episodes=configuration.n_eval_episodes,
             # EvalCallback counts calls, of which each is a step of all environments; 0 is never.
             eval_freq=interval and max(interval // configuration.n_envs, 1),
-            log_path=str(run.path),
             verbose=0,
         )
-        rows = state["rows"] if state else 0
-        self.table = Table(run.path / "evaluations.csv", EVALUATION_COLUMNS, rows)
+        self._errors = errors or WriteErrors()
+        self.table = Table(run.path / "evaluations.csv", EVALUATION_COLUMNS, _kept(state), self._errors)
         self.was_left = False
         self._run = run
         self._should_stop = should_stop
         self._n_final_episodes = configuration.n_final_eval_episodes
         self._start = time.perf_counter() - seconds
+        self.seconds = 0.0  # spent on evaluations while this process has trained
         if state:
             for name in _EVALUATED:
                 setattr(self, name, state[name])
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was evaluated, and when the next evaluation is due."""
-        return {"rows": self.table.rows, **{name: getattr(self, name) for name in _EVALUATED}}
+        state = {name: getattr(self, name) for name in _EVALUATED}
+        return {"rows": self.table.rows, "steps": self.model.num_timesteps, **state}
 
     def is_due_within(self, n_steps: int) -> bool:
         """Whether an evaluation falls into the next steps of each environment."""
@@ -179,17 +204,34 @@ class Evaluations(EvalCallback):
         # EvalCallback has already taken over a new best mean: equal means "this one".
         if summary["mean_return"] >= self.best_mean_reward:
             self.best_mean_reward = summary["mean_return"]
-            self._run.save_model(self.model, best=True)
+            with self._errors.about(self._run.model_path(best=True)):
+                self._run.save_model(cast(Any, self.model), best=True)
+
+    def _init_callback(self) -> None:
+        super()._init_callback()
+        # np.savez takes open files: what lies at the path of the real one is not to be written through.
+        self._arrays = io.BytesIO()
+        self.log_path = cast(Any, self._arrays)
+
+    def _write_arrays(self) -> None:
+        path, data = self._run.path / "evaluations.npz", self._arrays.getvalue()
+        self._arrays.seek(0)
+        self._arrays.truncate()
+        with self._errors.about(path):
+            write_file(path, data)
 
     def _on_step(self) -> bool:
         n_evaluations = len(self.evaluations_results)
+        start = time.perf_counter()
         try:
             goes_on = super()._on_step()
         except _StopEvaluation:
             self.was_left = True
             return False
         if len(self.evaluations_results) > n_evaluations:
+            self._write_arrays()
             self.write(Evaluation(self.evaluations_results[-1], self.evaluations_length[-1]))
+            self.seconds += time.perf_counter() - start
         return goes_on
 
     def _log_success_callback(self, locals_: dict[str, Any], globals_: dict[str, Any]) -> None:

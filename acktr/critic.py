@@ -13,7 +13,15 @@ from acktr.kfac import KFAC
 from acktr.kfac.exact import detached, mean_kl
 from acktr.kl import check_own_loss
 from acktr.rollout import RolloutBatch
-from acktr.update import Undo, check_losses, run_step, take_step
+from acktr.update import (
+    Undo,
+    capture,
+    check_losses,
+    run_step,
+    samples_fisher,
+    samples_statistics,
+    take_step,
+)
 
 if TYPE_CHECKING:
     from acktr.algorithm import ACKTR
@@ -35,7 +43,7 @@ def update_critic(model: ACKTR, batch: RolloutBatch) -> Tensor:
     optimizer = model.critic_optimizer
     assert optimizer is not None
     undo = Undo(optimizer) if model.defer_checks else None
-    with torch.no_grad():
+    with torch.no_grad(), model.outputs.quiet():
         policy = model._model(batch).distributions[:-1] if model.shared else []
     losses = []
     n_updates = model.n_critic_updates or _N_UPDATES
@@ -52,23 +60,32 @@ def update_critic(model: ACKTR, batch: RolloutBatch) -> Tensor:
 
 
 def _step_natural(model: ACKTR, optimizer: KFAC, batch: RolloutBatch) -> Tensor:
-    with model._capture(optimizer):
+    with capture(model, optimizer):
         values = model._values(batch)
     loss = model._value_loss(values, batch)
     check_own_loss(loss, model)
+    before = loss
+    if model.outputs.noisy and optimizer.param_groups[0]["adapt_damping"]:
+        before = _loss_without_noise(model, batch)
     seen = values
-    if model._samples_statistics(optimizer):
+    if samples_statistics(model, optimizer):
         with optimizer.capture():
             seen = model._values(batch.sample(model.sub_sampling_factor))
     optimizer.update_curvature(model._value_distribution(seen))
-    if model._samples_fisher(optimizer):
+    if samples_fisher(model, optimizer):
         part = model._values(batch.sample(model.sub_sampling_factor))
         optimizer.use_exact_fisher(model._value_distribution(part))
     take_step(model, loss, optimizer, model.critic_trust_region)
     if optimizer.wants_reduction:
         with torch.no_grad():
-            optimizer.report_reduction(loss - model._value_loss(model._values(batch), batch))
+            optimizer.report_reduction(before - _loss_without_noise(model, batch))
     return loss.detach()
+
+
+@torch.no_grad()
+def _loss_without_noise(model: ACKTR, batch: RolloutBatch) -> Tensor:
+    with model.outputs.quiet():
+        return model._value_loss(model._values(batch), batch)
 
 
 def _step_euclidean(
@@ -82,7 +99,11 @@ def _step_euclidean(
         joint = model._model(batch)
         assert joint.values is not None
         old = [kind(**parameters, validate_args=False) for kind, parameters in policy]
-        values, held = joint.values, mean_kl(old, joint.distributions[:-1])
+        new = joint.distributions
+        if model.outputs.noisy:
+            with model.outputs.quiet():
+                new = model._distributions(batch)
+        values, held = joint.values, mean_kl(old, new[:-1])
     else:
         values = model._values(batch)
     loss = model._value_loss(values, batch)

@@ -71,8 +71,12 @@ class CheckpointVersionError(CheckpointError):
     """A file in a format that this version does not read."""
 
 
-class CheckpointMismatchError(CheckpointError, ValueError):
-    """A file of other spaces, another architecture or another setting than what it is to go into."""
+class CheckpointMismatchError(CheckpointError, ValueError, RuntimeError):
+    """A file of other spaces, another architecture or another setting than what it is to go into.
+
+    SB3 raises a ``ValueError`` for spaces and names, and torch a ``RuntimeError`` for parameters that
+    do not fit: programs that catch either catch this.
+    """
 
 
 class CheckpointWriteError(CheckpointError):

@@ -9,22 +9,24 @@ from typing import Any
 import gymnasium as gym
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.preprocessing import is_image_space
-from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
+from stable_baselines3.common.vec_env import VecEnv
 
 from acktr import distributed
 from acktr.algorithm import ACKTR
 from acktr.callbacks import Evaluation, play
+from acktr.checkpoint.durable import write_file
+from acktr.devices import check_device, is_available
 from acktr.envs import make_vec_env
 from acktr.envs.lookup import evaluation_limit
 from acktr.envs.pixels import film_frames
 from acktr.envs.running import VecRunningNormalize
-from acktr.envs.spaces import fits_convolutions, numbers_alone
+from acktr.envs.spaces import check_spaces, fitting_policy, numbers_alone
 from acktr.envs.video import Film, check_film_packages, prepare_rendering
 from acktr.errors import AcktrError, CheckpointError, ConfigurationError
 from acktr.options import as_discount
 from acktr.presets import Configuration, Normalize, validate
-from acktr.presets.classes import resolve_classes
+from acktr.presets.classes import resolve_classes, resolve_policy
+from acktr.presets.received import check_received
 from acktr.runs import Run
 from acktr.training import Result, follow_training, run_training
 
@@ -100,9 +102,17 @@ def build_model(configuration: Configuration, env: VecEnv, seed: int | None = No
     arguments = configuration.algorithm_arguments()
     arguments["policy_kwargs"] = resolve_classes(arguments["policy_kwargs"]) or None
     policy = choose_policy(configuration, env.observation_space)
+    # Once more with the wrappers' spaces, which the constructor sees: its messages lack the id.
+    check_spaces(
+        configuration.env_id,
+        env.observation_space,
+        env.action_space,
+        resolve_policy(policy),
+        arguments["policy_kwargs"],
+    )
     try:
         return ACKTR(
-            policy,
+            resolve_policy(policy),
             env,
             seed=configuration.seed if seed is None else seed,
             device=configuration.device,
@@ -120,27 +130,8 @@ def build_model(configuration: Configuration, env: VecEnv, seed: int | None = No
 
 
 def choose_policy(configuration: Configuration, observation_space: spaces.Space) -> str:
-    """Turn the policy "auto" into a name, and refuse one that does not fit the observations.
-
-    :raises ConfigurationError: naming the policy that fits
-    """
-    if isinstance(observation_space, spaces.Dict):
-        fitting: tuple[str, ...] = ("MultiInputPolicy",)
-    elif is_image_space(observation_space):
-        # An MLP on a flattened image is wasteful, but it works.
-        fitting = ("CnnPolicy", "MlpPolicy")
-        if not fits_convolutions(observation_space):
-            fitting = ("MlpPolicy", "CnnPolicy")
-    else:
-        fitting = ("MlpPolicy",)
-    if configuration.policy == "auto":
-        return fitting[0]
-    if configuration.policy not in fitting:
-        raise ConfigurationError(
-            f"{configuration.policy} cannot read the {type(observation_space).__name__} "
-            f"observations of {configuration.env_id}: use --set policy={fitting[0]}."
-        )
-    return configuration.policy
+    """Turn the policy "auto" into the name of one that fits the observations."""
+    return fitting_policy(observation_space) if configuration.policy == "auto" else configuration.policy
 
 
 def choose_normalization(settings: Normalize, observation_space: spaces.Space) -> Normalize:
@@ -161,6 +152,7 @@ class Experiment:
     """
 
     def __init__(self, configuration: Configuration) -> None:
+        check_device(configuration.device)  # ACKTR may take another, and the run would not say which
         n_eval_envs = min(configuration.n_eval_episodes, _MAX_EVALUATION_ENVS)
         with contextlib.ExitStack() as opened:
             # Each rank steps environments of its own.
@@ -231,52 +223,76 @@ class Experiment:
         follow_training(self.model, self.configuration, should_stop)
 
 
-def evaluate(run: Run, episodes: int = 20, *, best: bool = False) -> Evaluation:
+def evaluate(
+    run: Run, episodes: int = 20, *, best: bool = False, allow_import: bool = False
+) -> Evaluation:
     """Play whole episodes with the deterministic policy of a saved run.
 
     :param run: the run
     :param episodes: how many
     :param best: use the model with the best evaluation instead of the last one
+    :param allow_import: import modules and open files that its configuration names, which runs their
+        code: it may be somebody else's
     :return: undiscounted, unclipped returns, and lengths
     :raises CheckpointError: if the run's files cannot be used
     :raises ConfigurationError: if ``episodes`` is below 1, or the environment cannot be built
     """
     if episodes < 1:
         raise ConfigurationError(f"episodes is {episodes}: at least 1 is needed.")
-    model, env = _load(run, best, n_envs=min(episodes, _MAX_EVALUATION_ENVS))
+    n_envs = min(episodes, _MAX_EVALUATION_ENVS)
+    model, env = _load(run, best, allow_import, n_envs=n_envs)
     with contextlib.closing(env):
         return play(model, env, episodes)
 
 
-def record(run: Run, out: Path | None = None, *, best: bool = False) -> tuple[Path, Evaluation]:
-    """Film one episode of a saved run with the deterministic policy.
+def record(
+    run: Run,
+    out: Path | None = None,
+    *,
+    best: bool = False,
+    episodes: int = 1,
+    seed: int | None = None,
+    camera: str | None = None,
+    allow_import: bool = False,
+) -> tuple[Path, Evaluation]:
+    """Film episodes of a saved run with the deterministic policy, one after another in one film.
 
     :param run: the run
     :param out: the mp4 file; by default ``episode.mp4`` in the run directory
     :param best: use the model with the best evaluation instead of the last one
-    :return: the file, and the episode's return and length
+    :param episodes: how many
+    :param seed: another one gives other episodes; by default the run's own
+    :param camera: of a MuJoCo model, by its name or number, or "free"; by default one that keeps the
+        body in the picture, see :func:`acktr.envs.cameras.choose_camera`
+    :param allow_import: as for :func:`evaluate`
+    :return: the file, and the episodes' returns and lengths
     :raises CheckpointError: if the run's files cannot be used
-    :raises ConfigurationError: if the environment cannot be rendered here
+    :raises ConfigurationError: if the environment cannot be rendered here, has no such camera, or
+        ``episodes`` is below 1
     """
+    if episodes < 1:
+        raise ConfigurationError(f"episodes is {episodes}: at least 1 is needed.")
     out = run.path / "episode.mp4" if out is None else out
     if out.suffix != ".mp4":
         raise ConfigurationError(f"{out} is not an .mp4 file: give --out a name ending with .mp4.")
     check_film_packages()
     prepare_rendering()
     with tempfile.TemporaryDirectory() as folder:
+        film_path = Path(folder, "film.mp4")
         model, env = _load(
             run,
             best,
+            allow_import,
             n_envs=1,
-            wrapper=lambda env: Film(film_frames(env), f"{folder}/film"),
+            seed=seed,
+            wrapper=lambda env: Film(film_frames(env, camera=camera), film_path, episodes),
             render_mode="rgb_array",
         )
         with contextlib.closing(env):
-            evaluation = play(model, env, 1)
-        (film_path,) = Path(folder, "film").glob("*.mp4")
+            evaluation = play(model, env, episodes)
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
-            out.write_bytes(film_path.read_bytes())
+            write_file(out, film_path.read_bytes())
         except OSError as error:
             raise ConfigurationError(f"{out} cannot be written: {error.strerror}.") from error
     return out, evaluation
@@ -285,8 +301,10 @@ def record(run: Run, out: Path | None = None, *, best: bool = False) -> tuple[Pa
 def _load(
     run: Run,
     best: bool,
+    allow_import: bool = False,
     *,
     n_envs: int,
+    seed: int | None = None,
     wrapper: Callable[[gym.Env], gym.Env] | None = None,
     **env_kwargs: Any,
 ) -> tuple[ACKTR, VecEnv]:
@@ -298,16 +316,20 @@ def _load(
             + ("no evaluation was made, leave out --best." if best else "training saved no model.")
         )
     try:
-        configuration = validate(run.read_configuration())
+        settings = run.read_configuration()
+        check_received(settings, f"{run.path}/config.yaml", allow_import=allow_import)
+        configuration = validate(settings, allow_import=allow_import)
     except ConfigurationError as error:
         raise CheckpointError(f"{run.path}/config.yaml cannot be used: {error}") from error
+    if not is_available(configuration.device):
+        # Trained elsewhere: what it has learned can be played anywhere.
+        configuration = configuration.model_copy(update={"device": "auto"})
+    if seed is not None:
+        configuration = validate({**configuration.model_dump(), "seed": seed})
     env = build_environment(configuration, n_envs=n_envs, training=False, wrapper=wrapper, **env_kwargs)
     try:
         model = build_model(configuration, env, configuration.seed + _EVALUATION_SEED)
-        normalization = unwrap_vec_normalize(env)
-        if normalization is not None:
-            run.load_normalization(normalization, best)
-        model.set_parameters(path)
+        run.load_model(model, best)
     except BaseException:
         env.close()
         raise

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -32,11 +32,6 @@ KL_TOLERANCE = 1.5  # a step is rescaled if its measured KL is off by more than 
 MAX_RESCALES = 2  # of one step
 MAX_EXTENSION = 2.0  # no step is made longer than this at once
 MAX_ADAPTATION = 1.4  # of the bound, in one update
-
-
-def as_list(distribution: Any) -> list[Any]:
-    """Return the torch distributions of an action: SB3 keeps a list for MultiDiscrete."""
-    return list(distribution) if isinstance(distribution, (list, tuple)) else [distribution]
 
 
 def check_loss(loss: Tensor, num_timesteps: int) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from acktr.kfac import KFAC
 from acktr.rollout import RolloutBatch
+from acktr.update import learns
 from acktr.value_scale import normalized_value
 
 if TYPE_CHECKING:
@@ -30,23 +31,24 @@ def record_update(
     kfac, critic = model.kfac, model.critic_optimizer
     for name, loss in losses.items():
         record(f"train/{name}", loss.item())
-    info = kfac.last_step[0]
     record("train/kl", kl)
-    record("train/predicted_kl", info.predicted_kl.item())
     record("train/target_kl", target_kl)
     record("train/kl_scale", model.kl_scale)
     record("train/gamma", model.rollout_buffer.gamma)
     record("train/gae_lambda", model.rollout_buffer.gae_lambda)
     record("train/kl_rescales", model.kl_rescales)
-    record("train/step_scale", info.step_scale.item())
-    if kfac.param_groups[0]["length_floor"] or model.corrected_learning_rate is not None:
-        record("train/max_step_scale", info.max_scale.item())
-    if info.cg_residual is not None:
-        record("train/cg_residual", info.cg_residual.item())
+    if learns(kfac):
+        info = kfac.last_step[0]
+        record("train/predicted_kl", info.predicted_kl.item())
+        record("train/step_scale", info.step_scale.item())
+        if kfac.param_groups[0]["length_floor"] or model.corrected_learning_rate is not None:
+            record("train/max_step_scale", info.max_scale.item())
+        if info.cg_residual is not None:
+            record("train/cg_residual", info.cg_residual.item())
     record("train/damping", kfac.param_groups[0]["damping"])
     guards = [o for o in (kfac, critic) if isinstance(o, KFAC)]
     record("train/fallbacks", sum(sum(o.counters.values()) for o in guards))
-    if isinstance(critic, KFAC):
+    if isinstance(critic, KFAC) and learns(critic):
         if critic.param_groups[0]["adapt_damping"]:
             record("train/critic_damping", critic.param_groups[0]["damping"])
         record("train/critic_step_scale", critic.last_step[0].step_scale.item())

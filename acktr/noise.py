@@ -10,8 +10,7 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import get_action_dim
 
-from acktr import distributed
-from acktr.errors import ConfigurationError
+from acktr.schedules import is_schedule
 
 if TYPE_CHECKING:
     from acktr.algorithm import ACKTR
@@ -43,33 +42,23 @@ def resolve_log_std(policy_kwargs: Mapping[str, Any], space: spaces.Space) -> di
 
 
 @torch.no_grad()
-def fade_noise(model: ACKTR, n_samples: int) -> None:
+def fade_noise(model: ACKTR) -> None:
     """Let the standard deviation of a Gaussian policy follow the schedule ``std_scale``.
 
-    What it learns is a factor of its own: after each rollout ``log_std`` moves by the logarithm of what
-    the schedule has now over what it had when the rollout began, so that only changes of the schedule
-    count. (In the runs of Schulman et al. 2017, arXiv 1707.06347, table 4, on Roboschool the standard
-    deviation is all schedule.) The KL of such a move, ``(change of log_std)^2`` for each dimension of an
-    action, is thousands of times below the radius of a trust region, and not counted.
+    What it learns is a factor of its own: ``log_std`` moves by the logarithm of what the schedule has
+    now over what is in force (``noise_scale``), so that however often ``learn`` is called, the noise is
+    what was learned times what the schedule says. What it says first is taken as in force already. (In
+    the runs of Schulman et al. 2017, arXiv 1707.06347, table 4, on Roboschool the standard deviation is
+    all schedule.) The KL of such a move, ``(change of log_std)^2`` for each dimension of an action, is
+    thousands of times below the radius of a trust region, and not counted.
 
-    :param model: after its update; its policy is left as it is if it is no Gaussian
-    :param n_samples: of the rollout, on this rank
+    :param model: with its progress; its policy is left as it is if it is no Gaussian
     :raises ConfigurationError: the schedule's value is no positive number
     """
     log_std = getattr(model.policy, "log_std", None)
-    if log_std is None:
+    if log_std is None or not is_schedule(model.std_scale):
         return
-    now = model._current_progress_remaining
-    before = now + n_samples * distributed.size() / model._total_timesteps
-    log_std += math.log(_scale(model, now) / _scale(model, before))
-
-
-def _scale(model: ACKTR, progress_remaining: float) -> float:
-    """Ask the schedule, and refuse what is no positive number."""
-    scale = model.std_scale_schedule(progress_remaining)
-    if not 0 < scale < math.inf:
-        raise ConfigurationError(
-            f"std_scale must stay positive and finite, but its schedule gave {scale!r} at "
-            f"{progress_remaining:.3f} of the training left."
-        )
-    return scale
+    scale = model.std_scale_schedule(model._current_progress_remaining)
+    before, model.noise_scale = model.noise_scale, scale
+    if before is not None and before != scale:
+        log_std += math.log(scale / before)

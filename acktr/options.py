@@ -1,4 +1,4 @@
-"""Checks of ACKTR's arguments, and the schedules that they may name."""
+"""Checks of ACKTR's arguments."""
 
 from __future__ import annotations
 
@@ -7,68 +7,12 @@ from collections.abc import Callable, Mapping
 from numbers import Real
 from typing import Any
 
-from stable_baselines3.common.type_aliases import Schedule
-from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
-
 from acktr.errors import ConfigurationError
 from acktr.networks import check_widths
 from acktr.precision import PRECISIONS
+from acktr.schedules import as_discount, as_schedule, is_schedule
 
 CRITIC_NORMS = ("gauss-newton", "euclidean")
-
-
-def as_schedule(value: float | str | Schedule) -> Schedule:
-    """Turn a number, a callable or a name into a schedule.
-
-    ``"lin_A_B"`` goes linearly from A to B, ``"late_A_B"`` is A for the first half of training and goes
-    linearly to B in the second; without B both end at 0.
-
-    :raises ConfigurationError: a string of another form, or a number below 0
-    """
-    if isinstance(value, str):
-        kind, *ends = value.split("_")
-        try:
-            start, end = map(float, ends if len(ends) > 1 else [*ends, "0"])
-        except ValueError:
-            start, end = math.nan, math.nan
-        if kind not in ("lin", "late") or not (start >= 0 and end >= 0):
-            raise ConfigurationError(
-                "A schedule must be a number, a callable, 'lin_A_B' or 'late_A_B' with A, B >= 0 (B is "
-                f"0 if it is left out), not {value!r}."
-            )
-        linear = LinearSchedule(start, end, 1.0)
-        if kind == "lin":
-            return FloatSchedule(linear)
-        return FloatSchedule(lambda progress_remaining: linear(min(2 * progress_remaining, 1.0)))
-    if not callable(value) and not value >= 0:
-        raise ConfigurationError(f"A schedule must not be negative, got {value}.")
-    return FloatSchedule(value)
-
-
-def as_discount(value: float | str | Schedule) -> Schedule:
-    """Turn a number, ``"rise_A_B"``, ``"auto_A_B"`` or a callable into a schedule of gamma.
-
-    With ``"rise_A_B"`` the horizon ``1 / (1 - gamma)`` grows by the same factor with each step, from
-    that of A to that of B (Francois-Lavet et al. 2015, arXiv 1512.02011, raise it too, by another rule).
-    A long one from the start rewards caution before anything else is learned; a short one to the end
-    does not see what a fall costs. ``"auto_A_B"`` is the same schedule, from which
-    :func:`acktr.advantages.set_discount` departs where no episode ends early.
-
-    :raises ConfigurationError: a string of another form, or discount factors that do not rise below 1
-    """
-    if not isinstance(value, str):
-        return FloatSchedule(value)
-    kind, *ends = value.split("_")
-    try:
-        start, end = map(float, ends)
-    except ValueError:
-        start, end = math.nan, math.nan
-    if kind not in ("rise", "auto") or not 0 <= start <= end < 1:
-        raise ConfigurationError(
-            "gamma must be a number, a callable, 'rise_A_B' or 'auto_A_B' with 0 <= A <= B < 1, "
-            f"not {value!r}."
-        )
-    return lambda progress: 1 - (1 - start) ** progress * (1 - end) ** (1 - progress)
 
 
 def as_trace_decay(value: float | str) -> tuple[float, float]:
@@ -92,11 +36,6 @@ def as_trace_decay(value: float | str) -> tuple[float, float]:
     return decay, lasting
 
 
-def is_schedule(value: Any) -> bool:
-    """Say whether a setting is a schedule (a callable, or its name) and not a number."""
-    return callable(value) or isinstance(value, str)
-
-
 _AT_LEAST: dict[str, tuple[Callable[[Any], bool], str]] = {
     "n_steps": (lambda x: x is None or x >= 1, "must be at least 1, or None"),
     "n_actor_updates": (lambda x: x >= 1, "must be at least 1"),
@@ -106,10 +45,10 @@ _AT_LEAST: dict[str, tuple[Callable[[Any], bool], str]] = {
     "sub_sampling_factor": (lambda x: isinstance(x, int) and x >= 1, "must be at least 1"),
     "gamma": (lambda x: is_schedule(x) or 0 <= x <= 1, "must lie in [0, 1]"),
     "momentum": (lambda x: 0 <= x < 1, "must lie in [0, 1)"),
-    "damping": (lambda x: x >= 0, "must be 0 or more"),
-    "critic_damping": (lambda x: x >= 0, "must be 0 or more"),
-    "weight_decay": (lambda x: x >= 0, "must be 0 or more"),
-    "vf_coef": (lambda x: x >= 0, "must be 0 or more"),
+    "damping": (lambda x: 0 <= x < math.inf, "must be finite, 0 or more"),
+    "critic_damping": (lambda x: 0 <= x < math.inf, "must be finite, 0 or more"),
+    "weight_decay": (lambda x: 0 <= x < math.inf, "must be finite, 0 or more"),
+    "vf_coef": (lambda x: 0 <= x < math.inf, "must be finite, 0 or more"),
     "critic_learning_rate": (
         lambda x: x is None or is_schedule(x) or x > 0,
         "must be positive, or None",
@@ -119,6 +58,7 @@ _AT_LEAST: dict[str, tuple[Callable[[Any], bool], str]] = {
         "must be positive, or None",
     ),
     "std_scale": (lambda x: is_schedule(x) or x > 0, "must be positive"),
+    "target_kl": (lambda x: is_schedule(x) or x > 0, "must be positive (nats)"),
     "critic_trust_region": (lambda x: x is None or x > 0, "must be positive, or None"),
     "precision": (lambda x: x in PRECISIONS, f"must be one of {', '.join(PRECISIONS)}"),
     "cuda_graphs": (lambda x: isinstance(x, bool), "must be True or False"),
@@ -126,7 +66,8 @@ _AT_LEAST: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda x: x is None or isinstance(x, bool),
         "must be True, False or None",
     ),
-    "ent_coef": (lambda x: x >= 0, "must be 0 or more"),
+    "ent_coef": (lambda x: 0 <= x < math.inf, "must be finite, 0 or more"),
+    "stats_window_size": (lambda x: x >= 1, "must be at least 1"),
     "normalize_advantage": (
         lambda x: isinstance(x, bool) or x == "running",
         "must be True, False or 'running'",
@@ -139,6 +80,13 @@ _AT_LEAST: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
+def _holds(holds: Callable[[Any], bool], value: Any) -> bool:
+    try:
+        return bool(holds(value))
+    except (TypeError, ValueError, RuntimeError):  # of a type that is not compared with numbers
+        return False
+
+
 def check_arguments(arguments: Mapping[str, Any]) -> None:
     """Check the constructor's arguments.
 
@@ -146,26 +94,24 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
     :raises ConfigurationError: names the argument, its range and what was given
     """
     for name, (holds, range_) in _AT_LEAST.items():
-        if not holds(arguments[name]):
+        if not _holds(holds, arguments[name]):
             raise ConfigurationError(f"{name} {range_}, got {arguments[name]!r}.")
-    target_kl = arguments["target_kl"]
-    if not is_schedule(target_kl) and not target_kl > 0:
-        raise ConfigurationError(f"target_kl must be positive (nats), got {target_kl!r}.")
     if arguments["corrected_learning_rate"] is not None and not arguments["kl_feedback"]:
         raise ConfigurationError(
             "corrected_learning_rate needs the measured KL: leave kl_feedback at True, or pass "
             "corrected_learning_rate=None and limit steps with learning_rate."
         )
     rates = ("learning_rate", "corrected_learning_rate", "critic_learning_rate")
-    for name in (*rates, "target_kl", "std_scale"):
-        if arguments[name] is not None:
-            as_schedule(arguments[name])
+    for name in (*rates, "target_kl"):
+        if name == "learning_rate" or arguments[name] is not None:
+            as_schedule(arguments[name], name).check_ends()
     std_scale = arguments["std_scale"]
-    if isinstance(std_scale, str) and not min(map(as_schedule(std_scale), (0.0, 1.0))) > 0:
+    if isinstance(std_scale, str) and not min(map(as_schedule(std_scale, "std_scale"), (0.0, 1.0))) > 0:
         raise ConfigurationError(
             f"std_scale must stay positive, so 'lin_A_B' or 'late_A_B' with A, B > 0, not {std_scale!r}."
         )
-    as_discount(arguments["gamma"])
+    as_schedule(std_scale, "std_scale", positive=True).check_ends()
+    as_discount(arguments["gamma"]).check_ends()
     as_trace_decay(arguments["gae_lambda"])
     owned = {"lr", "damping", "momentum", "target_kl", "cg_iterations", "param_groups"}
     owned |= {"weight_decay", "process_group"}
@@ -186,6 +132,17 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
     if log_std != "auto" and not (isinstance(log_std, Real) and math.isfinite(log_std)):
         raise ConfigurationError(
             f"log_std_init in policy_kwargs must be a finite number or 'auto', got {log_std!r}."
+        )
+    net_arch = (arguments["policy_kwargs"] or {}).get("net_arch")
+    if isinstance(net_arch, list) and any(isinstance(part, Mapping) for part in net_arch[1:]):
+        raise ConfigurationError(
+            f"net_arch in policy_kwargs has shared layers before those of pi and vf ({net_arch}), which "
+            "SB3 has no more: give dict(pi=[...], vf=[...]), or a features extractor to share."
+        )
+    if (arguments["policy_kwargs"] or {}).get("squash_output"):
+        raise ConfigurationError(
+            "squash_output in policy_kwargs is for gSDE, which is not supported: actions outside their "
+            "bounds are clipped; leave it out."
         )
     if arguments["use_sde"] or (arguments["policy_kwargs"] or {}).get("use_sde"):
         raise ConfigurationError(
@@ -217,3 +174,8 @@ def check_graphs(critic_std: float | str) -> None:
             "cuda_graphs=True does not go with critic_std='adaptive', which is another number in every "
             "update: leave one of them out."
         )
+
+
+def valid_range(name: str) -> str | None:
+    """Say what an argument must be, as :func:`check_arguments` does; ``None`` where it says nothing."""
+    return _AT_LEAST[name][1] if name in _AT_LEAST else None

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import torch.distributions
 from gymnasium import spaces
 from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import (
@@ -19,74 +16,10 @@ from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
-from acktr.images import ImageStandardization
+from acktr.extractors import ImageNetwork, MixedExtractor, SmallCNN, is_large
 
 
-class Model(NamedTuple):
-    """What the optimised networks say of one batch of B samples.
-
-    :param distributions: of the action's parts and, in the joint model, of the value
-    :param log_prob: of the actions taken, ``(B,)``
-    :param entropy: of the policy, ``(B,)``; ``None`` where it has no closed form
-    :param values: ``(B,)``; ``None`` where the critic has a network of its own
-    """
-
-    distributions: list[Any]
-    log_prob: Tensor
-    entropy: Tensor | None
-    values: Tensor | None
-
-
-@contextmanager
-def without_validation() -> Iterator[None]:
-    """Build torch's distributions without a look at their parameters: losses and KL are looked at.
-
-    A look at each is dear on a CPU, makes the host wait for an accelerator, and cannot be recorded.
-    """
-    default = torch.distributions.Distribution
-    before = default._validate_args
-    default.set_default_validate_args(False)
-    try:
-        yield
-    finally:
-        default.set_default_validate_args(before)
-
-
-class _ImageNetwork(BaseFeaturesExtractor):
-    """Convolutions and a fully connected layer.
-
-    :param observation_space: images, channels first
-    :param features_dim: width of the fully connected layer
-    :param convolutions: with their activations
-    :param activation_fn: after the fully connected layer
-    :param standardize_images: whether :class:`~acktr.images.ImageStandardization` comes first
-    """
-
-    def __init__(
-        self,
-        observation_space: spaces.Box,
-        features_dim: int,
-        convolutions: list[nn.Module],
-        activation_fn: type[nn.Module],
-        standardize_images: bool,
-    ) -> None:
-        super().__init__(observation_space, features_dim)
-        self.standardize = (
-            ImageStandardization(observation_space.shape) if standardize_images else nn.Identity()
-        )
-        self.cnn = nn.Sequential(*convolutions, nn.Flatten())
-        with torch.no_grad():
-            width = self.cnn(torch.zeros(1, *observation_space.shape)).shape[1]
-        self.linear = nn.Sequential(nn.Linear(width, features_dim), activation_fn())
-
-    def forward(self, observations: Tensor) -> Tensor:
-        """Map ``(B, C, H, W)`` to ``(B, features_dim)``."""
-        # Channels last in memory: on a CPU the backward pass of a convolution takes half the time.
-        images = self.standardize(observations)
-        return self.linear(self.cnn(images.contiguous(memory_format=torch.channels_last)))
-
-
-class PaperCNN(_ImageNetwork):
+class PaperCNN(ImageNetwork):
     """The paper's network for 84 x 84 pixels: 32 8x8/4, 64 4x4/2, **32** 3x3/1, 512 units.
 
     The third layer has half the filters of the DQN network, which keeps the input factor of the fully
@@ -118,7 +51,7 @@ class PaperCNN(_ImageNetwork):
         super().__init__(observation_space, features_dim, convolutions, nn.ReLU, standardize_images)
 
 
-class PixelCNN(_ImageNetwork):
+class PixelCNN(ImageNetwork):
     """The paper's network for continuous control from 42 x 42 pixels: twice 32 3x3/2, 256 units.
 
     Wu et al. 2017 (sec. 5) give actor and critic one each: ``share_features_extractor=False``. Padded by
@@ -152,15 +85,24 @@ class PixelCNN(_ImageNetwork):
 
 
 class CnnPolicy(ActorCriticPolicy):
-    """Actor and critic on one shared :class:`PaperCNN`, each with a linear head."""
+    """Actor and critic on one shared :class:`PaperCNN`, each with a linear head.
+
+    Images below 36 x 36 get a :class:`~acktr.extractors.SmallCNN`.
+    """
 
     image_dtype = torch.float32  # what images of bytes become before the features extractor
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        kwargs.setdefault("features_extractor_class", PaperCNN)
+        space = kwargs["observation_space"] if "observation_space" in kwargs else args[0]
+        kwargs.setdefault("features_extractor_class", PaperCNN if is_large(space) else SmallCNN)
         if kwargs.get("net_arch") is None:
             kwargs["net_arch"] = []
         super().__init__(*args, **kwargs)
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        # SB3 leaves this one out, and a saved policy would be built anew with the other networks.
+        share = {"share_features_extractor": self.share_features_extractor}
+        return {**super()._get_constructor_parameters(), **share}
 
     def features(self, obs: Any, extractor: BaseFeaturesExtractor) -> Tensor:
         """Scale images of bytes to [0, 1] and extract features, as SB3 does.
@@ -201,23 +143,11 @@ class CnnPolicy(ActorCriticPolicy):
 
 
 MlpPolicy = ActorCriticPolicy
-MultiInputPolicy = MultiInputActorCriticPolicy
 
 
-def actor_and_critic_parameters(
-    policy: ActorCriticPolicy,
-) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Return the parameters that actions depend on and those that values depend on.
+class MultiInputPolicy(MultiInputActorCriticPolicy):
+    """SB3's policy for a ``Dict``, whose images may be of any size."""
 
-    A shared trunk is in both. The policy is asked for its modules; no name is guessed.
-    """
-    extractors = (policy.pi_features_extractor, policy.vf_features_extractor)
-    actor = [extractors[0], policy.mlp_extractor.policy_net, policy.action_net]
-    critic = [extractors[1], policy.mlp_extractor.value_net, policy.value_net]
-    actor_params, critic_params = (
-        list(dict.fromkeys(p for module in modules for p in module.parameters()))
-        for modules in (actor, critic)
-    )
-    if isinstance(getattr(policy, "log_std", None), nn.Parameter):
-        actor_params.append(policy.log_std)
-    return actor_params, critic_params
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("features_extractor_class", MixedExtractor)
+        super().__init__(*args, **kwargs)

@@ -50,7 +50,9 @@ def available_precision(precision: str, device: torch.device) -> str:
 def run_trunk_in_bfloat16(policy: ActorCriticPolicy) -> None:
     """Run features and hidden layers of a policy under autocast from now on; outputs are fp32 again."""
     extractors = (policy.features_extractor, policy.pi_features_extractor, policy.vf_features_extractor)
-    hidden = (policy.mlp_extractor.policy_net, policy.mlp_extractor.value_net)
+    mlp = policy.mlp_extractor
+    # One of the user's own may have other parts than SB3's.
+    hidden = (getattr(mlp, "policy_net", mlp), getattr(mlp, "value_net", mlp))
     if isinstance(policy, CnnPolicy):
         policy.image_dtype = torch.bfloat16
     run_in_bfloat16(dict.fromkeys(m for m in (*extractors, *hidden) if isinstance(m, nn.Module)))

@@ -124,6 +124,7 @@ _Loader.add_implicit_resolver(
     re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
     list("-+.0123456789"),
 )
+_Loader.add_implicit_resolver(f"{_PREFIX}null", re.compile("None$"), ["N"])  # as Python writes it
 # A class has its own resolvers from the first one that is added.
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag in _TAGS]

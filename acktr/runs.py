@@ -8,7 +8,8 @@
     episodes.csv           one row a finished training episode
     evaluations.csv, .npz  one row an evaluation with the deterministic policy
     checkpoints/           what --resume goes on from
-    model.zip, best_model.zip, and the vecnormalize.json that belongs to each
+    model.zip              the last model, with the normalisation statistics that belong to it
+    best_model.zip         the one with the best evaluation, with its own
     result.json            the figures that sum up the run
     learning_curve.png     return over steps
     tensorboard/           the same values as progress.csv, where TensorBoard is installed
@@ -29,18 +30,23 @@ from typing import Any
 
 import numpy as np
 import yaml
-from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.vec_env import VecNormalize
 
-from acktr.checkpoint.durable import write_file
+from acktr.checkpoint.algorithm_file import SafeAlgorithm
+from acktr.checkpoint.durable import WriteErrors, open_plain, refuse_links, remove_file, write_file
+from acktr.checkpoint.model_file import NORMALIZATION, ModelPath, read_component
 from acktr.checkpoint.store import CheckpointStore
 from acktr.envs.lookup import is_installed
-from acktr.envs.normalization import load_normalization, save_normalization
-from acktr.errors import CheckpointError, ConfigurationError
+from acktr.envs.normalization import (
+    load_normalization,
+    normalization_content,
+    put_normalization,
+)
+from acktr.errors import CheckpointError, ConfigurationError, DamagedCheckpointError
 from acktr.lock import Lock
 from acktr.reading import read_yaml
-from acktr.tables import ProgressTable, RunLogger, Table, TensorBoard, read_table
+from acktr.tables import Kept, ProgressTable, RunLogger, Table, read_table
 
 __all__ = [
     "EPISODE_COLUMNS",
@@ -55,6 +61,11 @@ __all__ = [
 EPISODE_COLUMNS = ("steps", "return", "length", "seconds", "env")
 EVALUATION_COLUMNS = ("steps", "mean_return", "std_return", "episodes", "mean_length", "seconds")
 _MARKER = "config.yaml"
+# What only a run that has begun leaves, so that a directory without the marker is one that lost it.
+_TRACES = (
+    "checkpoints/*", "progress.csv", "episodes.csv", "evaluations.csv", "evaluations.npz", "model.zip",
+    "best_model.zip", "result.json",
+)  # fmt: skip
 _PACKAGES = (
     "acktr",
     "torch",
@@ -96,20 +107,20 @@ class Run:
                 f"The run directory {error.filename} cannot be made ({error.strerror}): "
                 "give another with --out."
             ) from error
-        if holds_run(path):
-            raise ConfigurationError(f"{path} already holds a run: give another directory with --out.")
+        refuse_run(path)
         if not os.access(path, os.W_OK):
             raise ConfigurationError(f"{path} cannot be written: give another directory with --out.")
         return cls(path)
 
     @classmethod
     def find_last(cls, env_id: str) -> "Run | None":
-        """Find the last of ``runs/ENV-1``, ``runs/ENV-2``, ... that holds a run."""
+        """Find the last of ``runs/ENV-1``, ``runs/ENV-2``, ... with a run, or what is left of one."""
         name = _directory_name(env_id)
         found = {
             int(number): path
             for path in Path("runs").glob(f"{glob.escape(name)}-*")
-            if (number := path.name.removeprefix(f"{name}-")).isdigit() and holds_run(path)
+            if (number := path.name.removeprefix(f"{name}-")).isdigit()
+            and (holds_run(path) or traces(path))
         }
         return cls(found[max(found)]) if found else None
 
@@ -158,6 +169,13 @@ class Run:
         """Write ``result.json``: the figures that sum up the run."""
         self._write_json("result.json", result)
 
+    def refuse_links(self) -> None:
+        """Refuse directories in the run that are links: what is written there would go elsewhere.
+
+        :raises UnsafeCheckpointError: naming the first
+        """
+        refuse_links(self.path / "checkpoints", self.path / "tensorboard")
+
     # Checkpoints ----------------------------------------------------------------------------
 
     def lock(self) -> Lock:
@@ -175,46 +193,80 @@ class Run:
         return self.path / ("best_model.zip" if best else "model.zip")
 
     def normalization_path(self, best: bool = False) -> Path:
-        """Path of the normalisation statistics that belong to a model."""
+        """Path of a model's normalisation statistics, in runs from before its file held them."""
         return self.path / ("best_vecnormalize.json" if best else "vecnormalize.json")
 
-    def save_model(self, model: BaseAlgorithm, best: bool = False) -> Path:
-        """Save a model and its normalisation statistics; an earlier one stays whole until then.
+    def save_model(self, model: SafeAlgorithm, best: bool = False) -> Path:
+        """Save a model and its normalisation statistics in one file; an earlier one stays until then.
 
-        :param model: any SB3 algorithm
-        :param best: write the files of the best model instead of the last one
+        :param model: of the run
+        :param best: write the file of the best model instead of the last one
         :return: the path of the model
+        :raises CheckpointWriteError: it could not be written
         """
-        normalization = model.get_vec_normalize_env()
-        if normalization is not None:
-            path = self.normalization_path(best)
-            temporary = path.with_name(f".{path.name}")
-            save_normalization(normalization, temporary)
-            temporary.replace(path)
+        env = model.get_vec_normalize_env()
         path = self.model_path(best)
-        temporary = path.with_name(f".{path.name}")
-        model.save(temporary)
-        temporary.replace(path)
+        model.save(path, normalization=None if env is None else normalization_content(env))
+        remove_file(self.normalization_path(best))  # of an earlier model
         return path
+
+    def load_model(self, model: SafeAlgorithm, best: bool = False) -> None:
+        """Put saved parameters into a model, and into its environments the statistics of the same file.
+
+        :param model: built as the configuration says
+        :param best: those of the best model instead of the last one
+        :raises CheckpointError: they are missing, damaged, or of other shapes
+        """
+        path = self.model_path(best)
+        try:
+            file = open_plain(path)  # once: while the run goes on, the next model takes its place
+        except OSError as error:
+            raise DamagedCheckpointError(
+                f"{path} cannot be opened ({error.strerror or error}): restore it, or train again."
+            ) from error
+        with file:
+            env = model.get_vec_normalize_env()
+            if env is not None:
+                self._put_normalization(env, file, best)
+            model.set_parameters(file)
 
     def load_normalization(self, env: VecNormalize, best: bool = False) -> None:
         """Put the saved statistics into a wrapper.
 
+        :param env: built as the configuration says
+        :param best: those of the best model instead of the last one
         :raises CheckpointError: if they are missing or of other shapes
         """
-        load_normalization(env, self.normalization_path(best))
+        self._put_normalization(env, self.model_path(best), best)
+
+    def _put_normalization(self, env: VecNormalize, file: ModelPath, best: bool) -> None:
+        content = read_component(file, NORMALIZATION)
+        if content is None:
+            load_normalization(env, self.normalization_path(best))
+        else:
+            put_normalization(env, content, f"in {self.model_path(best)}")
 
     # Tables ---------------------------------------------------------------------------------
 
-    def logger(self, resumed: tuple[int, int, int] | None = None) -> Logger:
+    def logger(
+        self,
+        resumed: tuple[int, int] | None = None,
+        keep: Kept | int = 0,
+        errors: WriteErrors | None = None,
+    ) -> Logger:
         """Make the logger that writes ``progress.csv``, and TensorBoard where it is installed.
 
-        :param resumed: the steps, iterations and rows after which a run goes on; later rows are dropped
+        :param resumed: the steps and iterations after which a run goes on
+        :param keep: rows of ``progress.csv`` to keep
+        :param errors: what is done if they cannot be written
         """
-        steps, iterations, rows = resumed or (0, 0, 0)
-        outputs: list[KVWriter] = [ProgressTable(self.path / "progress.csv", rows)]
+        steps, iterations = resumed or (0, 0)
+        outputs: list[KVWriter] = [ProgressTable(self.path / "progress.csv", keep, errors)]
         if is_installed("tensorboard"):
-            outputs.append(TensorBoard(str(self.path / "tensorboard"), steps if resumed else None))
+            from acktr.tensorboard import TensorBoard
+
+            folder = self.path / "tensorboard"
+            outputs.append(TensorBoard(folder, steps if resumed else None, errors))
         return RunLogger(str(self.path), outputs, iterations)
 
     def episodes(self) -> dict[str, np.ndarray]:
@@ -236,6 +288,37 @@ class Run:
 def holds_run(path: Path) -> bool:
     """Tell whether a directory holds a run."""
     return (path / _MARKER).is_file()
+
+
+def traces(path: Path) -> list[str]:
+    """Name what a run has left in a directory, whether or not that still holds one."""
+    return [pattern.split("/")[0] for pattern in _TRACES if next(path.glob(pattern), None)]
+
+
+def refuse_run(path: Path) -> None:
+    """Refuse a directory for a new run that holds one, or what is left of one.
+
+    :raises ConfigurationError: naming what is there
+    """
+    if holds_run(path):
+        raise ConfigurationError(f"{path} already holds a run: give another directory with --out.")
+    if left := traces(path):
+        raise ConfigurationError(
+            f"{path} holds what is left of a run ({', '.join(left)}) without its {_MARKER}: restore "
+            "that, or give another directory with --out."
+        )
+
+
+def refuse_remains(path: Path) -> None:
+    """Refuse to resume what has lost its configuration; nothing at all is fine: a run begins there.
+
+    :raises CheckpointError: naming what is there
+    """
+    if not holds_run(path) and (left := traces(path)):
+        raise CheckpointError(
+            f"{path} holds what is left of a run ({', '.join(left)}) without its {_MARKER}, so that it "
+            "cannot be resumed: restore that, or give another directory with --out."
+        )
 
 
 def find_runs(path: str | os.PathLike[str]) -> list[Run]:

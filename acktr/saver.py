@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from stable_baselines3.common.callbacks import BaseCallback
@@ -13,9 +12,9 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from acktr import distributed
 from acktr.callbacks import EpisodeTable, Evaluations
+from acktr.checkpoint.durable import WriteErrors
 from acktr.checkpoint.learner import capture_learner
 from acktr.checkpoint.store import Checkpoint, CheckpointStore, pack_checkpoint
-from acktr.errors import CheckpointWriteError
 from acktr.presets import Configuration
 from acktr.tables import ProgressTable
 
@@ -34,8 +33,9 @@ class Saver(BaseCallback):
     :param episodes: its table and state belong to a checkpoint
     :param evaluations: and so do its own
     :param evaluation_env: the environments it plays in
-    :param versions: of everything that a result may depend on
+    :param origin: what a result may depend on beside settings, for the manifest
     :param should_stop: asked between two updates; when true, the state is saved and training left
+    :param errors: what is done about a checkpoint that cannot be written
     :param checkpoint: the one that the run goes on from
     """
 
@@ -46,8 +46,9 @@ class Saver(BaseCallback):
         episodes: EpisodeTable,
         evaluations: Evaluations,
         evaluation_env: VecEnv,
-        versions: dict[str, Any],
+        origin: Mapping[str, Any],
         should_stop: Callable[[], bool],
+        errors: WriteErrors,
         checkpoint: Checkpoint | None = None,
     ) -> None:
         super().__init__()
@@ -56,7 +57,8 @@ class Saver(BaseCallback):
         self._episodes = episodes
         self._evaluations = evaluations
         self._evaluation_env = evaluation_env
-        self._versions = versions
+        self._origin = origin
+        self._errors = errors
         self._should_stop = should_stop
         self._seconds_before = checkpoint.components["run"]["seconds"] if checkpoint else 0.0
         self._saved_steps = checkpoint.steps if checkpoint else 0
@@ -114,13 +116,15 @@ class Saver(BaseCallback):
 
     def _pack(self) -> dict[str, bytes]:
         components, reasons = capture_learner(self.model, self._evaluation_env)  # type: ignore[arg-type]
+        progress = progress_table(self.logger)
         components["run"] = {
             "configuration": self._configuration.model_dump(mode="json"),
             "seconds": self.seconds,
             "episodes": self._episodes.state_dict(),
             "evaluations": self._evaluations.state_dict(),
             "logger": {name: dict(getattr(self.logger, name)) for name in _LOGGED},
-            "progress_rows": progress_table(self.logger).rows,
+            "progress_rows": progress.rows,
+            "progress_columns": progress.columns,
         }
         info = {
             "exact": not reasons,
@@ -128,21 +132,15 @@ class Saver(BaseCallback):
             "score": self._episodes.mean_return(),
             "updates": self.model._n_updates,
             "world_size": distributed.size(),
-            "device": str(self.model.device),
-            "versions": self._versions,
+            **self._origin,
         }
         return pack_checkpoint(self.model.num_timesteps, components, info)
 
     def _write(self, steps: int, files: dict[str, bytes]) -> None:
         for table in (self._episodes.table, self._evaluations.table, progress_table(self.logger)):
             table.sync()
-        try:
+        with self._errors.about(self._store.path_of(steps)):
             self._store.save(steps, files)
-        except CheckpointWriteError as error:
-            if self._configuration.on_checkpoint_error == "stop":
-                raise
-            warnings.warn(f"{error} Training goes on.", UserWarning, stacklevel=2)
-        else:
             self._saved_steps = steps
         self._saved_at = time.perf_counter()
 

@@ -12,14 +12,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from gymnasium import spaces
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 from torch import Tensor
 
 from acktr.acting import Actor
-from acktr.envs.halves import join, join_results, take
+from acktr.adapted import AdaptedAlgorithm
+from acktr.envs.halves import copied, join, join_results, take
 from acktr.envs.lanes import Lane, Lanes, halved_below
 from acktr.errors import DivergenceError
 
@@ -29,7 +29,7 @@ class Decision(NamedTuple):
 
     :param obs_tensor: the observations on the policy's device, ``(n_envs, *obs)`` or a dict
     :param action_tensor: as the policy drew them
-    :param actions: the same on the host, ``(n_envs, *action)``
+    :param actions: the same on the host, ``(n_envs, *action)``, neither clipped nor shifted
     :param clipped_actions: as the environments get them
     :param values: the critic's, ``(n_envs, 1)``; ``None`` if it was not asked
     """
@@ -59,7 +59,7 @@ class Result(NamedTuple):
 Step = tuple[Decision, Result]
 
 
-def steps_of(model: OnPolicyAlgorithm, env: VecEnv, n_steps: int) -> Generator[Step]:
+def steps_of(model: AdaptedAlgorithm, env: VecEnv, n_steps: int) -> Generator[Step]:
     """Step from the model's last observations on; close what is returned, even after its end.
 
     :param model: its policy acts
@@ -80,42 +80,44 @@ def last_observations(dones: np.ndarray, infos: list[dict[str, Any]]) -> dict[in
     }
 
 
+def as_tensors(model: AdaptedAlgorithm, obs: Any) -> Any:
+    """Bring observations of the environments to where the policy reads them, and into its plain space.
+
+    :param model: whose policy it is
+    :param obs: ``(n_envs, *obs)``, or a dict of such arrays
+    """
+    return obs_as_tensor(model.adapter.observations(obs), model.device)
+
+
 class _Decide:
     """Turns observations into actions for the environments, for one rollout of a model."""
 
-    def __init__(self, model: OnPolicyAlgorithm) -> None:
-        self._actor = Actor(model.policy)
+    def __init__(self, model: AdaptedAlgorithm) -> None:
+        self._actor = Actor(model.policy, model.outputs.acts_by_forward)  # type: ignore[attr-defined]
         self.noise = self._actor.noise
-        self._device = model.device
-        space = model.action_space
-        self._shape = (-1, *(space.shape or ()))
-        self._bounds = (space.low, space.high) if isinstance(space, spaces.Box) else None
+        self._model = model
+        self._adapter = model.adapter
 
     def __call__(self, obs: Any, noise: Tensor | None) -> Decision:
         """Decide for some of the environments, with their rows of the noise."""
-        obs_tensor = obs_as_tensor(obs, self._device)
+        obs_tensor = as_tensors(self._model, obs)
         action_tensor, values = self._actor(obs_tensor, noise)
-        actions = action_tensor.cpu().numpy().reshape(self._shape)
-        if self._bounds is None:
-            return Decision(obs_tensor, action_tensor, actions, actions, values)
-        # Outside its bounds a Gaussian action means the bound itself.
-        low, high = self._bounds
-        clipped_actions = np.minimum(np.maximum(actions, low), high)
-        return Decision(obs_tensor, action_tensor, actions, clipped_actions, values)
+        actions = self._adapter.reshape(action_tensor.cpu().numpy())
+        return Decision(obs_tensor, action_tensor, actions, self._adapter.actions(actions), values)
 
 
-def _in_turn(model: OnPolicyAlgorithm, env: VecEnv, n_steps: int) -> Generator[Step]:
+def _in_turn(model: AdaptedAlgorithm, env: VecEnv, n_steps: int) -> Generator[Step]:
     decide = _Decide(model)
-    obs: Any = model._last_obs
+    obs: Any = copied(model._last_obs)
     for _ in range(n_steps):
         decision = decide(obs, decide.noise(env.num_envs))
-        result = Result(*env.step(decision.clipped_actions))
+        result = _own(env.step(decision.clipped_actions))
         check_finite(model, env, result)
         yield decision, result
         obs = result.new_obs
 
 
-def _overlapped(model: OnPolicyAlgorithm, env: VecEnv, n_steps: int) -> Generator[Step]:
+def _overlapped(model: AdaptedAlgorithm, env: VecEnv, n_steps: int) -> Generator[Step]:
     """Each half is sent into its next step before the other has ended this one."""
     stack = Lanes(env)
     decide = _Decide(model)
@@ -132,7 +134,8 @@ def _overlapped(model: OnPolicyAlgorithm, env: VecEnv, n_steps: int) -> Generato
     try:
         # Noise is drawn for all at once: the generator moves as it does without overlap.
         noise = decide.noise(env.num_envs)
-        sent = [send(lane, take(model._last_obs, lane.part), noise) for lane in stack.lanes]
+        obs: Any = copied(model._last_obs)
+        sent = [send(lane, take(obs, lane.part), noise) for lane in stack.lanes]
         for left in reversed(range(n_steps)):
             decided, sent, results = sent, [], []
             noise = decide.noise(env.num_envs) if left else None
@@ -148,13 +151,27 @@ def _overlapped(model: OnPolicyAlgorithm, env: VecEnv, n_steps: int) -> Generato
         _drain(model, stack)
 
 
-def _wait(model: OnPolicyAlgorithm, lane: Lane) -> Result:
-    result = Result(*lane.env.step_wait())
+def _own(result: VecEnvStepReturn) -> Result:
+    """Keep what environments returned: they may write their next answer into the same memory."""
+    obs, rewards, dones, infos = result
+    dones = np.array(dones)
+    ended = dones.nonzero()[0].tolist()
+    if ended:
+        infos = list(infos)
+        for index in ended:
+            last = infos[index].get("terminal_observation")
+            if last is not None:
+                infos[index] = {**infos[index], "terminal_observation": copied(last)}
+    return Result(copied(obs), np.array(rewards), dones, infos)
+
+
+def _wait(model: AdaptedAlgorithm, lane: Lane) -> Result:
+    result = _own(lane.env.step_wait())
     check_finite(model, lane.env, result, lane.part.start)
     return result
 
 
-def _drain(model: OnPolicyAlgorithm, stack: Lanes) -> None:
+def _drain(model: AdaptedAlgorithm, stack: Lanes) -> None:
     """Wait for what a stop or an error has left in flight, so that the environments are free."""
     results = []
     for lane in stack.lanes:
@@ -180,7 +197,7 @@ def _join_decisions(decisions: list[Decision]) -> Decision:
     return Decision(joined, torch.cat(action_tensors), join(actions), join(clipped_actions), known)
 
 
-def check_finite(model: OnPolicyAlgorithm, env: VecEnv, result: Result, first: int = 0) -> None:
+def check_finite(model: AdaptedAlgorithm, env: VecEnv, result: Result, first: int = 0) -> None:
     """Stop before a value that is not finite enters the rollout.
 
     :param model: for its step counter
@@ -219,7 +236,7 @@ def _is_finite(array: np.ndarray) -> bool:
     return array.dtype.kind != "f" or bool(np.isfinite(array).all())
 
 
-def _divergence(what: str, index: int, model: OnPolicyAlgorithm) -> DivergenceError:
+def _divergence(what: str, index: int, model: AdaptedAlgorithm) -> DivergenceError:
     return DivergenceError(
         f"A {what} that is not finite came from environment {index} at step {model.num_timesteps}; no "
         "parameter was changed: look at what the environment returns there."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from stable_baselines3.common.callbacks import BaseCallback
@@ -14,19 +14,16 @@ from acktr import distributed
 from acktr.algorithm import ACKTR
 from acktr.callbacks import EpisodeTable, Evaluations
 from acktr.checkpoint.bundle import decoding
-from acktr.checkpoint.learner import check_learner, restore_learner
-from acktr.checkpoint.run_state import check_run
-from acktr.checkpoint.store import Checkpoint, read_checkpoint
-from acktr.errors import ConfigurationError, DivergenceError
+from acktr.checkpoint.durable import WriteErrors
+from acktr.checkpoint.learner import restore_learner
+from acktr.checkpoint.store import read_checkpoint
+from acktr.errors import CheckpointWriteError, DivergenceError
 from acktr.figures import plot_learning_curve
 from acktr.presets import Configuration
-from acktr.runs import Run, holds_run, versions
-from acktr.saver import Follower, Saver, StopTraining, restore_logger
-
-# Versions that rounding may depend on.
-_NUMERICAL = ("python", "torch", "numpy", "gymnasium", "stable-baselines3", "mujoco", "envpool", "acktr")
-
-Tell = Callable[[str], None]
+from acktr.resuming import Tell, find_checkpoint, origin, restore
+from acktr.runs import Run, refuse_remains, refuse_run, versions
+from acktr.saver import Follower, Saver, StopTraining, progress_table, restore_logger
+from acktr.tables import Kept
 
 
 @dataclass(frozen=True)
@@ -39,6 +36,7 @@ class Result:
     :param episodes: finished training episodes
     :param last_100_return: mean training return of the last 100 episodes; ``None`` before the first
     :param evaluation: figures of the final evaluation; ``None`` if there was none
+    :param unwritten: names of files that could not be written, where training went on without
     """
 
     steps: int
@@ -47,6 +45,7 @@ class Result:
     episodes: int
     last_100_return: float | None
     evaluation: dict[str, float] | None
+    unwritten: list[str]
 
 
 def run_training(
@@ -74,58 +73,73 @@ def run_training(
     :raises CheckpointError: no checkpoint can be used, or one could not be written
     :raises DivergenceError: if a value is not finite; the model before it is saved
     """
+    _refuse(run, resume)
+    errors = WriteErrors(goes_on=configuration.on_checkpoint_error == "continue")
     with run.lock():
-        if not resume and holds_run(run.path):
-            raise ConfigurationError(
-                f"{run.path} already holds a run: give another directory with --out."
-            )
+        _refuse(run, resume)  # what another process has done until now
+        run.refuse_links()
         store = run.checkpoints(configuration.keep_last, configuration.keep_best)
         store.clean()
-        checkpoint = _newest(run, model, tell) if resume else None
-        run.write_configuration(configuration.model_dump(mode="json"))
+        checkpoint = find_checkpoint(run, model, configuration, tell) if resume else None
+        # A run does not begin where its configuration cannot be written; one that goes on has it.
+        beginning = errors if checkpoint else WriteErrors()
+        with beginning.about(run.path / "config.yaml"):
+            run.write_configuration(configuration.model_dump(mode="json"))
         distributed.gather(str(checkpoint.path if checkpoint else "").encode())
         state = checkpoint.components["run"] if checkpoint else None
         seconds = state["seconds"] if state else 0.0
-        resumed = None
-        if checkpoint and state:
-            resumed = (checkpoint.steps, checkpoint.info["updates"], state["progress_rows"])
+        where_from = origin(model, configuration, versions())
         with contextlib.ExitStack() as opened:
-            episodes = EpisodeTable(run, state and state["episodes"], seconds)
+            episodes = EpisodeTable(run, state and state["episodes"], seconds, errors)
             opened.callback(episodes.table.close)
             evaluations = Evaluations(
-                evaluation_env, configuration, run, should_stop, state and state["evaluations"], seconds
+                evaluation_env,
+                configuration,
+                run,
+                should_stop,
+                state and state["evaluations"],
+                seconds,
+                errors,
             )
             opened.callback(evaluations.table.close)
-            model.set_logger(run.logger(resumed))
+            resumed, rows = None, Kept()
+            if checkpoint and state:
+                resumed = checkpoint.steps, checkpoint.info["updates"]
+                columns = state.get("progress_columns")
+                rows = Kept(state["progress_rows"], checkpoint.steps, columns)
+            model.set_logger(run.logger(resumed, rows, errors))
             opened.callback(model.logger.close)
+            tables = (episodes.table, evaluations.table, progress_table(model.logger))
             saver = Saver(
                 store,
                 configuration,
                 episodes,
                 evaluations,
                 evaluation_env,
-                versions(),
+                where_from,
                 should_stop,
+                errors,
                 checkpoint,
             )
             if checkpoint and state:
                 restore_logger(model.logger, state["logger"])
-                _restore(model, evaluation_env, checkpoint, tell)
-                store.set_aside_after(checkpoint.steps)
+                lost = [table.problem for table in tables if table.problem]
+                restore(model, evaluation_env, checkpoint, configuration, where_from, lost, tell)
+                with errors.about(store.path):
+                    store.set_aside_after(checkpoint.steps)
             try:
                 _learn(model, configuration, [saver, episodes, *callbacks, evaluations])
                 if distributed.any_of(evaluations.was_left)[0]:
                     saver.save_held()
                 else:
                     saver.save()
-                run.save_model(model)
+                with errors.about(run.model_path()):
+                    run.save_model(model)
                 evaluation = None if should_stop() else evaluations.final()
                 if evaluation is not None:
                     evaluations.write(evaluation)
             except DivergenceError as error:
-                # Raised before an update: the parameters are those of the last good one.
-                path = run.save_model(model)
-                raise DivergenceError(f"{error} The model before it is in {path}.") from error
+                raise _with_model(run, model, error) from error
         result = Result(
             steps=model.num_timesteps,
             seconds=saver.seconds,
@@ -133,10 +147,28 @@ def run_training(
             episodes=episodes.count,
             last_100_return=episodes.mean_return(),
             evaluation=None if evaluation is None else evaluation.summary(),
+            unwritten=errors.unwritten,
         )
-        run.write_result(asdict(result))
-        plot_learning_curve(run)
-        return result
+        with errors.about(run.path / "result.json"):
+            run.write_result(asdict(result))
+        with errors.about(run.path / "learning_curve.png"):
+            plot_learning_curve(run)
+        return replace(result, unwritten=errors.unwritten)
+
+
+def _refuse(run: Run, resume: bool) -> None:
+    if resume:
+        refuse_remains(run.path)
+    else:
+        refuse_run(run.path)
+
+
+def _with_model(run: Run, model: ACKTR, error: DivergenceError) -> DivergenceError:
+    """Save the model, and say where it is; raised before an update, it is that of the last good one."""
+    try:
+        return DivergenceError(f"{error} The model before it is in {run.save_model(model)}.")
+    except CheckpointWriteError as other:
+        return DivergenceError(f"{error} The model before it is lost: {other}")
 
 
 def follow_training(model: ACKTR, configuration: Configuration, should_stop: Callable[[], bool]) -> None:
@@ -150,7 +182,9 @@ def follow_training(model: ACKTR, configuration: Configuration, should_stop: Cal
     """
     path = distributed.gather(b"")[0].decode()
     if path:
-        _restore(model, None, read_checkpoint(Path(path)), lambda sentence: None)
+        checkpoint = read_checkpoint(Path(path))
+        with decoding(path, "the state of the learner"):
+            restore_learner(model, checkpoint.components, path)
     follower = Follower(should_stop)
     _learn(model, configuration, [follower])
     if not distributed.any_of(False)[0]:
@@ -168,39 +202,3 @@ def _learn(model: ACKTR, configuration: Configuration, callbacks: Sequence[BaseC
             callback=list(callbacks),
             reset_num_timesteps=model.num_timesteps == 0,
         )
-
-
-def _newest(run: Run, model: ACKTR, tell: Tell) -> Checkpoint | None:
-    checkpoint, skipped = run.checkpoints().newest()
-    for sentence in skipped:
-        tell(f"Skipped: {sentence}")
-    if checkpoint is None:
-        tell(f"{run.path} has no checkpoint yet: training begins anew.")
-        return None
-    check_learner(model, checkpoint.components, str(checkpoint.path))
-    check_run(checkpoint.components.get("run"), checkpoint.info, str(checkpoint.path))
-    return checkpoint
-
-
-def _restore(model: ACKTR, evaluation_env: VecEnv | None, checkpoint: Checkpoint, tell: Tell) -> None:
-    where = str(checkpoint.path)
-    with decoding(where, "the state of the learner"):
-        problems = restore_learner(model, checkpoint.components, where, evaluation_env)
-    reasons = [*checkpoint.info.get("reasons", []), *problems, *_other_versions(model, checkpoint)]
-    if reasons:
-        how = f"same learner state, but not bit for bit: {'; '.join(reasons)}"
-    else:
-        how = "exactly, environments included"
-    tell(f"Resumed at step {checkpoint.steps:,} from {where}: {how}.")
-
-
-def _other_versions(model: ACKTR, checkpoint: Checkpoint) -> list[str]:
-    saved, own = checkpoint.info.get("versions", {}), versions()
-    found = [
-        f"{name} was {saved[name]} and is {own.get(name)}"
-        for name in _NUMERICAL
-        if name in saved and saved[name] != own.get(name)
-    ]
-    if checkpoint.info.get("device") != str(model.device):
-        found.append(f"the device was {checkpoint.info.get('device')} and is {model.device}")
-    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +19,26 @@ if TYPE_CHECKING:
     from acktr.algorithm import ACKTR
 
 _LEAST_BOUND = 1e-12  # nats: a loss of 0 leaves nothing to bound
+
+
+def learns(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether any of an optimiser's parameters is to be trained now: who freezes all of them waits."""
+    return any(p.requires_grad for group in optimizer.param_groups for p in group["params"])
+
+
+def capture(model: ACKTR, kfac: KFAC) -> AbstractContextManager[None]:
+    """Record a pass of the whole batch, unless curvature is taken of a part of it."""
+    return nullcontext() if samples_statistics(model, kfac) else kfac.capture()
+
+
+def samples_statistics(model: ACKTR, kfac: KFAC) -> bool:
+    """Whether K-FAC's statistics are taken of a part of the batch."""
+    return model.sub_sampling_factor > 1 and not kfac.needs_exact_fisher
+
+
+def samples_fisher(model: ACKTR, kfac: KFAC) -> bool:
+    """Whether the exact Fisher is taken of a part of the batch."""
+    return model.sub_sampling_factor > 1 and kfac.needs_exact_fisher
 
 
 def run_step(model: ACKTR, name: str, work: Callable[..., Any], *inputs: Any) -> Any:

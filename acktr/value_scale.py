@@ -11,7 +11,7 @@ the same Fisher and the same KL.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -21,7 +21,6 @@ from acktr import distributed
 from acktr.errors import ConfigurationError
 from acktr.kfac import KFAC
 from acktr.kfac.rescaling import scale_fisher
-from acktr.policies import actor_and_critic_parameters
 
 if TYPE_CHECKING:
     from acktr.algorithm import ACKTR
@@ -35,8 +34,10 @@ _MIN_SIGMA = 1e-3
 class NormalizedValue(nn.Module):
     """A critic's last layer that predicts normalised values and returns them in units of the returns.
 
-    ``V = std n + mean``. Before the first returns are known ``std`` is 0, and so is every value. The
-    moments are buffers: they are saved and loaded with the parameters.
+    ``V = std n + mean``. Before the first returns are known ``std`` is 0, and so is every value.
+
+    Its ``state_dict`` is that of the plain linear layer with the same values, which fits SB3's policies,
+    and one of theirs fits here. With the moments and bit for bit it is in :meth:`exact_state`.
 
     :param linear: the layer that predicts n
     """
@@ -57,6 +58,38 @@ class NormalizedValue(nn.Module):
         # Moments are 0-dim tensors, which leave the dtype of the network's output alone.
         values: Tensor = self.linear(latent) * self.std + self.mean
         return values
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Return ``weight`` and ``bias`` of a plain linear layer with the same values."""
+        state = super().state_dict(*args, **kwargs)
+        prefix = kwargs.get("prefix", "")
+        for name in self._names():
+            del state[prefix + name]
+        for name, p in self.linear.named_parameters():
+            plain = self.std * p.detach().double() + (self.mean if name == "bias" else 0.0)
+            state[prefix + name] = plain.to(p.dtype)
+        return state
+
+    def exact_state(self) -> dict[str, Tensor]:
+        """Return parameters and moments by name, detached."""
+        return {**dict(self.named_buffers()), **{n: p.detach() for n, p in self.named_parameters()}}
+
+    def _names(self) -> list[str]:
+        return list(self.exact_state())
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        plain = {name: state_dict.pop(prefix + name, None) for name in ("weight", "bias")}
+        weight, bias = plain["weight"], plain["bias"]
+        if weight is not None and bias is not None:
+            own = self.exact_state()
+            if self.std > 0:  # in the units that the optimiser knows, with the same values
+                own["linear.weight"] = (weight.to(self.std) / self.std).to(weight)
+                own["linear.bias"] = ((bias.to(self.std) - self.mean) / self.std).to(bias)
+            elif weight.any() or bias.any():
+                own.update({"linear.weight": weight, "linear.bias": bias})
+                own.update(std=torch.ones_like(self.std), count=torch.ones_like(self.count))
+            state_dict.update({prefix + name: x for name, x in own.items()})
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     @torch.no_grad()
     def update(self, mean: float, variance: float) -> float:
@@ -135,6 +168,19 @@ def normalized_value(policy: ActorCriticPolicy) -> NormalizedValue | None:
     return head if isinstance(head, NormalizedValue) else None
 
 
+def exact_parameters(policy: ActorCriticPolicy, state: dict[str, Any]) -> dict[str, Any]:
+    """Return a policy's ``state_dict`` with what a plain one does not say of a critic's moments.
+
+    :param state: the ``state_dict``
+    """
+    head = normalized_value(policy)
+    if head is None:
+        return state
+    prefix = "value_net."
+    others = {name: x for name, x in state.items() if not name.startswith(prefix)}
+    return {**others, **{prefix + name: x for name, x in head.exact_state().items()}}
+
+
 def update_scale(model: ACKTR, batch: RolloutBatch) -> None:
     """Let the critic's scale follow a rollout: moments of the returns, and an adaptive sigma.
 
@@ -142,7 +188,8 @@ def update_scale(model: ACKTR, batch: RolloutBatch) -> None:
     :param batch: the rollout; all ranks have as many samples
     """
     head = normalized_value(model.policy)
-    if head is not None:
+    # What is frozen stays as it is, moments and all.
+    if head is not None and any(p.requires_grad for p in head.parameters()):
         _follow_returns(model, head, batch.returns)
     if model.critic_std == "adaptive":
         # The running standard deviation of the Bellman error (paper, sec. 5.3).
@@ -189,7 +236,7 @@ def rescale_optimizers(model: ACKTR, head: NormalizedValue, ratio: float, sigma_
     :param ratio: r
     :param sigma_ratio: q
     """
-    actor, critic = map(dict.fromkeys, actor_and_critic_parameters(model.policy))
+    actor, critic = set(model.outputs.actor), model.outputs.critic
     own = dict.fromkeys(head.parameters())
     hidden = [p for p in critic if p not in own]
     for optimizer in filter(None, (model.policy.optimizer, model.critic_optimizer)):

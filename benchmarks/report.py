@@ -11,6 +11,7 @@ from statistics import median
 
 from benchmarks import (
     fault_report,
+    pythons_report,
     speed_report,
     suite_figures,
     suite_tables,
@@ -28,6 +29,7 @@ README = ROOT.parent / "README.md"
 SPEED_PAGE = ROOT.parent / "docs" / "speed.md"
 FAULTS_PAGE = ROOT.parent / "docs" / "reliability.md"
 ABLATIONS_PAGE = ROOT.parent / "docs" / "ablations.md"
+PYTHONS_PAGE = ROOT.parent / "docs" / "pythons.md"
 SCALING_PAGE = ROOT.parent / "docs" / "distributed.md"
 BEGIN, END = "<!-- table: python -m benchmarks.report -->", "<!-- end of table -->"
 SUITES_BEGIN, SUITES_END = "<!-- suites: python -m benchmarks.report -->", "<!-- end of suites -->"
@@ -114,6 +116,11 @@ def scaling_page(text: str) -> str:
     return _between_markers(text, fault_report.scaling_table())
 
 
+def pythons_page(text: str) -> str:
+    """Return the page of supported Pythons with its tables made anew."""
+    return _between_markers(text, pythons_report.tables())
+
+
 def main() -> None:
     """Draw the figures and write the pages."""
     for suite in all_suites():
@@ -133,6 +140,7 @@ PAGES = {
     SPEED_PAGE: speed_page,
     FAULTS_PAGE: faults_page,
     SCALING_PAGE: scaling_page,
+    PYTHONS_PAGE: pythons_page,
     ABLATIONS_PAGE: ablations_page,
 }
 

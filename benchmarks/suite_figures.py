@@ -9,7 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from acktr.compare.plot import SECONDS, draw, save
-from benchmarks.statistics import interval, iqm_with_interval, profile
+from acktr.figures import add_legend, with_counts
+from benchmarks.statistics import CONFIDENCE, interval, iqm_with_interval, profile
 from benchmarks.suite_data import SuiteData
 
 CAPTIONS = {
@@ -19,7 +20,8 @@ CAPTIONS = {
     "profile.png": "Share of runs above a normalised score",
 }
 _COLUMNS = 3
-_RETURN = "return, mean of the last 100 episodes"
+_RETURN = "mean return of the last 100 episodes"
+_BAND = f"band: its {CONFIDENCE:.0%} bootstrap interval"
 # More in one panel cannot be told apart: every seed's end in place of curves.
 _MOST_LINES = 8
 _THRESHOLDS = np.linspace(-0.2, 2.0, 111)
@@ -72,6 +74,10 @@ def curves(data: SuiteData, x: str) -> Figure:
             drawn[env] = {label: own for label, own in groups.items() if own}
     n_rows = math.ceil(len(drawn) / _COLUMNS)
     n_columns = min(len(drawn), _COLUMNS)
+    counts: dict[str, list[int]] = {}
+    for groups in drawn.values():
+        for label, own in groups.items():
+            counts.setdefault(label, []).append(len(own))
     figure = Figure(figsize=(4.2 * n_columns, 3.2 * n_rows + 0.4), layout="constrained")
     panels = figure.subplots(n_rows, n_columns, squeeze=False).flat
     colours = {label: f"C{i}" for i, label in enumerate(data.suite.algorithms)}
@@ -80,12 +86,13 @@ def curves(data: SuiteData, x: str) -> Figure:
         draw(axes, groups, x, iqm_with_interval, colours)
         axes.set_title(env, fontsize="medium")
         axes.set_xlabel("")
-        # Labels with their seeds: they may differ from task to task while results come in.
-        axes.legend(fontsize="x-small")
     for axes in list(panels):
         axes.set_axis_off()
     figure.supxlabel("environment steps" if x == "steps" else SECONDS[x], fontsize="medium")
     figure.supylabel(_RETURN, fontsize="medium")
+    several = max(map(max, counts.values())) > 1
+    explanation = f"line: interquartile mean over seeds; {_BAND}" if several else None
+    add_legend(figure, with_counts(counts, "seed"), explanation, "outside upper center")
     return figure
 
 
@@ -108,7 +115,10 @@ def ends(data: SuiteData) -> Figure:
         axes.grid(alpha=0.3)
     panels[0].set_yticks(range(len(data.labels)), data.labels, fontsize="small")
     panels[0].invert_yaxis()
-    figure.supxlabel(f"{_RETURN}; the band is that of the first row", fontsize="medium")
+    figure.supxlabel(
+        f"{_RETURN}; a point is a seed\nband: from the least to the greatest seed of {data.labels[0]}",
+        fontsize="medium",
+    )
     return figure
 
 
@@ -116,15 +126,17 @@ def profiles(data: SuiteData) -> Figure:
     """Draw the share of runs above each normalised score, with its interval."""
     figure = Figure(figsize=(6.5, 4.2), layout="constrained")
     axes = figure.subplots()
+    counts = {}
     for i, label in enumerate(data.suite.algorithms):
         tasks = list(data.normalized(label).values()) if label in data.labels else []
         if tasks:
-            _profile(axes, f"{label} ({len(tasks)} tasks)", f"C{i}", tasks, profile(_THRESHOLDS))
+            counts[label] = [len(tasks)]
+            _profile(axes, label, f"C{i}", tasks, profile(_THRESHOLDS))
     axes.set_xlabel("normalised score: 0 is the random policy, 1 the best of the peers")
     axes.set_ylabel("share of runs above")
     axes.axvline(1.0, color="black", linewidth=0.8, linestyle=":")
     axes.grid(alpha=0.3)
-    axes.legend()
+    add_legend(figure, with_counts(counts, "task"), f"line: share of runs; {_BAND}")
     return figure
 
 

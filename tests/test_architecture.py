@@ -35,6 +35,7 @@ ABOVE = {
     "presets": {"experiment", "compare", "cli"},
     "tables": {"runs", "saver", "training", "experiment", "compare", "cli"},
     "runs": {"saver", "training", "experiment", "compare", "cli"},
+    "resuming": {"saver", "training", "experiment", "compare", "cli"},
     "saver": {"training", "experiment", "compare", "cli"},
     "training": {"experiment", "compare", "cli"},
     "experiment": {"compare", "cli"},

@@ -3,11 +3,14 @@
 import importlib
 import inspect
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import gymnasium as gym
 import pytest
 import torch
+from stable_baselines3 import A2C, PPO
 
 from acktr import ACKTR
 from acktr.cli import _COMMANDS
@@ -22,6 +25,8 @@ PAGES = (
     "acktr/kfac/README.md",
     "docs/index.md",
     "docs/quickstart.md",
+    "docs/policies.md",
+    "docs/migrating.md",
     "docs/environments.md",
     "docs/kfac.md",
 )
@@ -65,6 +70,13 @@ def test_the_python_of_a_page_runs(page, tmp_path, monkeypatch):
             del gym.registry[name]
 
 
+def test_the_page_for_migrants_has_every_argument_of_a2c_and_ppo():
+    rows = "\n".join(re.findall(r"^\| (`.*?) \|", read("docs/migrating.md"), re.MULTILINE))
+    listed = re.findall(r"`(\w+)`", rows)
+    arguments = {name for cls in (A2C, PPO) for name in inspect.signature(cls.__init__).parameters}
+    assert sorted(listed) == sorted(arguments - {"self"})
+
+
 def test_the_metrics_page_lists_what_is_logged():
     listed = set(re.findall(r"^\| `(\w+/\w+)`", read("docs/metrics.md"), re.MULTILINE))
     # A Gaussian policy with a critic of its own logs all there is, with these options.
@@ -93,3 +105,17 @@ def test_the_command_line_page_lists_every_option(command):
 def test_the_command_line_page_lists_every_setting():
     rows = re.findall(r"^\| (`.*?`) \|", read("docs/cli.md").split("## Settings")[1], re.MULTILINE)
     assert sorted(re.findall(r"`(\w+)`", " ".join(rows))) == sorted(setting_names())
+
+
+def test_formulas_need_no_network(tmp_path):
+    (tmp_path / "index.md").write_text("# Page\n\n$$F \\approx A \\otimes S$$\n")
+    command = ["-m", "sphinx", "-W", "-q", "-b", "html", "-c", str(ROOT / "docs"), "."]
+    subprocess.run([sys.executable, *command, "html"], cwd=tmp_path, check=True, timeout=120)
+    html = (tmp_path / "html" / "index.html").read_text(encoding="utf-8")
+    assert "F \\approx A \\otimes S" in html
+    fetched = re.findall(
+        r'<(?:script|img)[^>]*\bsrc="([^"]+)"|<link[^>]*rel="stylesheet"[^>]*href="([^"]+)"', html
+    )
+    paths = ["".join(found).partition("?")[0] for found in fetched]
+    assert "_static/tex-svg.js" in paths
+    assert all((tmp_path / "html" / path).is_file() for path in paths)

@@ -170,6 +170,12 @@ def test_what_does_not_give_its_state_away_is_named(value, message):
         capture(env)
 
 
+def test_a_type_with_arguments_holds_no_state():
+    env = DummyVecEnv([lambda: Foreign(dict[str, int])])
+    env.reset()
+    assert "engine" not in capture(env)["environments"]["state"][0][-1]["attributes"]
+
+
 def test_two_names_for_one_thing():
     array = np.zeros((2, 2))
     environment = Foreign(array)

@@ -128,9 +128,9 @@ UNBOUNDED = spaces.Box(-np.inf, np.inf, (2,), np.float32)
     [
         (OBSERVATION, UNBOUNDED, "unbounded actions"),
         (OBSERVATION, spaces.Box(0, 9, (2,), np.int64), "floating-point actions"),
-        (OBSERVATION, spaces.Discrete(3, start=1), "counts its actions from 1"),
-        (OBSERVATION, spaces.MultiDiscrete([[2, 2], [3, 3]]), "2 dimensions"),
-        (OBSERVATION, spaces.MultiBinary([2, 2]), "MultiBinary action space of shape"),
+        (OBSERVATION, spaces.Discrete(3, start=1), None),
+        (OBSERVATION, spaces.MultiDiscrete([[2, 2], [3, 3]]), None),
+        (OBSERVATION, spaces.MultiBinary([2, 2]), None),
         (OBSERVATION, spaces.Dict({"a": OBSERVATION}), "Dict action space"),
         (OBSERVATION, spaces.Tuple([OBSERVATION]), "Tuple action space"),
         (spaces.Tuple([OBSERVATION]), spaces.Discrete(2), "Tuple observation space"),

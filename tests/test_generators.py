@@ -73,7 +73,7 @@ def test_the_position_of_a_mersenne_twister(position):
 
 def test_generators_of_python():
     generator = random.Random(0)
-    version, words, gauss = generator.getstate()
+    version, words, _ = generator.getstate()
     set_python_state(generator, version, list(words), 0.5)
     assert generator.gauss(0, 1) == 0.5
     wrong = [

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 
 from acktr import ACKTR
 from acktr.errors import DivergenceError
@@ -119,3 +120,19 @@ def test_a_damping_that_cannot_adapt_is_refused():
         ValueError, match=r"adapt_damping moves damping between 1e-06 and 10000: .* got 0"
     ):
         make(damping=0.0, kfac_kwargs={"adapt_damping": True})
+
+
+def test_a_wide_layer_has_blocks_and_says_so(capsys):
+    observation = spaces.Box(-1.0, 1.0, (2100,), np.float32)
+    kwargs = {"policy_kwargs": {"net_arch": [4]}, "n_steps": 4, "verbose": 1}
+    model = ACKTR("MlpPolicy", small_env(observation=observation), **kwargs).learn(8)
+    inputs = model.kfac.factors()["mlp_extractor.policy_net.0"][0]
+    assert inputs.shape == (3, 701, 701)
+    assert "mlp_extractor.policy_net.0 (2100 inputs, 4 outputs)" in model.notes[0]
+    assert "value_net.0" in model.notes[1]
+    assert model.notes[0] in capsys.readouterr().out
+    whole = ACKTR(
+        "MlpPolicy", small_env(observation=observation), kfac_kwargs={"max_factor_size": None}, **kwargs
+    )
+    assert not whole.notes
+    assert not ACKTR("MlpPolicy", small_env()).notes

@@ -1,11 +1,13 @@
 """Native engines step what gymnasium steps, and hand it over as Stable-Baselines3 expects it."""
 
 import csv
+from importlib import metadata
 
 import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode
+from packaging.requirements import Requirement
 from stable_baselines3.common.atari_wrappers import AtariWrapper
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor, get_monitor_files
@@ -299,6 +301,28 @@ def test_auto_takes_the_fastest_that_can_do_what_is_asked(envpool, atari, monkey
     assert choose_backend("auto", "HalfCheetah-v5", 8) == "gymnasium"
     with pytest.raises(ConfigurationError, match='pip install "acktr\\[envpool\\]"'):
         make_vec_env("HalfCheetah-v5", 8, backend="envpool")
+
+
+def test_a_python_without_wheels_is_told_so_and_not_to_install_again(monkeypatch):
+    monkeypatch.setattr(backends, "is_installed", lambda module: False)
+    monkeypatch.setattr(backends, "_PYTHON", (3, 10))
+    assert choose_backend("auto", "CartPole-v1", 8) == "gymnasium"
+    with pytest.raises(ConfigurationError, match=r"Python 3\.10, only from 3\.11") as caught:
+        make_vec_env("CartPole-v1", 2, backend="envpool")
+    assert "pip install" not in str(caught.value)
+    monkeypatch.setattr(backends, "is_installed", lambda module: True)  # built from its source
+    assert choose_backend("envpool", "CartPole-v1", 8) == "envpool"
+
+
+@pytest.mark.parametrize("backend", backends.NATIVE)
+@pytest.mark.parametrize("python", ["3.10", "3.11", "3.12", "3.13", "3.14"])
+def test_an_extra_brings_its_engine_where_the_message_says_so(backend, python):
+    module, extra, first = backends.NATIVE[backend]
+    name = extra.removeprefix("acktr[").removesuffix("]")
+    needed = [Requirement(line) for line in metadata.requires("acktr")]
+    where = {"python_version": python, "python_full_version": f"{python}.0", "extra": name}
+    brought = {r.name.replace("-", "_") for r in needed if r.marker and r.marker.evaluate(where)}
+    assert (module in brought) == (tuple(map(int, python.split("."))) >= first)
 
 
 def test_what_an_engine_cannot_do_is_refused(envpool, atari):

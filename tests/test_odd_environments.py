@@ -1,4 +1,4 @@
-"""Environments that raise, or return what their spaces do not say: named, with exit code 5 (fault 32)."""
+"""Environments that raise, or return what their spaces do not say: named, exit code 5 (fault 32)."""
 
 import gymnasium as gym
 import numpy as np

@@ -9,7 +9,8 @@ from stable_baselines3.common.torch_layers import NatureCNN
 from torch import nn
 
 from acktr import ACKTR
-from acktr.policies import CnnPolicy, MlpPolicy, PaperCNN, PixelCNN, actor_and_critic_parameters
+from acktr.outputs import Outputs
+from acktr.policies import CnnPolicy, MlpPolicy, PaperCNN, PixelCNN
 from tests.small_envs import ACTIONS, IMAGE, MIXED, VECTOR, small_env
 
 ATARI = spaces.Box(0, 255, (4, 84, 84), "uint8")
@@ -74,7 +75,8 @@ def test_the_network_for_pixels_can_be_replaced():
 @pytest.mark.parametrize("action", ACTIONS)
 def test_an_mlp_policy_divides_into_actor_and_critic(action):
     policy = build(MlpPolicy, VECTOR, action)
-    actor, critic = (names(policy, part) for part in actor_and_critic_parameters(policy))
+    outputs = Outputs(policy)
+    actor, critic = names(policy, outputs.actor), names(policy, outputs.critic)
     assert not actor & critic
     assert actor | critic == {name for name, _ in policy.named_parameters()}
     assert ("log_std" in actor) == (action == "Box")
@@ -85,7 +87,8 @@ def test_an_mlp_policy_divides_into_actor_and_critic(action):
 @pytest.mark.parametrize("shared", [True, False])
 def test_a_shared_trunk_is_in_both(shared):
     policy = build(CnnPolicy, IMAGE, "Box", share_features_extractor=shared)
-    actor, critic = actor_and_critic_parameters(policy)
+    outputs = Outputs(policy)
+    actor, critic = outputs.actor, outputs.critic
     trunk = set(actor) & set(critic)
     expected = set(policy.features_extractor.parameters()) if shared else set()
     assert trunk == expected
@@ -116,7 +119,8 @@ def test_a_network_shared_by_the_mlp_extractor_is_a_trunk():
             self.mlp_extractor = Shared()
 
     policy = build(SharedPolicy, VECTOR)
-    actor, critic = actor_and_critic_parameters(policy)
+    outputs = Outputs(policy)
+    actor, critic = outputs.actor, outputs.critic
     trunk = names(policy, set(actor) & set(critic))
     assert trunk == {"mlp_extractor.policy_net.0.weight", "mlp_extractor.policy_net.0.bias"}
     model = ACKTR(SharedPolicy, small_env(), n_steps=8, seed=0).learn(32)
@@ -151,3 +155,14 @@ def test_observations_that_are_no_bytes_are_left_to_stable_baselines():
     obs = torch.rand(2, 4, 84, 84)
     theirs = BasePolicy.extract_features(policy, obs, policy.pi_features_extractor)
     assert torch.equal(policy.features(obs, policy.pi_features_extractor), theirs)
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_a_saved_policy_of_images_keeps_its_networks(share, tmp_path):
+    """SB3's own list of a policy's arguments leaves out whether actor and critic share one."""
+    policy = build(CnnPolicy, IMAGE, share_features_extractor=share)
+    policy.save(tmp_path / "policy")
+    loaded = CnnPolicy.load(tmp_path / "policy")
+    assert loaded.share_features_extractor == share
+    image = torch.randint(0, 256, (2, *IMAGE.shape), dtype=torch.uint8)
+    assert torch.equal(loaded.predict_values(image), policy.predict_values(image))

@@ -11,7 +11,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecNormalize
 
-from acktr import ACKTR
+from acktr import ACKTR, later
 from acktr.envs import make_vec_env
 from acktr.errors import DivergenceError
 from acktr.rollout import RolloutBatch, RolloutStorage
@@ -20,9 +20,9 @@ from tests.small_envs import ACTIONS, IMAGE, MIXED, VECTOR, small_env
 
 def fill(storage, rewards, values, starts, last_values, last_dones):
     storage.rewards[:] = rewards
-    storage.values.copy_(torch.as_tensor(values))
+    storage.values[:] = values
     storage.episode_starts[:] = starts
-    storage.compute_advantages(torch.as_tensor(last_values), np.asarray(last_dones))
+    storage.compute_returns_and_advantage(torch.as_tensor(last_values), np.asarray(last_dones))
     return storage.batch()
 
 
@@ -100,7 +100,7 @@ def test_bytes_that_are_normalised_keep_their_fractions():
     model._setup_learn(8)
     first = model._last_obs.copy()
     model.collect_rollouts(env, model._init_callback(None), model.rollout_buffer, 4)
-    assert np.array_equal(model.rollout_buffer.observations[0].numpy(), first)
+    assert np.array_equal(model.rollout_buffer.observations[0], first)
     assert (first % 1.0).any()
 
 
@@ -160,13 +160,14 @@ def test_a_rollout_is_that_of_stable_baselines(name, policy):
                 np.testing.assert_array_equal(stored, buffer.observations[key])
         else:
             np.testing.assert_array_equal(mine.observations, buffer.observations)
-        np.testing.assert_array_equal(mine.actions.reshape(buffer.actions.shape), buffer.actions)
+        np.testing.assert_array_equal(mine.actions, buffer.actions, strict=True)
         np.testing.assert_array_equal(mine.episode_starts, buffer.episode_starts)
         np.testing.assert_allclose(mine.rewards, buffer.rewards, **close)
         np.testing.assert_allclose(mine.values, buffer.values, **close)
         np.testing.assert_allclose(mine.advantages, buffer.advantages, **close)
-        returns = mine.batch().returns.view(buffer.returns.shape)
-        np.testing.assert_allclose(returns, buffer.returns, **close)
+        np.testing.assert_allclose(mine.returns, buffer.returns, **close)
+        np.testing.assert_allclose(mine.log_probs, buffer.log_probs, **close)
+        assert torch.equal(mine.batch().returns, torch.as_tensor(mine.returns).flatten())
         assert ours.num_timesteps == theirs.num_timesteps
         assert len(ours.ep_info_buffer) == len(theirs.ep_info_buffer)
 
@@ -179,7 +180,9 @@ class Names(BaseCallback):
         self.seen = []
 
     def _note(self):
-        self.seen.append({k: (type(v), getattr(v, "shape", None)) for k, v in self.locals.items()})
+        # What is computed when it is read is no tensor before.
+        now = {k: later.now(v) for k, v in self.locals.items()}
+        self.seen.append({k: (type(v), getattr(v, "shape", None)) for k, v in now.items()})
 
     def _on_step(self):
         self._note()
@@ -194,16 +197,11 @@ def test_callbacks_find_the_local_variables_of_stable_baselines(action):
     ours, theirs = Names(), Names()
     ACKTR("MlpPolicy", small_env(action), n_steps=4, seed=0).learn(8, ours)
     A2C("MlpPolicy", small_env(action), n_steps=4, seed=0).learn(8, theirs)
-    # Values and log-probabilities are computed for the whole rollout at its end, if at all.
-    absent = {"log_probs"}
     # What a loop of theirs over the environments leaves behind.
-    absent |= {"idx", "done", "terminal_obs", "terminal_value"}
+    absent = {"idx", "done", "terminal_obs", "terminal_value"}
     for mine, other in zip(ours.seen, theirs.seen, strict=True):
         assert other.keys() - mine.keys() <= absent
-    # The first four are notes of steps; at the end theirs has Discrete actions in another shape.
-    for mine, other in zip(ours.seen[:4], theirs.seen[:4], strict=True):
-        # The critic of an MlpPolicy is asked once, at the end.
-        for name in mine.keys() & other.keys() - {"self", "rollout_buffer", "values"}:
+        for name in mine.keys() & other.keys() - {"self", "rollout_buffer"}:
             assert mine[name] == other[name], name
 
 
@@ -264,7 +262,7 @@ def test_actions_outside_the_bounds_are_clipped_for_the_environment_only():
     model = ACKTR("MlpPolicy", env, n_steps=30, seed=0, policy_kwargs={"log_std_init": 0.0})
     _, callback = model._setup_learn(30)
     model.collect_rollouts(env, callback, model.rollout_buffer, 30)
-    stored = model.rollout_buffer.actions[:, 0].numpy()
+    stored = model.rollout_buffer.actions[:, 0]
     assert np.abs(stored).max() > 1.0
     np.testing.assert_array_equal(np.clip(stored, -1, 1), seen)
 

@@ -4,9 +4,10 @@ import json
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from acktr.errors import CheckpointError, ConfigurationError
-from acktr.figures import moving_mean, plot_comparison, plot_learning_curve, smoothing_window
+from acktr.figures import plot_comparison, plot_learning_curve, window_means, window_of
 from acktr.runs import EPISODE_COLUMNS, EVALUATION_COLUMNS, Run, Table, find_runs, versions
 
 
@@ -94,17 +95,69 @@ def test_runs_are_found_below_a_directory(tmp_path):
         find_runs(tmp_path / "empty")
 
 
+def test_episodes_that_end_together_are_one_point():
+    steps = np.array([8.0] * 3 + [16.0] * 3 + [20.0])
+    returns = np.array([1.0, 2.0, 6.0, 9.0, 5.0, 1.0, 7.0])
+    for order in (slice(None), [2, 1, 0, 5, 3, 4, 6], [6, 5, 4, 3, 2, 1, 0]):
+        places, means = window_means(steps[order], returns[order], 5)
+        np.testing.assert_array_equal(places, [8, 16, 20])
+        np.testing.assert_allclose(means, [3.0, 5.0, 22 / 4])
+    np.testing.assert_allclose(window_means(steps, returns, 4)[1], [3.0, 5.0, 7.0])
+    np.testing.assert_allclose(window_means(steps, returns, 100)[1], [3.0, 4.0, 31 / 7])
+
+
 @pytest.mark.parametrize(
-    ("window", "expected"),
-    [(1, [1, 2, 6, 4]), (2, [1, 1.5, 4, 5]), (3, [1, 1.5, 3, 4]), (9, [1, 1.5, 3, 3.25])],
+    ("steps", "window"), [(1, 1), (16, 1), (100, 5), (60_000, 5_000), (110_000, 10_000), (1e6, 50_000)]
 )
-def test_moving_mean(window, expected):
-    np.testing.assert_allclose(moving_mean(np.array([1.0, 2.0, 6.0, 4.0]), window), expected)
+def test_a_window_is_a_twentieth_in_round_numbers(steps, window):
+    assert window_of(steps) == window
 
 
-@pytest.mark.parametrize(("n_episodes", "window"), [(1, 1), (99, 9), (1000, 100), (50_000, 100)])
-def test_smoothing_window(n_episodes, window):
-    assert smoothing_window(n_episodes) == window
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that are saved."""
+    figures = []
+    save = Figure.savefig
+
+    def keep(figure, *arguments, **options):
+        figures.append(figure)
+        save(figure, *arguments, **options)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    return figures
+
+
+def texts(figure):
+    (legend,) = figure.legends
+    return legend.get_title().get_text(), [text.get_text() for text in legend.get_texts()]
+
+
+def test_a_learning_curve_has_no_strokes_and_says_what_it_shows(tmp_path, drawn):
+    run = make_run(tmp_path, episodes=0)
+    rows = [f"{1000 * i},{100 * i + j},10,1,{j}" for i in range(1, 9) for j in (-50, 0, 50)]
+    (tmp_path / "episodes.csv").write_text("\n".join(["steps,return,length,seconds,env", *rows]))
+    plot_learning_curve(run)
+    line = drawn[0].axes[0].lines[1]
+    np.testing.assert_allclose(line.get_xydata(), [[1000 * i, 100 * i] for i in range(1, 9)])
+    labels = texts(drawn[0])[1]
+    assert "mean of the training episodes that ended within 500 steps" in labels
+    assert drawn[0].axes[0].get_xlabel() == "environment steps"
+
+
+def test_a_comparison_has_one_legend(tmp_path, drawn):
+    runs = [make_run(tmp_path / f"{seed}", seed) for seed in range(3)]
+    runs.append(make_run(tmp_path / "other", n_steps=5))
+    runs.append(make_run(tmp_path / "toy", env_id="Toy-v1", episodes=9))
+    plot_comparison(runs, tmp_path / "all.png")
+    title, labels = texts(drawn[0])
+    assert title == "line: mean over runs; band: one standard deviation to both sides"
+    assert len(labels) == 3
+    assert any(label.endswith("(3 runs)") for label in labels)
+    for axes in drawn[0].axes:
+        assert axes.get_legend() is None
+        assert "that ended within" in axes.get_ylabel()
+    plot_comparison(runs[3:], tmp_path / "single.png")
+    assert texts(drawn[1])[0] == ""
 
 
 @pytest.mark.parametrize("episodes", [0, 1, 30])

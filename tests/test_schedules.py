@@ -1,8 +1,13 @@
 """Settings that change over training: what a schedule says is what each update learns with."""
 
+import math
+
 import numpy as np
 import pytest
+import torch
 from gymnasium.envs.registration import EnvSpec
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
 from stable_baselines3.common.vec_env import VecEnvWrapper, VecNormalize
 
 from acktr import ACKTR
@@ -167,7 +172,7 @@ def test_vecnormalize_follows_a_schedule_and_no_number(gamma, followed):
 
 
 def test_a_schedule_that_leaves_the_range_of_gamma_is_refused_before_a_step():
-    model = make(gamma=lambda progress_remaining: 0.9 + 0.2 * (1 - progress_remaining))
+    model = make(gamma=lambda progress_remaining: 1.05 if progress_remaining == 0.25 else 0.9)
     with pytest.raises(ConfigurationError, match=r"gamma must lie in \[0, 1\].* gave 1.05 at 0.250"):
         model.learn(4 * 16)
     assert model.num_timesteps == 48
@@ -180,51 +185,155 @@ def test_a_learning_rate_of_a_string_falls_linearly():
     assert model.logged("step_scale")[0] <= 0.0005 * (1 + 1e-6)
 
 
-def still(action="Box", **kwargs):
-    """A model whose networks hardly learn, so that what moves its noise is the schedule."""
-    return make(small_env(action), cls=Recorded, learning_rate=1e-9, **kwargs)
+DOCUMENTED = [
+    lambda progress_remaining: 0.25 * progress_remaining,
+    lambda progress_remaining: progress_remaining * 1e-3,
+    lambda progress_remaining: np.float32(0.25 * progress_remaining),
+    lambda progress_remaining: torch.tensor(0.25 * progress_remaining),
+    lambda progress_remaining: 0.25 * (1 - progress_remaining),  # a warm-up: 0 at the beginning
+    LinearSchedule(0.25, 0.0, 1.0),
+    LinearSchedule(0.25, 0.1, 0.5),
+    FloatSchedule(LinearSchedule(0.25, 0.0, 1.0)),
+    ConstantSchedule(0.25),
+]
 
 
-def test_noise_fades_by_the_changes_of_its_schedule():
-    model = still(std_scale="late_1_0.5", policy_kwargs={"log_std_init": -0.3})
-    model.learn(4 * 16)
-    halved = np.array([1.0, 1.0, 0.75, 0.5])
-    np.testing.assert_allclose(model.logged("std"), np.exp(-0.3) * halved, rtol=1e-5)
-    model.learn(4 * 16)  # a schedule that begins anew goes on from the noise that there is
-    np.testing.assert_allclose(model.logged("std")[4:], 0.5 * np.exp(-0.3) * halved, rtol=1e-5)
+@pytest.mark.parametrize("schedule", DOCUMENTED)
+@pytest.mark.parametrize(
+    "name", ["learning_rate", "critic_learning_rate", "corrected_learning_rate", "target_kl"]
+)
+def test_a_schedule_of_somebodys_own_holds_to_the_very_end(name, schedule):
+    """The last rollout goes beyond the end: SB3's progress is -0.067 there."""
+    model = make(cls=Recorded, **{name: schedule})
+    model.learn(60)
+    assert model.num_timesteps == 64
+    assert model._current_progress_remaining == 0.0
+    assert all(torch.isfinite(p).all() for p in model.policy.parameters())
 
 
-def test_noise_goes_on_learning_while_it_fades():
-    """A step of log_std is the one that would have been, and the change of the schedule on top."""
-    plain, fading = (
-        make(small_env("Box"), cls=Recorded, std_scale=scale).learn(16) for scale in (1.0, "lin_1_0.1")
-    )
-    fallen = fading.policy.log_std - plain.policy.log_std
-    np.testing.assert_allclose(fallen.detach(), np.log(0.1), rtol=1e-5)
-    assert not np.allclose(plain.policy.log_std.detach(), 0.0, atol=1e-4)
-    assert fading.logged("kl") == plain.logged("kl")
+def test_progress_never_leaves_its_range_however_often_one_learns():
+    seen = {}
+
+    def watch(name, value):
+        def schedule(progress_remaining):
+            seen.setdefault(name, []).append(progress_remaining)
+            return value
+
+        return schedule
+
+    names = ["learning_rate", "critic_learning_rate", "corrected_learning_rate"]
+    names += ["target_kl", "gamma", "std_scale"]
+    env = VecNormalize(small_env("Box"))
+    model = make(env, **{name: watch(name, 0.5) for name in names})
+
+    class Stop(BaseCallback):
+        def _on_step(self):
+            return self.num_timesteps < self.model._total_timesteps - 20
+
+    for arguments in ({}, {"reset_num_timesteps": False}, {"callback": Stop()}, {}):
+        model.learn(60, **arguments)
+    for name in names:
+        assert min(seen[name]) == 0.0, name
+        assert max(seen[name]) == 1.0, name
 
 
-def test_a_number_scales_nothing():
-    trained = []
-    for scale in (1.0, 0.5):
-        model = make(small_env("Box"), std_scale=scale)
-        model.learn(2 * 16)
-        trained.append(parameters(model))
-    assert same(*trained)
-
-
-def test_actions_without_a_standard_deviation_have_nothing_to_fade():
-    model = still("Discrete", std_scale="lin_1_0.5")
+def test_a_learning_that_begins_anew_begins_with_all_of_it_left():
+    gammas = []
+    model = make(cls=Recorded, gamma=lambda left: gammas.append(left) or 0.9)
     model.learn(16)
-    assert "train/std" not in model.history[0]
+    gammas.clear()
+    model.learn(16)
+    assert gammas[0] == 1.0
 
 
-def test_a_schedule_that_ends_the_noise_is_refused_and_the_noise_stays():
-    model = still(
-        std_scale=lambda progress_remaining: progress_remaining - 0.25,
-        policy_kwargs={"log_std_init": 0.0},
-    )
-    with pytest.raises(ConfigurationError, match=r"std_scale must stay positive.* gave 0.0 at 0.250"):
-        model.learn(4 * 16)
-    np.testing.assert_allclose(model.policy.log_std.exp().detach(), 1 / 3, rtol=1e-5)
+OUT_OF_RANGE = [
+    lambda left: 0.1 - left,
+    lambda left: left - 0.1,
+    lambda left: math.nan if left < 0.5 else 1.0,
+]
+OUT_OF_RANGE += [
+    lambda left: None,
+    lambda left: "0.1",
+    lambda left: 1 / left,
+    LinearSchedule(0.1, -0.1, 1.0),
+]
+OUT_OF_RANGE += [lambda left: np.array([0.1, 0.2]), ConstantSchedule(-1.0)]
+
+
+@pytest.mark.parametrize("schedule", OUT_OF_RANGE)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "learning_rate",
+        "critic_learning_rate",
+        "corrected_learning_rate",
+        "target_kl",
+        "gamma",
+        "std_scale",
+    ],
+)
+def test_a_schedule_that_ends_or_begins_out_of_range_is_refused_before_training(name, schedule):
+    with pytest.raises(
+        ConfigurationError, match=rf"{name} must .*, but its schedule .* of the training"
+    ) as caught:
+        make(**{name: schedule})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["learning_rate", "critic_learning_rate", "corrected_learning_rate", "target_kl"]
+)
+def test_a_value_out_of_range_in_between_is_refused_before_anything_is_changed(name):
+    model = make(**{name: lambda left: math.nan if left == 0.25 else 0.1})
+    seen = []
+
+    class Watch(BaseCallback):
+        def _on_rollout_end(self):
+            seen.append(parameters(self.model))
+
+        def _on_step(self):
+            return True
+
+    with pytest.raises(ConfigurationError, match=f"{name} must not be negative.* gave nan at 0.250"):
+        model.learn(4 * 16, Watch())
+    assert len(seen) == 3
+    assert same(seen[-1], parameters(model))
+    model.lr_schedule = lambda left: 0.1
+    setattr(model, name, 0.1)  # and learning goes on
+    model.learn(16, reset_num_timesteps=False)
+
+
+@pytest.mark.parametrize(
+    "value", [np.float32(0.02), np.float64(0.02), torch.tensor(0.02), np.int64(1), 1]
+)
+@pytest.mark.parametrize(
+    "name", ["learning_rate", "critic_learning_rate", "corrected_learning_rate", "target_kl"]
+)
+def test_numbers_of_numpy_and_torch_are_numbers(name, value):
+    make(**{name: value}).learn(16)
+
+
+@pytest.mark.parametrize("value", [[0.1], {"a": 1}, (1, 2)])
+@pytest.mark.parametrize(
+    "name", ["learning_rate", "critic_learning_rate", "gamma", "target_kl", "std_scale"]
+)
+def test_what_is_no_number_and_no_schedule_is_refused(name, value):
+    with pytest.raises(ConfigurationError, match=f"^{name} must"):
+        make(**{name: value})
+
+
+def test_a_target_that_is_changed_counts_from_the_next_update():
+    """As PPO's: who sets ``model.target_kl`` in a callback is heard."""
+
+    class Change(BaseCallback):
+        def _on_rollout_end(self):
+            if self.num_timesteps == 32:
+                self.model.target_kl, self.model.critic_learning_rate = "lin_0.5", 0.125
+
+        def _on_step(self):
+            return True
+
+    model = make(cls=Recorded)
+    model.learn(4 * 16, Change())
+    np.testing.assert_allclose(model.logged("target_kl"), [0.01, 0.25, 0.125, 0.0])
+    assert model.critic_optimizer.param_groups[0]["lr"] == 0.125

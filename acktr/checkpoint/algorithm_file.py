@@ -16,36 +16,32 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.save_util import load_from_zip_file, recursive_getattr
 from stable_baselines3.common.type_aliases import GymEnv, TensorDict
 from stable_baselines3.common.utils import get_system_info
-from torch import Tensor, nn
+from stable_baselines3.common.vec_env.patch_gym import _convert_space
+from torch import Tensor
 
-from acktr.checkpoint.claims import (
-    check_classes,
-    check_observations,
-    check_optimizer,
-    check_rollout,
-    check_state,
-    own_names,
-    parameters_within,
-)
+from acktr.checkpoint.claims import NEEDED, build, check_optimizer, constructor_arguments
 from acktr.checkpoint.codec import Absent
 from acktr.checkpoint.model_file import (
+    DATA,
+    NORMALIZATION,
     ModelFile,
     ModelPath,
     foreign_refusal,
     is_foreign,
     read_model,
+    shown,
     write_model,
 )
 from acktr.errors import (
-    AcktrError,
     CheckpointMismatchError,
     ConfigurationError,
     DamagedCheckpointError,
 )
+from acktr.foreign import REPLACED, own_arguments
 
 _Self = TypeVar("_Self", bound="SafeAlgorithm")
 
-# Made anew from the arguments they belong to.
+# Made anew from the arguments they belong to; all but the first were attributes once.
 DERIVED = {
     "lr_schedule",
     "target_kl_schedule",
@@ -54,7 +50,6 @@ DERIVED = {
     "corrected_lr_schedule",
     "critic_lr_schedule",
 }
-_NEEDED = ("policy_class", "policy_kwargs", "observation_space", "action_space")
 
 
 class SafeAlgorithm(OnPolicyAlgorithm):
@@ -62,12 +57,15 @@ class SafeAlgorithm(OnPolicyAlgorithm):
 
     # What models were whose files say nothing of an attribute: they are from before it existed.
     _implied: ClassVar[Mapping[str, Any]] = {}
+    _mark: ClassVar[str] = ""  # an attribute that no other algorithm has
 
     def save(
         self,
         path: ModelPath,
         exclude: Iterable[str] | None = None,
         include: Iterable[str] | None = None,
+        *,
+        normalization: Mapping[str, Any] | None = None,
     ) -> None:
         """Save arguments, attributes and all parameters, whole or not at all.
 
@@ -77,13 +75,18 @@ class SafeAlgorithm(OnPolicyAlgorithm):
         :param path: to which ``.zip`` is added if it has no suffix, or a file open for writing
         :param exclude: names of attributes to leave out
         :param include: names of attributes to keep that are left out by default
+        :param normalization: statistics to keep in the same file, see
+            :func:`acktr.envs.normalization.normalization_content`; loading a model leaves them alone
         :raises CheckpointWriteError: it could not be written; an earlier file is as it was
         """
         left_out = {*(exclude or ()), *self._excluded_save_params()} - set(include or ())
         names, _ = self._get_torch_save_params()
         left_out |= {*DERIVED, *(name.split(".")[0] for name in names)}
         data = {name: value for name, value in vars(self).items() if name not in left_out}
-        missing = write_model(path, {"data": data, **self.get_parameters()})
+        components: dict[str, Any] = {DATA: data, **self.get_parameters()}
+        if normalization is not None:
+            components[NORMALIZATION] = normalization
+        missing = write_model(path, components)
         if missing:
             listed = ", ".join(f"{name.removeprefix('data: ')} ({of})" for name, of in missing.items())
             warnings.warn(
@@ -105,35 +108,49 @@ class SafeAlgorithm(OnPolicyAlgorithm):
     ) -> _Self:
         """Load a model; nothing in the file is executed.
 
+        A file of SB3's A2C or PPO, or of sb3-contrib's TRPO, gives its policy, its discount factor and
+        its counters; all other settings are those of a new model, because theirs are of another
+        optimiser.
+
         :param path: with or without ``.zip``, or a file open for reading
         :param env: to go on learning in; must have the saved spaces
         :param device: where to compute
         :param custom_objects: in the place of stored attributes, and of those that could not be stored;
-            a dotted path reaches into a mapping: ``{"policy_kwargs.features_extractor_class": MyCNN}``
+            a dotted path reaches into a mapping: ``{"policy_kwargs.features_extractor_class": MyCNN}``;
+            what the model does not have is left out
         :param print_system_info: of the machine that saved it, and of this one
         :param force_reset: begin new episodes before going on to learn
         :param trust: unpickle a file of SB3's own, which may run any code
-        :param kwargs: attributes to change
+        :param kwargs: arguments of the constructor, or other attributes, to change
+        :raises ConfigurationError: one of ``kwargs`` is no such thing, or out of its range
         :raises CheckpointMismatchError: the environment has other spaces, or parameters do not fit
         :raises CheckpointError: of the kind that tells why else it cannot be used
         """
         if is_foreign(path):
             if not trust:
-                raise foreign_refusal(str(path))
+                raise foreign_refusal(shown(path))
             path = os.fspath(path) if isinstance(path, os.PathLike) else path
-            said, _, _ = load_from_zip_file(path, device=device, custom_objects=custom_objects)
-            unsaid = {name: value for name, value in cls._implied.items() if name not in (said or {})}
-            kwargs = {**unsaid, **kwargs}
-            return super().load(
-                path, env, device, custom_objects, print_system_info, force_reset, **kwargs
+            said, parameters, _ = load_from_zip_file(
+                path, device=device, custom_objects=custom_objects, print_system_info=print_system_info
             )
+            said = said or {}
+            kwargs = cls._known_changes(kwargs, said)
+            if cls._mark not in said:  # another algorithm's
+                changes = {**_own_objects(custom_objects or {}), **kwargs}
+                return _adopt(cls, str(path), said, changes, parameters or {}, env, device)
+            unsaid = {name: value for name, value in cls._implied.items() if name not in said}
+            kwargs = {**unsaid, **kwargs}
+            model = super().load(path, env, device, custom_objects, False, force_reset, **kwargs)
+            model._check_arguments()
+            return model
         file = read_model(path)
         if print_system_info:
             print("== CURRENT SYSTEM INFO ==")
             get_system_info()
             print("== SAVED MODEL SYSTEM INFO ==")
             print(file.system_info)
-        data, parameters = _decode(file, custom_objects or {}, kwargs)
+        data, parameters = _decode(cls, file, custom_objects or {}, kwargs)
+        kwargs = cls._known_changes(kwargs, data)
         data = {**cls._implied, **data}
         if "policy_kwargs" in kwargs:
             given, saved = kwargs.pop("policy_kwargs"), data["policy_kwargs"]
@@ -148,9 +165,18 @@ class SafeAlgorithm(OnPolicyAlgorithm):
             if force_reset:
                 data["_last_obs"] = None
         given = {*kwargs, *(custom_objects or {})}
-        model = _build(cls, file.where, env, device, {**data, **kwargs}, given, parameters)
+        model = build(cls, file.where, env, device, {**data, **kwargs}, given, parameters)
         model._put_parameters(parameters, True, device, file.where)
         return model
+
+    @classmethod
+    def _known_changes(cls, changes: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
+        """Refuse what is neither an argument nor an attribute, and what is another algorithm's."""
+        known = {*_arguments(cls), *(data.keys() - REPLACED.keys())}
+        return own_arguments(changes, known, cls.__name__)
+
+    def _check_arguments(self) -> None:
+        """Check what the constructor checks, of attributes that a file has given."""
 
     @staticmethod
     def _complete_policy_kwargs(given: Mapping[str, Any], action_space: spaces.Space) -> dict[str, Any]:
@@ -178,14 +204,20 @@ class SafeAlgorithm(OnPolicyAlgorithm):
             self._put_parameters(load_path_or_dict, exact_match, device, "The dict of parameters")
         elif not is_foreign(load_path_or_dict):
             file = read_model(load_path_or_dict)
-            names = {name.rsplit(".", 1)[0] for name in file.files} - {"data"}
+            names = {name.rsplit(".", 1)[0] for name in file.files} - {DATA, NORMALIZATION}
             self._put_parameters(file.decode(names), exact_match, device, file.where)
         elif trust:
             path = load_path_or_dict
             path = os.fspath(path) if isinstance(path, os.PathLike) else path
-            super().set_parameters(path, exact_match, device)  # type: ignore[arg-type]  # open files too
+            _, parameters, _ = load_from_zip_file(path, device=device, load_data=False)
+            found: dict[str, Any] = parameters or {}
+            if "curvature" not in found.get("policy.optimizer", {}):  # another algorithm's
+                found = {"policy": found.get("policy", {})}
+                check_architecture(self, found["policy"], str(path))
+                exact_match = False
+            self._put_parameters(found, exact_match, device, str(path))
         else:
-            raise foreign_refusal(str(load_path_or_dict))
+            raise foreign_refusal(shown(load_path_or_dict))
 
     def _put_parameters(
         self, parameters: TensorDict, exact_match: bool, device: torch.device | str, where: str
@@ -193,7 +225,7 @@ class SafeAlgorithm(OnPolicyAlgorithm):
         """Check everything, then change everything, or nothing."""
         policy = parameters.get("policy")
         if exact_match and policy is not None:
-            check_architecture(self.policy, policy, where)
+            check_architecture(self, policy, where)
         for name, state in parameters.items():
             own = recursive_getattr(self, name, None)
             if isinstance(own, torch.optim.Optimizer):
@@ -217,17 +249,19 @@ class SafeAlgorithm(OnPolicyAlgorithm):
             ) from error
 
 
-def check_architecture(module: nn.Module, state: Any, where: str) -> None:
-    """Compare parameters with those of a network, before any is changed.
+def check_architecture(model: SafeAlgorithm, state: Any, where: str) -> None:
+    """Compare parameters with those of a model's policy, before any is changed.
 
-    :param module: the network
-    :param state: its ``state_dict`` to be
+    :param model: of whose policy they are to be
+    :param state: as ``get_parameters`` has them, or as the policy's own ``state_dict``
     :param where: names it in the message
     :raises CheckpointMismatchError: lists what differs
     """
     if not isinstance(state, Mapping) or not all(isinstance(x, Tensor) for x in state.values()):
         raise DamagedCheckpointError(f"The parameters of {where} are no tensors by name.")
-    own = {name: tuple(x.shape) for name, x in module.state_dict().items()}
+    plain = model.policy.state_dict()
+    fitting = plain if plain.keys() == state.keys() else model.get_parameters()["policy"]
+    own = {name: tuple(x.shape) for name, x in fitting.items()}
     saved = {name: tuple(x.shape) for name, x in state.items()}
     differences = [
         f"{name} is {saved.get(name, 'absent')} in the file and {own.get(name, 'absent')} in the model"
@@ -243,7 +277,7 @@ def check_architecture(module: nn.Module, state: Any, where: str) -> None:
 
 
 def _decode(
-    file: ModelFile, custom_objects: Mapping[str, Any], changes: Mapping[str, Any]
+    cls: type, file: ModelFile, custom_objects: Mapping[str, Any], changes: Mapping[str, Any]
 ) -> tuple[dict[str, Any], TensorDict]:
     given = dict(custom_objects)
     for path in file.manifest.info.get("missing", {}):
@@ -257,46 +291,61 @@ def _decode(
         raise CheckpointMismatchError(
             f"{file.where} was saved without {error}: pass custom_objects={{{name!r}: ...}}."
         ) from error
-    data = components.pop("data", None)
-    if not isinstance(data, dict) or any(name not in data for name in _NEEDED):
-        raise DamagedCheckpointError(f"The data of {file.where} lack one of {', '.join(_NEEDED)}.")
-    # Given where nothing was stored.
-    data.update({name: value for name, value in given.items() if "." not in name})
+    data = components.pop(DATA, None)
+    components.pop(NORMALIZATION, None)
+    if not isinstance(data, dict) or any(name not in data for name in NEEDED):
+        raise DamagedCheckpointError(f"The data of {file.where} lack one of {', '.join(NEEDED)}.")
+    # Given where nothing was stored. What no model has is left out, as SB3 does.
+    known = (constructor_arguments(cls) | data.keys()) - REPLACED.keys() - DERIVED
+    data.update({name: value for name, value in given.items() if name in known})
     return data, components
 
 
-def _build(
+def _own_objects(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out what is no part of this algorithm: scripts for PPO give ``clip_range`` at each load."""
+    return {n: value for n, value in given.items() if n not in REPLACED and n not in DERIVED}
+
+
+# What of another algorithm's file means the same here.
+_SHARED = (
+    *NEEDED,
+    *("n_envs", "gamma", "verbose", "seed", "tensorboard_log"),
+    *("num_timesteps", "ep_info_buffer", "ep_success_buffer"),
+)
+_NOT_OF_A_NETWORK = ("optimizer_class", "optimizer_kwargs", "device")
+
+
+def _adopt(
     cls: type[_Self],
     where: str,
+    said: Mapping[str, Any],
+    changes: Mapping[str, Any],
+    parameters: TensorDict,
     env: GymEnv | None,
     device: torch.device | str,
-    data: dict[str, Any],
-    given: set[str],
-    parameters: TensorDict,
 ) -> _Self:
-    """Build what a file describes, if that is a model, and one that the file has the parameters of."""
+    """Build a model with the policy of an A2C, PPO or TRPO."""
+    if any(name not in said for name in NEEDED) or "policy" not in parameters:
+        raise DamagedCheckpointError(f"The data of {where} lack one of {', '.join(NEEDED)}.")
+    data = {name: said[name] for name in _SHARED if name in said}
+    for name in ("observation_space", "action_space"):
+        data[name] = _convert_space(data[name])  # those of gym become gymnasium's
+    of_policy = dict(data["policy_kwargs"] or {})
+    data["policy_kwargs"] = {n: x for n, x in of_policy.items() if n not in _NOT_OF_A_NETWORK}
+    if said.get("use_sde"):
+        data["policy_kwargs"]["use_sde"] = True  # which is refused by name
+    data.update(changes)
+    if env is not None:
+        env = cls._wrap_env(env, data.get("verbose", 0))
+        _check_spaces(where, data, env)
+        data["n_envs"] = env.num_envs
     try:
-        # As SB3's own load does: the constructors of algorithms have these, that of the base class not.
-        model = cls(policy=data["policy_class"], env=env, device=device, _init_setup_model=False)  # type: ignore[arg-type,call-arg]
-        data = own_names(model, data, given, where)
-        check_state(model, data, {*given, *constructor_arguments(cls), *_NEEDED}, where)
-        check_classes(model, data, given)
-        if "n_steps" not in given:
-            check_rollout(data, parameters.get("policy"))
-        vars(model).update(data)
-        check_observations(model, data, model.n_envs, where)
-        with parameters_within(parameters.get("policy")):
-            model._setup_model()
+        given = {*data, *changes} - ({"tensorboard_log"} - changes.keys())
+        model = build(cls, where, env, device, data, given, parameters)
     except ConfigurationError as error:
-        if given:
-            raise
-        raise DamagedCheckpointError(f"No model can be built from {where} ({error}).") from error
-    except AcktrError:
-        raise
-    except Exception as error:
-        # What a constructor says of wrong arguments is up to torch and SB3.
-        problem = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise DamagedCheckpointError(f"No model can be built from {where} ({problem}).") from error
+        raise CheckpointMismatchError(f"{where} is of another algorithm: {error}") from error
+    check_architecture(model, parameters["policy"], where)
+    model._put_parameters({"policy": parameters["policy"]}, False, device, where)
     return model
 
 
@@ -317,7 +366,9 @@ def _describe(space: Any) -> str:
     return str(space)
 
 
-def constructor_arguments(cls: type) -> set[str]:
-    """Name the arguments of a class and its bases, and so the attributes that are no state."""
-    signatures = [inspect.signature(base.__init__) for base in cls.__mro__]  # type: ignore[misc]  # read, not called
-    return {name for signature in signatures for name in signature.parameters}
+def _arguments(cls: type) -> set[str]:
+    """Name the arguments of an algorithm's constructor, and of those that it hands others on to."""
+    bases = [
+        base for base in cls.__mro__ if issubclass(base, SafeAlgorithm) and "__init__" in vars(base)
+    ]
+    return {name for base in bases for name in inspect.signature(base.__init__).parameters}

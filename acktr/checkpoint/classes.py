@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -15,12 +14,21 @@ from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, Line
 from torch import nn
 
 import acktr.policies
-import acktr.rollout
+import acktr.storage
 
 # Networks, policies and the storage of rollouts: all that a constructor argument may be a class of.
-_MODULES = (nn, torch_layers, policies, buffers, preprocessing, acktr.policies, acktr.rollout)
-_BASES = (nn.Module, buffers.BaseBuffer, acktr.rollout.RolloutStorage, spaces.Space)
+_MODULES = (nn, torch_layers, policies, buffers, preprocessing, acktr.policies, acktr.storage)
+_BASES = (nn.Module, buffers.BaseBuffer, acktr.storage.RolloutStorage, spaces.Space)
 SCHEDULES = {cls.__name__: cls for cls in (ConstantSchedule, FloatSchedule, LinearSchedule)}
+
+
+def is_class(value: Any) -> TypeGuard[type]:
+    """Tell whether a value is a class; ``dict[str, Tensor]`` is none.
+
+    On Python 3.10 ``isinstance(dict[str, Tensor], type)`` is true, and ``inspect.isclass`` with it: the
+    alias hands ``__class__`` through to ``dict``. ``issubclass`` then raises.
+    """
+    return issubclass(type(value), type)
 
 
 def name_of(cls: type) -> str:
@@ -31,12 +39,14 @@ def name_of(cls: type) -> str:
 @functools.cache
 def allowed_classes() -> Mapping[str, type]:
     """Return the allowed classes by their dotted names."""
-    return {name_of(cls): cls for module in (*_MODULES, spaces) for cls in _classes_in(module)}
+    classes = {name_of(cls): cls for module in (*_MODULES, spaces) for cls in _classes_in(module)}
+    # As earlier files name it.
+    return {**classes, "acktr.rollout.RolloutStorage": acktr.storage.RolloutStorage}
 
 
 def _classes_in(module: Any) -> Iterator[type]:
     for value in vars(module).values():
-        if inspect.isclass(value) and issubclass(value, _BASES):
+        if is_class(value) and issubclass(value, _BASES):
             yield value
 
 

@@ -24,6 +24,7 @@ from acktr.checkpoint.classes import (
     dtype_name,
     find_array_dtype,
     find_dtype,
+    is_class,
     name_of,
     space_from_plain,
     space_to_plain,
@@ -98,7 +99,7 @@ class _Encoder:
             return {"$": "dtype", "name": dtype_name(value)}
         if isinstance(value, torch.device):
             return {"$": "device", "name": str(value)}
-        if isinstance(value, type) and allowed_classes().get(name_of(value)) is value:
+        if is_class(value) and allowed_classes().get(name_of(value)) is value:
             return {"$": "class", "name": name_of(value)}
         if type(value) in SCHEDULES.values():
             state = self._dict(vars(value), path)
@@ -106,7 +107,7 @@ class _Encoder:
         plain = space_to_plain(value) if isinstance(value, spaces.Space) else None
         if plain is not None:
             return {"$": "space", "space": self._dict(plain, path)}
-        of = name_of(value) if isinstance(value, type) else name_of(type(value))
+        of = name_of(value) if is_class(value) else name_of(type(value))
         if not self._name_missing:
             raise Unstorable(f"{'.'.join(path)} is of {of}")
         self.missing[".".join(path)] = of

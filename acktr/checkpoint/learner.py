@@ -25,10 +25,9 @@ from acktr.checkpoint.algorithm_file import (
     DERIVED,
     SafeAlgorithm,
     check_architecture,
-    constructor_arguments,
 )
 from acktr.checkpoint.bundle import MANIFEST, check_size, pack, read_manifest, unpack
-from acktr.checkpoint.claims import check_observations, check_state
+from acktr.checkpoint.claims import check_observations, check_state, constructor_arguments
 from acktr.checkpoint.codec import Unstorable
 from acktr.envs.generators import set_legacy_state, set_python_state, set_state
 from acktr.envs.normalization import normalization_state, set_normalization_state
@@ -129,7 +128,7 @@ def check_learner(model: SafeAlgorithm, components: Mapping[str, Any], where: st
     for name in ("learner", "rank-0", *sorted(needed)):
         if name not in components:
             raise DamagedCheckpointError(f"{where} has no component {name!r}.")
-    check_architecture(model.policy, components["policy"], where)
+    check_architecture(model, components["policy"], where)
     if not all(bool(x.isfinite().all()) for x in components["policy"].values()):
         raise DamagedCheckpointError(f"The parameters in {where} are not finite.")
     learner, excluded = components["learner"], _left_out(model)

@@ -31,6 +31,10 @@ from acktr.checkpoint.bundle import (
 from acktr.checkpoint.durable import write_file
 from acktr.errors import CheckpointWriteError, DamagedCheckpointError, UnsafeCheckpointError
 
+# Components of a model file that are no parameters: arguments and attributes, and what belongs to the
+# model and lies in its environments.
+DATA, NORMALIZATION = "data", "normalization"
+
 # For people and tools; never read as data.
 _EXTRAS = {"_stable_baselines3_version", "system_info.txt"}
 
@@ -119,6 +123,18 @@ def read_model(path: ModelPath) -> ModelFile:
             raise DamagedCheckpointError(f"{where} is a damaged zip file ({error}).") from error
 
 
+def read_component(path: ModelPath, name: str) -> Any:
+    """Read one component of a model file; ``None`` if the file has none of this name.
+
+    :param path: as for :func:`read_model`
+    :param name: of the component
+    :raises CheckpointError: of the kind that tells why the file cannot be used
+    """
+    if is_foreign(path):
+        raise foreign_refusal(shown(path))
+    return read_model(path).decode({name}).get(name)
+
+
 def is_foreign(path: ModelPath) -> bool:
     """Whether a file is one of SB3's own, with pickles in it."""
     with contextlib.suppress(Exception), _opened(path) as (file, _), zipfile.ZipFile(file) as archive:
@@ -130,10 +146,14 @@ def is_foreign(path: ModelPath) -> bool:
 def foreign_refusal(where: str) -> UnsafeCheckpointError:
     """Say that a file would have to be unpickled."""
     return UnsafeCheckpointError(
-        f"{where} was written by Stable-Baselines3 or acktr 0.1 and holds pickles, which may run any "
-        "code when they are read: if you trust where it comes from, load it with trust=True and save it "
-        "again."
+        f"{where} is a file of Stable-Baselines3's own format, whose pickles may run any code when they "
+        "are read: if you trust where it comes from, load it with trust=True and save it again."
     )
+
+
+def shown(path: ModelPath) -> str:
+    """Name a model file in a message."""
+    return str(getattr(path, "name", "the open file") if isinstance(path, io.BufferedIOBase) else path)
 
 
 def _read(archive: zipfile.ZipFile, where: str) -> ModelFile:
@@ -183,7 +203,7 @@ def _size(archive: zipfile.ZipFile) -> int:
 @contextlib.contextmanager
 def _opened(path: ModelPath) -> Iterator[tuple[BinaryIO, str]]:
     if isinstance(path, io.BufferedIOBase):
-        yield path, str(getattr(path, "name", "the open file"))  # type: ignore[misc]
+        yield path, shown(path)  # type: ignore[misc]
         return
     place = Path(path)
     if not place.is_file() and place.with_name(f"{place.name}.zip").is_file():

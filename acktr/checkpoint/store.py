@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from acktr.checkpoint.bundle import (
     read_manifest,
     unpack,
 )
-from acktr.checkpoint.durable import remove_directory, write_directory
+from acktr.checkpoint.durable import refuse_links, remove, remove_directory, write_directory
 from acktr.errors import (
     CheckpointError,
     CheckpointVersionError,
@@ -63,8 +63,10 @@ class CheckpointStore:
         :param files: what :func:`pack_checkpoint` returned
         :return: its directory
         :raises CheckpointWriteError: it could not be written; the others are as they were
+        :raises UnsafeCheckpointError: the place of all is a link
         """
-        path = self.path / f"step-{steps:012d}"
+        path = self.path_of(steps)
+        refuse_links(self.path)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             write_directory(path, files)
@@ -76,6 +78,10 @@ class CheckpointStore:
         self._prune()
         return path
 
+    def path_of(self, steps: int) -> Path:
+        """Name the directory of a checkpoint."""
+        return self.path / f"step-{steps:012d}"
+
     def newest(self) -> tuple[Checkpoint | None, list[str]]:
         """Read the newest checkpoint that is valid.
 
@@ -84,7 +90,9 @@ class CheckpointStore:
         :raises DamagedCheckpointError: there are checkpoints, and none is valid
         :raises CheckpointVersionError: one is of a format that is not read: it is not damaged, and
             going on from an older one would lose it
+        :raises UnsafeCheckpointError: the place of all is a link
         """
+        refuse_links(self.path)
         skipped: list[str] = []
         for path in reversed(self.paths()):
             try:
@@ -108,16 +116,21 @@ class CheckpointStore:
 
     def clean(self) -> None:
         """Remove what a killed process has left half-written or half-removed."""
+        refuse_links(self.path)
         if self.path.is_dir():
             for path in self.path.glob(".step-*"):
-                shutil.rmtree(path, ignore_errors=True)
+                remove(path)
 
     def set_aside_after(self, steps: int) -> None:
-        """Rename what lies beyond a checkpoint that a run goes on from: it was skipped as unusable."""
+        """Rename what lies beyond a checkpoint that a run goes on from: it was skipped as unusable.
+
+        :raises OSError: it cannot be renamed
+        """
+        refuse_links(self.path)
         for path in self.paths():
             if int(path.name.removeprefix("step-")) > steps:
                 place, number = path.with_name(f"unusable-{path.name}"), 1
-                while place.exists():
+                while os.path.lexists(place):
                     place, number = path.with_name(f"unusable-{path.name}-{number}"), number + 1
                 path.rename(place)
 

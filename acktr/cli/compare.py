@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
+from acktr.cli.arguments import given_number
 from acktr.errors import printable
+from acktr.units import duration, whole_number
 
 if TYPE_CHECKING:
     from acktr.compare.comparison import Comparison
@@ -19,10 +21,10 @@ def compare(
     env: Annotated[Positional[str], arg(metavar="ENV")],
     *,
     algos: Annotated[str, arg(metavar="A,B,...")] = "acktr,a2c,ppo,trpo",
-    steps: Annotated[int | None, arg(metavar="N")] = None,
-    seeds: Annotated[int, arg(metavar="K")] = 3,
-    jobs: Annotated[int | None, arg(metavar="J")] = None,
-    out: Annotated[str | None, arg(metavar="DIR")] = None,
+    steps: Annotated[str | None, arg(metavar="N", help_behavior_hint="")] = None,
+    seeds: Annotated[str, arg(metavar="K")] = "3",
+    jobs: Annotated[str | None, arg(metavar="J", help_behavior_hint="")] = None,
+    out: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="")] = None,
 ) -> int:
     """Train algorithms side by side, each with its tuned settings, and draw return over steps and time.
 
@@ -39,16 +41,19 @@ def compare(
     from acktr.compare.comparison import compare as compare_algorithms
     from acktr.compare.runner import Terminated
 
+    n_timesteps = given_number("--steps", steps)
     try:
         comparison = compare_algorithms(
             env,
             [name.strip() for name in algos.split(",") if name.strip()],
-            n_timesteps=steps,
-            n_seeds=seeds,
-            jobs=jobs,
+            n_timesteps=n_timesteps,
+            n_seeds=whole_number("--seeds", seeds),
+            jobs=given_number("--jobs", jobs),
             out=None if out is None else Path(out),
             # Where results go and how many run at a time is not what they depend on.
-            command=shlex.join(["acktr", "compare", env, *(("--steps", str(steps)) if steps else ())]),
+            command=shlex.join(
+                ["acktr", "compare", env, *(("--steps", str(n_timesteps)) if n_timesteps else ())]
+            ),
             tell=lambda line: print(printable(line), file=sys.stderr, flush=True),
         )
     except (KeyboardInterrupt, Terminated) as error:
@@ -63,7 +68,7 @@ def _show(comparison: "Comparison") -> None:
     from rich.table import Table
 
     table = Table("algorithm", box=None)
-    for column in ("seed", "steps", "last 100 episodes", "evaluation", "seconds", "steps/s", ""):
+    for column in ("seed", "steps", "last 100 episodes", "evaluation", "time", "steps/s", ""):
         table.add_column(column, justify="right")
     for row in comparison.rows:
         table.add_row(
@@ -72,7 +77,7 @@ def _show(comparison: "Comparison") -> None:
             f"{int(row['steps']):,}",
             _rounded(row["last_100_return"]),
             f"{_rounded(row['eval_mean'])} ± {_rounded(row['eval_std'])}",
-            _rounded(row["seconds"]),
+            duration(float(row["seconds"])),
             f"{float(row['fps']):,.0f}",
             "diverged" if row["diverged"] == "yes" else "",
         )

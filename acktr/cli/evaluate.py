@@ -6,14 +6,16 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from acktr.errors import printable
+from acktr.units import whole_number
 
 
 def evaluate(
     run: Annotated[Positional[str], arg(metavar="RUN")],
     *,
-    episodes: Annotated[int, arg(metavar="N")] = 20,
+    episodes: Annotated[str, arg(metavar="N")] = "20",
     json_: Annotated[bool, arg(name="json")] = False,
     best: bool = False,
+    allow_import: bool = False,
 ) -> int:
     """Play episodes with the deterministic policy of a run and report their returns.
 
@@ -21,12 +23,14 @@ def evaluate(
     :param episodes: how many
     :param json_: print JSON, with the return of each episode
     :param best: use the model with the best evaluation instead of the last one
+    :param allow_import: import modules and open files that config.yaml of the run names: runs their code
     """
     from acktr.experiment import evaluate as evaluate_run
     from acktr.runs import Run
 
+    count = whole_number("--episodes", episodes)
     opened = Run.open(run)
-    evaluation = evaluate_run(opened, episodes, best=best)
+    evaluation = evaluate_run(opened, count, best=best, allow_import=allow_import)
     summary = evaluation.summary()
     env_id = opened.read_configuration()["env_id"]
     if json_:
@@ -36,7 +40,7 @@ def evaluate(
     else:
         print(
             f"{printable(env_id)}: return {summary['mean_return']:.1f} ± {summary['std_return']:.1f} "
-            f"over {episodes} episodes (from {summary['min_return']:.1f} to "
+            f"over {count} episodes (from {summary['min_return']:.1f} to "
             f"{summary['max_return']:.1f}, mean length {summary['mean_length']:.0f})"
         )
     return 0

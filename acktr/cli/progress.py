@@ -1,11 +1,13 @@
 """What is shown while training runs: a bar on a terminal, a line now and then in a log file."""
 
 import time
+from collections.abc import Callable
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from stable_baselines3.common.callbacks import BaseCallback
 
+from acktr.callbacks import Evaluations
 from acktr.errors import printable
 
 _SECONDS_BETWEEN_UPDATES = 0.25
@@ -18,10 +20,14 @@ class ProgressCallback(BaseCallback):
 
     :param title: a line to print first
     :param enabled: whether to show anything
+    :param on_step: called after each step; it has what a signal asked for said before the update ends
     """
 
-    def __init__(self, title: str, *, enabled: bool = True) -> None:
+    def __init__(
+        self, title: str, *, enabled: bool = True, on_step: Callable[[], object] = lambda: None
+    ) -> None:
         super().__init__()
+        self._say = on_step
         # Standard error: what a command prints as its result goes to standard output.
         self._console = Console(stderr=True, quiet=not enabled)
         self._progress = Progress(
@@ -41,6 +47,17 @@ class ProgressCallback(BaseCallback):
         self._next_time = 0.0
         self._next_steps = 0
         self._start = 0.0
+        self._end: float | None = None
+        self._steps_before = 0
+        self._evaluations: Evaluations | None = None
+
+    @property
+    def rate(self) -> float | None:
+        """Environment steps a second since training began or went on; evaluations take none of them."""
+        now = time.perf_counter() if self._end is None else self._end
+        spent = now - self._start - (self._evaluations.seconds if self._evaluations else 0.0)
+        steps = self.model.num_timesteps - self._steps_before
+        return steps / spent if steps and spent > 0 else None
 
     def __enter__(self) -> "ProgressCallback":
         return self
@@ -49,13 +66,18 @@ class ProgressCallback(BaseCallback):
         self._progress.stop()
 
     def _on_training_start(self) -> None:
-        self._start = time.perf_counter()
+        self._start, self._end = time.perf_counter(), None
         self._total = self.locals["total_timesteps"]
+        self._steps_before = self.model.num_timesteps
+        self._next_steps = self._steps_before + self._line_steps()
+        beside = getattr(self.locals.get("callback"), "callbacks", [])
+        self._evaluations = next((x for x in beside if isinstance(x, Evaluations)), None)
         self._print(self._title)
         self._progress.update(self._task, total=self._total)
         self._progress.start()
 
     def _on_step(self) -> bool:
+        self._say()
         return True
 
     def _on_rollout_start(self) -> None:
@@ -66,11 +88,15 @@ class ProgressCallback(BaseCallback):
                 self._next_time = now + _SECONDS_BETWEEN_UPDATES
                 self._show()
         elif self.model.num_timesteps >= self._next_steps:
-            self._next_steps += max(self._total // _LINES_IN_LOG, 1)
+            self._next_steps += self._line_steps()
             self._print(self._figures())
 
     def _on_training_end(self) -> None:
+        self._end = time.perf_counter()
         self._progress.stop()
+
+    def _line_steps(self) -> int:
+        return max(self._total // _LINES_IN_LOG, 1)
 
     def _print(self, line: str) -> None:
         self._console.print(printable(line), highlight=False, markup=False, soft_wrap=True)
@@ -88,7 +114,6 @@ class ProgressCallback(BaseCallback):
         kl = self.model.logger.name_to_value.get("train/kl")
         if kl is not None:
             parts.append(f"KL {float(kl):.4f}")
-        elapsed = time.perf_counter() - self._start
-        if steps and elapsed:
-            parts.append(f"{steps / elapsed:,.0f} steps/s")
+        if self.rate:
+            parts.append(f"{self.rate:,.0f} steps/s")
         return "  ".join(parts)

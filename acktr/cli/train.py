@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, UseAppendAction, arg
 
+from acktr.cli.arguments import given_number
 from acktr.cli.stop import StopOnSignal
-from acktr.errors import CheckpointError, printable
+from acktr.errors import CheckpointError, CheckpointWriteError, printable
+from acktr.units import duration
 
 if TYPE_CHECKING:
     from acktr.experiment import Result
@@ -18,21 +20,22 @@ if TYPE_CHECKING:
 def train(
     env: Annotated[Positional[str], arg(metavar="ENV")],
     *,
-    steps: Annotated[int | None, arg(metavar="N")] = None,
-    seed: Annotated[int | None, arg(metavar="S")] = None,
-    n_envs: Annotated[int | None, arg(metavar="N")] = None,
-    preset: Annotated[str | None, arg(metavar="NAME")] = None,
+    steps: Annotated[str | None, arg(metavar="N", help_behavior_hint="")] = None,
+    seed: Annotated[str | None, arg(metavar="S", help_behavior_hint="")] = None,
+    n_envs: Annotated[str | None, arg(metavar="N", help_behavior_hint="")] = None,
+    preset: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None,
     set: Annotated[UseAppendAction[tuple[tuple[str, ...], ...]], arg(metavar="KEY=VALUE ...")] = (),
-    out: Annotated[str | None, arg(metavar="DIR")] = None,
-    backend: Annotated[str | None, arg(metavar="B")] = None,
-    device: Annotated[str | None, arg(metavar="D")] = None,
+    out: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="")] = None,
+    backend: Annotated[str | None, arg(metavar="B", help_behavior_hint="")] = None,
+    device: Annotated[str | None, arg(metavar="D", help_behavior_hint="")] = None,
     resume: bool = False,
+    allow_import: bool = False,
     progress: bool = True,
 ) -> int:
     """Train ACKTR with the preset of the environment; Ctrl-C ends early and saves what --resume needs.
 
     :param env: a gymnasium id, or module:id to import module first
-    :param steps: environment steps, of all environments together (default: the preset's)
+    :param steps: environment steps, of all environments together, such as 1e5 (default: the preset's)
     :param seed: seeds everything (default: 0)
     :param n_envs: environments that step together (default: the preset's)
     :param preset: classic, mujoco, atari, pixels, a section of one, or a YAML file (default: by the id)
@@ -41,6 +44,8 @@ def train(
     :param backend: gymnasium, subproc, envpool or ale (default: auto)
     :param device: cpu, cuda, ... (default: auto)
     :param resume: go on from the newest checkpoint of --out (default: of the last runs/ENV-i)
+    :param allow_import: let settings name classes of your own as module:Class: imports modules, whose
+        code runs
     :param progress: show how training goes
     """
     # Imported here: torch takes seconds, and --help should not.
@@ -59,12 +64,13 @@ def train(
         "preset": preset,
         "overrides": [pair for pairs in set for pair in pairs],
         "options": {
-            "n_timesteps": steps,
-            "seed": seed,
-            "n_envs": n_envs,
+            "n_timesteps": given_number("--steps", steps),
+            "seed": given_number("--seed", seed),
+            "n_envs": given_number("--n-envs", n_envs),
             "backend": backend,
             "device": device,
         },
+        "allow_import": allow_import,
     }
     if old is None:
         configuration, notes = resolve(env, **given)
@@ -92,23 +98,28 @@ def train(
             f"{configuration.seed}, {configuration.n_timesteps:,} steps, backend "
             f"{experiment.configuration.backend}{ranks}) in {run.path}"
         )
-        with ProgressCallback(title, enabled=progress) as bar, StopOnSignal(run.path) as stop:
+        with (
+            StopOnSignal(run.path) as stop,
+            ProgressCallback(title, enabled=progress, on_step=stop.asked) as bar,
+        ):
             result = experiment.train(
                 run,
                 callbacks=[bar],
-                should_stop=lambda: stop.requested,
+                should_stop=stop.asked,
                 resume=old is not None,
                 tell=_note,
             )
-    print(_summary(run, result))
-    return stop.code or 0
+    print(_summary(run, result, bar.rate))
+    lost = run.model_path().name in result.unwritten
+    return stop.code or (CheckpointWriteError.exit_code if lost else 0)
 
 
 def _find_run(env: str, out: str | None) -> "Run | None":
     """Find the run to resume; ``None`` where the directory that is named holds none yet."""
-    from acktr.runs import Run, holds_run
+    from acktr.runs import Run, holds_run, refuse_remains
 
     if out is not None:
+        refuse_remains(Path(out))
         return Run(Path(out)) if holds_run(Path(out)) else None
     from acktr.distributed import restarted
 
@@ -120,6 +131,7 @@ def _find_run(env: str, out: str | None) -> "Run | None":
             f"There is no run of {env} in runs/ to resume: name its directory with --out, or leave out "
             "--resume."
         )
+    refuse_remains(run.path)
     return run
 
 
@@ -128,11 +140,11 @@ def _note(sentence: str) -> None:
     print(f"acktr: {printable(sentence)}", file=sys.stderr)
 
 
-def _summary(run: "Run", result: "Result") -> str:
-    rate = result.steps / max(result.seconds, 1e-9)
+def _summary(run: "Run", result: "Result", rate: float | None) -> str:
+    said = f" ({rate:,.0f} steps/s)" if rate else ""
     lines = [
         f"{'Stopped' if result.interrupted else 'Done'} after {result.steps:,} steps "
-        f"in {result.seconds:.0f} s ({rate:,.0f} steps/s).",
+        f"in {duration(result.seconds)}{said}.",
     ]
     if result.last_100_return is not None:
         window = min(result.episodes, 100)
@@ -144,6 +156,6 @@ def _summary(run: "Run", result: "Result") -> str:
         )
     if result.interrupted:
         lines.append("  to go on                      the same command with --resume")
-    lines.append(f"  model                         {run.model_path()}")
-    lines.append(f"  learning curve                {run.path / 'learning_curve.png'}")
+    for what, path in (("model", run.model_path()), ("learning curve", run.path / "learning_curve.png")):
+        lines.append(f"  {what:<30}{'not written' if path.name in result.unwritten else path}")
     return "\n".join(lines)

@@ -8,7 +8,7 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
-from acktr.checkpoint.durable import write_file
+from acktr.checkpoint.durable import open_plain, write_file
 from acktr.compare.curve import LearningCurve
 from acktr.envs.normalization import normalization_state, set_normalization_state
 from acktr.errors import CheckpointWriteError
@@ -77,7 +77,8 @@ def restore(model: OnPolicyAlgorithm, curve: LearningCurve, folder: Path, seed: 
     path = folder / FILE
     if not path.exists():
         return
-    saved = torch.load(path, map_location=model.device, weights_only=True)
+    with open_plain(path) as file:
+        saved = torch.load(file, map_location=model.device, weights_only=True)
     model.set_parameters(saved["parameters"], device=model.device)
     model.num_timesteps = saved["num_timesteps"]
     normalize = model.get_vec_normalize_env()

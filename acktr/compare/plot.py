@@ -1,5 +1,6 @@
 """Learning curves of several algorithms, over steps and over time, with an interval over seeds."""
 
+import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -8,7 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
+from acktr.checkpoint.durable import write_file
 from acktr.errors import ConfigurationError
+from acktr.figures import add_legend, with_counts
 
 Curve = Mapping[str, np.ndarray]
 # From returns, (n_points, n_seeds), to a centre and the two ends of an interval, (n_points, 3).
@@ -65,9 +68,8 @@ def draw(
     for label, curves in groups.items():
         centre, low, high = summarize(curves, summary).T
         places = stack(curves, x).mean(axis=0)
-        seeds = f"{len(curves)} seed{'s' if len(curves) > 1 else ''}"
         colour = colours[label] if colours else None
-        (line,) = axes.plot(places, centre, color=colour, label=f"{label} ({seeds})", linewidth=1.5)
+        (line,) = axes.plot(places, centre, color=colour, label=label, linewidth=1.5)
         if len(curves) > 1:
             axes.fill_between(places, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
     axes.set_xlabel("environment steps" if x == "steps" else SECONDS[x])
@@ -87,9 +89,12 @@ def plot_comparison(env_id: str, groups: Mapping[str, Sequence[Curve]], out: Pat
     left, right = figure.subplots(1, 2, sharey=True)
     draw(left, groups, "steps", mean_and_range)
     draw(right, groups, "seconds", mean_and_range)
-    left.set_ylabel("return, mean of the last 100 episodes")
-    left.legend()
-    figure.suptitle(f"{env_id}: mean over seeds, and the least and greatest")
+    left.set_ylabel("mean return of the last 100 episodes")
+    figure.suptitle(env_id)
+    counts = {label: [len(curves)] for label, curves in groups.items()}
+    several = any(len(curves) > 1 for curves in groups.values())
+    explanation = "line: mean over seeds; band: from the least seed to the greatest" if several else None
+    add_legend(figure, with_counts(counts, "seed"), explanation)
     return save(figure, out)
 
 
@@ -100,7 +105,10 @@ def save(figure: Figure, out: Path) -> Path:
     """
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(out, dpi=110, metadata={"Software": None})
+        picture = io.BytesIO()
+        form = out.suffix.removeprefix(".") or "png"
+        figure.savefig(picture, dpi=110, format=form, metadata={"Software": None})
+        write_file(out, picture.getvalue())
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"{out} cannot be written: {error}.") from error
     return out

@@ -14,9 +14,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
+from acktr.checkpoint.durable import WriteErrors, create_file, refuse_links
 from acktr.compare.store import Store
 from acktr.compare.trial import Trial, can_go_on, complete_settings, settings_hash, write_job
 from acktr.errors import ConfigurationError
+from acktr.units import duration
 
 _PROGRAM = (sys.executable, "-m", "acktr.compare.trial")
 _SECONDS_BETWEEN_LOOKS = 0.1
@@ -195,12 +197,16 @@ def _start(
     if again or not can_go_on(job, trial):
         # What a process that was killed has left.
         shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(exist_ok=True)
-    write_job(job, trial, store.path, cores, command, threads)
+    refuse_links(folder / "run")
+    with WriteErrors().about(folder):
+        folder.mkdir(exist_ok=True)
+        write_job(job, trial, store.path, cores, command, threads)
     # The child finds the modules that this process finds, a user's environments among them.
     paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
     environment = {**os.environ, **dict.fromkeys(_THREADS, str(threads)), "PYTHONPATH": paths}
-    with log.open("w") as file:
+    with WriteErrors().about(log):
+        opened_log = create_file(log)
+    with opened_log as file:
         process = subprocess.Popen(
             [*_PROGRAM, str(job)],
             stdin=subprocess.PIPE,  # closed with this process: the child then ends too
@@ -227,8 +233,9 @@ def _finish(one: _Running, store: Store, summary: Summary) -> str:
     if row["diverged"] == "yes":
         summary.diverged.append(one.trial)
     end = "DIVERGED after" if row["diverged"] == "yes" else "done:"
-    score = row["last_100_return"] or "none"
-    return f"{what}: {end} {int(row['steps']):,} steps in {row['seconds']} s, return {score}"
+    score = f"{float(row['last_100_return']):,.1f}" if row["last_100_return"] else "none"
+    took = duration(float(row["seconds"]))
+    return f"{what}: {end} {int(row['steps']):,} steps in {took}, return {score}"
 
 
 def _end(running: Sequence[_Running]) -> None:

@@ -15,16 +15,18 @@ import hashlib
 import importlib.metadata
 import io
 import json
-import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from acktr.checkpoint.durable import WriteErrors, refuse_links, write_file
 from acktr.compare.curve import COLUMNS as CURVE_COLUMNS
 from acktr.compare.curve import MILESTONES
 from acktr.errors import CheckpointError, ConfigurationError
+from acktr.lock import Lock
+from acktr.reading import read_plain
 from acktr.runs import read_table, versions
 
 if TYPE_CHECKING:
@@ -32,18 +34,13 @@ if TYPE_CHECKING:
 
     from acktr.compare.trial import Outcome, Trial
 
-# fcntl is Unix's: elsewhere nothing keeps two runners from training the same trial.
-try:
-    import fcntl
-except ImportError:  # pragma: no cover
-    fcntl = None  # type: ignore[assignment]
-
 COLUMNS = (
     "env", "label", "seed", "algo", "n_timesteps", "steps", "episodes", "last_100_return", "eval_mean",
     "eval_std", "eval_episodes", "best_100_return", *MILESTONES, "seconds", "cpu_seconds", "fps",
     "diverged", "backend", "settings", "commit", "session",
 )  # fmt: skip
 _PACKAGES = ("sb3-contrib", "envpool")
+_MAX_FILE = 2**28  # bytes
 
 
 class Store:
@@ -64,9 +61,11 @@ class Store:
         """
         if not self.table.exists():
             return []
-        with self.table.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
+        reader = csv.DictReader(io.StringIO(_read(self.table)))
+        try:
             rows = list(reader)
+        except csv.Error as error:
+            raise CheckpointError(f"{self.table} is damaged ({error}): restore it.") from error
         if tuple(reader.fieldnames or ()) != COLUMNS:
             raise CheckpointError(f"{self.table} is not a table of trials: restore it, or remove it.")
         return rows
@@ -87,17 +86,23 @@ class Store:
         """Make the directories; what lies in ``trials`` is nothing for git.
 
         :raises ConfigurationError: if they cannot be written
+        :raises UnsafeCheckpointError: one is a link
         """
+        refuse_links(self._trials, self.path / "curves", self.path / "settings")
         try:
             self._trials.mkdir(parents=True, exist_ok=True)
-            (self._trials / ".gitignore").write_text("*\n", encoding="utf-8")
+            write_file(self._trials / ".gitignore", b"*\n")
         except OSError as error:
             raise ConfigurationError(
                 f"{self.path} cannot be written ({error.strerror}): give another directory with --out."
             ) from error
 
     def folder(self, trial: "Trial") -> Path:
-        """Return the folder for the files of a trial."""
+        """Return the folder for the files of a trial.
+
+        :raises UnsafeCheckpointError: it is a link
+        """
+        refuse_links(self._trials, self._trials / trial.key)
         return self._trials / trial.key
 
     def add(
@@ -158,10 +163,13 @@ class Store:
             names = {f"curves/{file_name(*_key(row))}.csv" for row in rows}
             names |= {f"settings/{row['settings']}.json" for row in rows}
             try:  # all are read before the first is written: a row and its curve belong together
-                texts = {name: (other.path / name).read_text(encoding="utf-8") for name in sorted(names)}
-            except FileNotFoundError as error:
+                texts = {name: _read(other.path / name) for name in sorted(names)}
+            except CheckpointError as error:
+                if not isinstance(error.__cause__, FileNotFoundError):
+                    raise
+                lost = error.__cause__.filename
                 raise CheckpointError(
-                    f"{error.filename} is missing, though a row names it: restore it, or remove the row."
+                    f"{lost} is missing, though a row names it: restore it, or remove the row."
                 ) from error
             for name, text in texts.items():
                 _write(self.path / name, text)
@@ -172,7 +180,7 @@ class Store:
     def manifest(self) -> dict[str, Any]:
         """Read the manifest: a mapping for each session."""
         path = self.path / "manifest.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        return json.loads(_read(path)) if path.exists() else {}
 
     def _add(self, rows: Sequence[Mapping[str, str]], sessions: Mapping[str, Any]) -> None:
         """Write rows and their sessions; the rows last, for what has a row is complete."""
@@ -188,14 +196,15 @@ class Store:
         :param name: of the lock
         :param wait: until it is free; otherwise yields whether it was
         """
-        with (self._trials / f"{name}.lock").open("w") as file:
+        lock = Lock(self._trials / f"{name}.lock", wait=wait)
+        with contextlib.ExitStack() as opened:
             try:
-                if fcntl is not None:
-                    fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError:
-                yield False
+                opened.enter_context(lock)
+            except ConfigurationError:
+                held = False
             else:
-                yield True
+                held = True
+            yield held
 
 
 def session(command: str, threads: int = 1) -> dict[str, Any]:
@@ -260,9 +269,23 @@ def _json(content: Mapping[str, Any]) -> str:
     return json.dumps(content, indent=1, sort_keys=True) + "\n"
 
 
+def _read(path: Path) -> str:
+    """Read a text file.
+
+    :raises CheckpointError: it cannot be read, or is no file of text
+    """
+    try:
+        return read_plain(path, _MAX_FILE).decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}): restore it.") from error
+
+
 def _write(path: Path, text: str) -> None:
-    """Write a file all at once: whoever reads it finds the old one or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    """Write a file all at once: whoever reads it finds the old one or the new one.
+
+    :raises CheckpointWriteError: it cannot be written
+    """
+    refuse_links(path.parent)
+    with WriteErrors().about(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(path, text.encode())

@@ -22,6 +22,8 @@ from acktr.checkpoint.durable import write_file
 from acktr.compare import peer_checkpoint, peers
 from acktr.compare.curve import LearningCurve
 from acktr.errors import AcktrError, ConfigurationError, DivergenceError
+from acktr.output import dropping
+from acktr.reading import MAX_TEXT, read_plain
 
 if TYPE_CHECKING:
     from acktr.presets import Configuration
@@ -282,8 +284,8 @@ def can_go_on(path: Path, trial: Trial) -> bool:
     if not any(left):
         return False
     try:
-        return json.loads(path.read_text(encoding="utf-8"))["origin"] == _origin(trial)
-    except (OSError, ValueError, KeyError):
+        return json.loads(read_plain(path, MAX_TEXT))["origin"] == _origin(trial)
+    except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
@@ -310,4 +312,6 @@ def _end_with_parent() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    with dropping():  # its log may be full
+        code = main(Path(sys.argv[1]))
+    sys.exit(code)

@@ -13,6 +13,7 @@ from acktr.envs.native import End, NativeVecEnv, Step, check_autoreset
 # What gymnasium's specification may set, and ``AtariVectorEnv`` takes too. Frames are skipped by the
 # preprocessing, whatever the id says.
 SETTINGS = frozenset({"repeat_action_probability", "full_action_space", "max_num_frames_per_episode"})
+_TOLD = ("lives", "frame_number", "episode_frame_number")  # of a game that begins
 _SIZE = 84
 _NOOP = 0
 
@@ -125,6 +126,7 @@ class AleVecEnv(NativeVecEnv):
     def _begin(self, index: int, info: dict[str, Any]) -> None:
         self._first_frames[index] = _first_frame(info)
         self._lives[index] = info["lives"][0]
+        self.reset_infos[index] = {name: info[name][0] for name in _TOLD}
 
     def _allocate(self) -> np.ndarray:
         return np.empty((self.num_envs, 1, _SIZE, _SIZE), np.uint8)

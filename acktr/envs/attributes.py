@@ -19,7 +19,9 @@ from stable_baselines3.common.vec_env.stacked_observations import StackedObserva
 from acktr.envs.generators import set_legacy_state, set_python_state, set_state
 from acktr.envs.kinds import difference, is_number
 
-_CODE = (type, types.ModuleType, types.FunctionType, types.MethodType, types.BuiltinFunctionType)
+# list[int] passes for a type on Python 3.10 alone.
+_TYPES: tuple[type, ...] = (type, types.GenericAlias)
+_CODE = (*_TYPES, types.ModuleType, types.FunctionType, types.MethodType, types.BuiltinFunctionType)
 _GENERATORS = {
     cls.__name__: cls
     for cls in (

@@ -1,5 +1,6 @@
 """Which engine steps an environment: what each can do, and which of them "auto" stands for."""
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -12,12 +13,16 @@ from acktr.envs.lookup import find_spec, is_atari, is_installed
 from acktr.errors import ConfigurationError
 
 ANY_ENVIRONMENT = ("gymnasium", "subproc")
-# By package and pip extra.
-NATIVE = {"envpool": ("envpool", "acktr[envpool]"), "ale": ("ale_py", "acktr[atari]")}
+# By package, pip extra, and the first Python that there are wheels for; below it the extra is empty.
+NATIVE = {
+    "envpool": ("envpool", "acktr[envpool]", (3, 11)),
+    "ale": ("ale_py", "acktr[atari]", (3, 10)),
+}
 BACKENDS = ("auto", *ANY_ENVIRONMENT, *NATIVE)
 
 # With fewer environments a step is over before EnvPool's threads have woken up.
 _ENVPOOL_PAYS_FROM = 8
+_PYTHON = sys.version_info[:2]
 _GYMNASIUM_MODULES = ("gymnasium.envs.classic_control", "gymnasium.envs.mujoco")
 
 
@@ -84,10 +89,13 @@ def _obstacle(
     backend: str, env_kwargs: dict[str, Any], wrapper: Callable[[gym.Env], gym.Env] | None
 ) -> str | None:
     """Tell why a native engine cannot do what is asked, as the end of a sentence."""
-    module, requirement = NATIVE[backend]
+    module, requirement, first = NATIVE[backend]
+    elsewhere = 'use backend="gymnasium" or "subproc"'
+    if not is_installed(module) and first > _PYTHON:
+        own, least = (".".join(map(str, version)) for version in (_PYTHON, first))
+        return f"needs {module}, which has no wheels for Python {own}, only from {least} on: {elsewhere}"
     if not is_installed(module):
         return f'needs {module}, which is not installed: run `pip install "{requirement}"`'
-    elsewhere = 'use backend="gymnasium" or "subproc"'
     if wrapper is not None:
         return f"cannot wrap single environments: {elsewhere}"
     taken = {"frameskip", *ALE_SETTINGS} if backend == "ale" else set()

@@ -7,10 +7,11 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
+from acktr.envs.resets import TellsResets
 from acktr.errors import DivergenceError, WorkerError
 
 
-class VecCheckFinite(VecEnvWrapper):
+class VecCheckFinite(TellsResets, VecEnvWrapper):
     """Raise :class:`~acktr.errors.DivergenceError` when an environment returns NaN or infinity.
 
     And :class:`~acktr.errors.WorkerError` when what it returns has another shape than its space says:

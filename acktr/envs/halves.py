@@ -9,6 +9,7 @@ import numpy as np
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
+from acktr.envs.resets import TellsResets
 from acktr.errors import ConfigurationError
 
 
@@ -21,6 +22,13 @@ def take(obs: Any, part: slice) -> Any:
     if isinstance(obs, dict):
         return {key: value[part] for key, value in obs.items()}
     return tuple(value[part] for value in obs) if isinstance(obs, tuple) else obs[part]
+
+
+def copied(obs: Any) -> Any:
+    """Return observations, an array or a dict or tuple of arrays, in memory of their own."""
+    if isinstance(obs, dict):
+        return {key: np.array(value) for key, value in obs.items()}
+    return tuple(map(np.array, obs)) if isinstance(obs, tuple) else np.array(obs)
 
 
 def join(parts: Sequence[Any]) -> Any:
@@ -38,7 +46,7 @@ def join_results(results: Sequence[VecEnvStepReturn]) -> VecEnvStepReturn:
     return join(obs), np.concatenate(rewards), np.concatenate(dones), [i for part in infos for i in part]
 
 
-class Half(VecEnvWrapper):
+class Half(TellsResets, VecEnvWrapper):
     """Environments that may be asked anything while they step: the step is then waited for first.
 
     The pipe to a subprocess answers in turn. A question in the middle of a step would take the step's
@@ -157,7 +165,7 @@ class HalvedVecEnv(VecEnv):
     @property
     def reset_infos(self) -> list[dict[str, Any]]:
         """What the last reset of each environment told."""
-        return [info for half in self.halves for info in half.venv.reset_infos]
+        return [info for half in self.halves for info in half.reset_infos]
 
     @reset_infos.setter
     def reset_infos(self, infos: object) -> None:

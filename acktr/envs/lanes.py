@@ -15,6 +15,7 @@ from stable_baselines3.common.vec_env.stacked_observations import StackedObserva
 
 from acktr.envs.finite import VecCheckFinite
 from acktr.envs.halves import Half, HalvedVecEnv, join, take
+from acktr.envs.resets import VecStack
 from acktr.envs.running import VecRunningNormalize
 from acktr.errors import ConfigurationError
 
@@ -147,6 +148,7 @@ SPLITTERS: dict[type[VecEnvWrapper], Splitter] = {
     VecNormalize: Splitter(_split_normalize, _merge_normalize),
     VecRunningNormalize: Splitter(_split_normalize, _merge_normalize),
     VecFrameStack: Splitter(_split_frames, _merge_frames),
+    VecStack: Splitter(_split_frames, _merge_frames),
     VecTransposeImage: Splitter(_nothing, _nothing),
     VecCheckFinite: Splitter(_split_check, _merge_check),
 }

@@ -4,7 +4,9 @@ import difflib
 import importlib
 import importlib.util
 import re
+import sys
 from dataclasses import dataclass
+from types import ModuleType
 
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
@@ -48,6 +50,32 @@ def is_installed(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
 
 
+def import_module(name: str, what: str, *, allow_import: bool) -> ModuleType:
+    """Import a module that a setting names; whoever may write the setting may run code with it.
+
+    :param name: of the module
+    :param what: names the module, such as "the setting policy"
+    :param allow_import: whether its code may run; that of a module imported before has run already
+    :raises ConfigurationError: it may not be imported, or cannot be
+    """
+    if name in sys.modules:
+        return sys.modules[name]
+    if not allow_import:
+        raise ConfigurationError(
+            f"The module {name!r} of {what} would be imported, which runs its code: if you trust it, "
+            "pass --allow-import, in Python allow_import=True, or import it yourself."
+        )
+    try:
+        return importlib.import_module(name)
+    # What happens while a module is executed is up to it, an exit too.
+    except (Exception, SystemExit) as error:
+        problem = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ConfigurationError(
+            f"The module {name!r} of {what} cannot be imported ({problem}): check its name, install or "
+            "mend it."
+        ) from error
+
+
 def find_spec(env_id: str) -> EnvSpec:
     """Find the registered specification of an environment.
 
@@ -58,13 +86,7 @@ def find_spec(env_id: str) -> EnvSpec:
     """
     module, _, name = env_id.rpartition(":")
     if module:
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            raise ConfigurationError(
-                f"The module of the environment {env_id!r} cannot be imported ({error}): "
-                "check its name, or install it."
-            ) from error
+        import_module(module, f"the environment {env_id!r}", allow_import=True)
     if _ATARI_ID.fullmatch(name):
         _require(name, _ATARI)
     _register_atari()

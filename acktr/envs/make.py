@@ -8,7 +8,7 @@ from gymnasium.envs.registration import EnvSpec
 from stable_baselines3.common.atari_wrappers import AtariWrapper
 from stable_baselines3.common.env_util import make_vec_env as make_sb3_vec_env
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecFrameStack
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
 from acktr.envs.ale import AleVecEnv
 from acktr.envs.backends import NATIVE, choose_backend
@@ -17,9 +17,11 @@ from acktr.envs.finite import VecCheckFinite
 from acktr.envs.halves import build_halves
 from acktr.envs.lookup import find_spec, is_atari
 from acktr.envs.monitor import BoundedMonitor
+from acktr.envs.mujoco import hear_warnings
 from acktr.envs.pixels import FRAME_STACK, make_pixel_env, pixel_arguments
+from acktr.envs.resets import VecStack
 from acktr.envs.serial import SerialVecEnv
-from acktr.envs.spaces import check_spaces, fits_convolutions
+from acktr.envs.spaces import check_spaces, check_stack, fits_convolutions
 from acktr.envs.state import attach
 from acktr.envs.workers import WorkerVecEnv, end_with_this_process, ignore_stops
 from acktr.errors import AcktrError, ConfigurationError
@@ -126,11 +128,16 @@ def make_vec_env(
         env.seed(seed)  # as one: the halves were built from the same seed
     else:
         env = build(0, n_envs)
-    env.backend = chosen  # type: ignore[attr-defined]  # what "auto" stood for
-    check_spaces(env_id, env.observation_space, env.action_space)
-    env = VecCheckFinite(env)
     depth = frame_stack or (ATARI_FRAME_STACK if atari else FRAME_STACK if pixels else 1)
-    return VecFrameStack(env, depth) if depth > 1 else env
+    if depth > 1:
+        try:
+            check_stack(spec.id, env.observation_space)
+        except ConfigurationError:
+            env.close()
+            raise
+    env.backend = chosen  # type: ignore[attr-defined]  # what "auto" stood for
+    env = VecCheckFinite(env)
+    return VecStack(env, depth) if depth > 1 else env
 
 
 def observes_images(env_id: str, env_kwargs: dict[str, Any] | None = None) -> bool:
@@ -192,7 +199,6 @@ def _make_single(
         # What a child process raises reaches the parent as a bare EOFError: try it here first.
         probe = _build(spec, wrapper, env_kwargs, pixels)
         probe.close()
-        check_spaces(spec.id, probe.observation_space, probe.action_space)
     env = make_sb3_vec_env(
         build,
         n_envs=n_envs,
@@ -217,13 +223,25 @@ def _build(
 ) -> gym.Env:
     try:
         # The specification, not the id: a child process may not have registered the id.
-        env = make_pixel_env(spec, env_kwargs) if pixels else gym.make(spec, **env_kwargs)
+        if pixels:
+            env = make_pixel_env(spec, env_kwargs)
+        else:
+            hear_warnings(spec)
+            env = gym.make(spec, **env_kwargs)
     except AcktrError:
         raise
     except Exception as error:
         # What an environment raises of an argument that is not to its liking is up to it.
         raise ConfigurationError(f"{spec.id} cannot be built: {_first_line(error)}") from error
-    return env if wrapper is None else wrapper(env)
+    if wrapper is not None:
+        env = wrapper(env)
+    try:
+        # Before any vector environment allocates for them.
+        check_spaces(spec.id, env.observation_space, env.action_space)
+    except ConfigurationError:
+        env.close()
+        raise
+    return env
 
 
 def _atari_kwargs(spec: EnvSpec, env_kwargs: dict[str, Any]) -> dict[str, Any]:

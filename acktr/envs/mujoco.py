@@ -1,16 +1,43 @@
-"""The state of gymnasium's MuJoCo environments, down to what a step leaves behind for the next one."""
+"""Gymnasium's MuJoCo environments: their state, with what a step leaves behind, and its warnings."""
 
 from __future__ import annotations
 
 import functools
+import logging
+import sys
 from typing import Any
 
 import numpy as np
+from gymnasium.envs.registration import EnvSpec, load_env_creator
 
 from acktr.envs.attributes import NotCapturable
 
 # Attributes of the environment that are not looked at: the model is what the environment was built of.
 HANDLED = {"model", "data", "mujoco_renderer", "init_qpos", "init_qvel"}
+
+
+_LOG = logging.getLogger(__name__)
+
+
+def hear_warnings(spec: EnvSpec) -> None:
+    """Let MuJoCo warn through Python's ``logging``, if an environment uses it and nobody else listens.
+
+    By itself it writes ``MUJOCO_LOG.TXT`` into the working directory, and says of gymnasium's models
+    that the file is out of date for MuJoCo 4, about which a user can do nothing.
+
+    :param spec: of an environment that is about to be made; what defines it is imported here
+    """
+    if isinstance(spec.entry_point, str):
+        load_env_creator(spec.entry_point)
+    mujoco = sys.modules.get("mujoco")
+    if mujoco is not None and mujoco.get_mju_user_warning() is None:
+        mujoco.set_mju_user_warning(_hear)
+
+
+def _hear(message: str) -> None:
+    # Never raises, as warnings may: an exception in here ends the process.
+    level = logging.DEBUG if "deprecated" in message else logging.WARNING
+    _LOG.log(level, "MuJoCo: %s", message)
 
 
 def is_mujoco(env: Any) -> bool:

@@ -8,8 +8,11 @@ import numpy as np
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecNormalize
 
+from acktr.checkpoint.durable import write_file
 from acktr.errors import DamagedCheckpointError
+from acktr.reading import read_plain
 
+_MAX_FILE = 2**26  # bytes
 _SETTINGS = (
     "norm_obs",
     "norm_reward",
@@ -48,15 +51,24 @@ def set_normalization_state(env: VecNormalize, state: dict[str, Any]) -> None:
             _fill(observations, state["observations"])
 
 
+def normalization_content(env: VecNormalize) -> dict[str, Any]:
+    """Return settings and running statistics as plain values.
+
+    :param env: the wrapper that has them
+    """
+    return {
+        "settings": {name: getattr(env, name) for name in _SETTINGS},
+        **normalization_state(env),
+    }
+
+
 def save_normalization(env: VecNormalize, path: Path) -> None:
     """Write settings and running statistics.
 
     :param env: the wrapper whose statistics are written
     :param path: the file to write
     """
-    settings = {name: getattr(env, name) for name in _SETTINGS}
-    content = {"settings": settings, **normalization_state(env)}
-    path.write_text(json.dumps(content), encoding="utf-8")
+    write_file(path, json.dumps(normalization_content(env)).encode())
 
 
 def load_normalization(env: VecNormalize, path: Path) -> None:
@@ -67,12 +79,31 @@ def load_normalization(env: VecNormalize, path: Path) -> None:
     :raises DamagedCheckpointError: if the file is missing, damaged, or of other shapes
     """
     try:
-        set_normalization_state(env, json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
-        raise DamagedCheckpointError(
-            f"The normalisation statistics {path} cannot be used ({error}): "
-            "restore the file, or train again."
-        ) from error
+        content = json.loads(read_plain(path, _MAX_FILE))
+    except (OSError, ValueError, RecursionError) as error:
+        raise _refusal(str(path), error) from error
+    put_normalization(env, content, str(path))
+
+
+def put_normalization(env: VecNormalize, content: Any, where: str) -> None:
+    """Put statistics into a wrapper that was built with the same settings.
+
+    :param env: the wrapper to fill
+    :param content: what :func:`normalization_content` returned
+    :param where: names it in the message
+    :raises DamagedCheckpointError: if they are damaged, or of other shapes
+    """
+    try:
+        set_normalization_state(env, content)
+    except (ValueError, LookupError, TypeError) as error:
+        raise _refusal(where, error) from error
+
+
+def _refusal(where: str, error: Exception) -> DamagedCheckpointError:
+    return DamagedCheckpointError(
+        f"The normalisation statistics {where} cannot be used ({error}): restore the file, or train "
+        "again."
+    )
 
 
 def _to_plain(rms: RunningMeanStd) -> dict[str, Any]:
@@ -84,4 +115,8 @@ def _fill(rms: RunningMeanStd, saved: dict[str, Any]) -> None:
     var = np.asarray(saved["var"], dtype=np.float64)
     if mean.shape != rms.mean.shape or var.shape != rms.mean.shape:
         raise ValueError(f"shape {mean.shape} where the environment has {rms.mean.shape}")
-    rms.mean, rms.var, rms.count = mean, var, float(saved["count"])
+    count = float(saved["count"])
+    # "not": NaN is neither.
+    if np.isnan(mean).any() or not (var >= 0).all() or not count >= 0:
+        raise ValueError("NaN, or a variance or a count below 0")
+    rms.mean, rms.var, rms.count = mean, var, count

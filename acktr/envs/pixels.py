@@ -18,8 +18,9 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.wrappers import AddRenderObservation, ResizeObservation
 
+from acktr.envs.cameras import choose_camera, widen_floor
 from acktr.envs.lookup import is_installed
-from acktr.envs.mujoco import is_mujoco
+from acktr.envs.mujoco import hear_warnings, is_mujoco
 from acktr.envs.video import prepare_rendering, rendering_refusal
 from acktr.errors import ConfigurationError
 
@@ -55,6 +56,7 @@ def make_pixel_env(spec: EnvSpec, env_kwargs: dict[str, Any]) -> gym.Env:
     """
     prepare_rendering()
     try:
+        hear_warnings(spec)
         env = gym.make(spec, **env_kwargs)
     except (AttributeError, RuntimeError) as error:
         # Importing MuJoCo raises these where the library that MUJOCO_GL names is missing.
@@ -77,13 +79,22 @@ def observe_pixels(env: gym.Env) -> gym.Env:
     return ResizeObservation(pictures, (SIZE, SIZE))
 
 
-def film_frames(env: gym.Env, size: int = 480) -> gym.Env:
-    """Let ``render`` of an environment that observes pictures return larger ones, to film."""
+def film_frames(env: gym.Env, size: int = 480, camera: str | None = None) -> gym.Env:
+    """Let ``render`` return what is to be filmed: larger pictures than are observed, of the body.
+
+    :param env: any environment
+    :param size: width and height, where pictures are observed
+    :param camera: see :func:`acktr.envs.cameras.choose_camera`
+    :raises ConfigurationError: there is no such camera
+    """
     layer = env
     while isinstance(layer, gym.Wrapper):
         if isinstance(layer, MujocoFrames):
-            return MujocoFrames(env, size)
+            # What the policy sees, unless something else is asked for.
+            return MujocoFrames(env, size, None if camera is None else choose_camera(env, camera))
         layer = layer.env
+    choose_camera(env, camera)
+    widen_floor(env)
     return env
 
 
@@ -102,10 +113,11 @@ class MujocoFrames(gym.Wrapper):
 
     :param env: one of gymnasium's MuJoCo environments, or built like them
     :param size: width and height of its frames
+    :param camera: one of the model's, by name or number; by default the one that follows the body
     :raises ConfigurationError: nothing can be drawn here
     """
 
-    def __init__(self, env: gym.Env, size: int) -> None:
+    def __init__(self, env: gym.Env, size: int, camera: str | int | None = None) -> None:
         super().__init__(env)
         simulator: Any = env.unwrapped
         quality = simulator.model.vis.quality
@@ -116,10 +128,10 @@ class MujocoFrames(gym.Wrapper):
         except Exception as error:
             raise rendering_refusal(env, error) from error
         _draw_plainly(renderer.scene)
-        camera = _camera(simulator)
+        seen_from = _camera(simulator) if camera is None else camera
 
         def draw() -> np.ndarray:
-            renderer.update_scene(simulator.data, camera)
+            renderer.update_scene(simulator.data, seen_from)
             frame: np.ndarray = renderer.render()
             return frame
 

@@ -7,6 +7,8 @@ from gymnasium import spaces
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
+from acktr.envs.resets import TellsResets
+
 
 class RunningMoments(RunningMeanStd):
     """Running mean and variance of batches, without what ``np.mean`` and ``np.var`` do besides."""
@@ -22,7 +24,7 @@ class RunningMoments(RunningMeanStd):
         self.update_from_moments(mean, np.add.reduce(deviation * deviation, 0) / count, count)
 
 
-class VecRunningNormalize(VecNormalize):
+class VecRunningNormalize(TellsResets, VecNormalize):
     """``VecNormalize`` with the same arguments, state and results.
 
     For eight environments with 17 observations SB3's takes as long as stepping one of them: what it

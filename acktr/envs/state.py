@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +28,7 @@ from acktr.envs.halves import HalvedVecEnv
 from acktr.envs.kinds import is_whole
 from acktr.envs.lanes import SPLITTERS
 from acktr.envs.monitor import ACCOUNT, BoundedMonitor
+from acktr.errors import AcktrError
 
 __all__ = ["NotCapturable", "capture", "capture_single", "restore", "restore_single"]
 
@@ -78,7 +80,7 @@ def _capture_innermost(env: VecEnv) -> Any:
 
 def _capture_plain(env: VecEnv) -> Any:
     if _offers_state(env):
-        return env.get_state()  # type: ignore[attr-defined]
+        return _own_state(env)
     if isinstance(env, DummyVecEnv):
         return [capture_single(single) for single in env.envs]
     if isinstance(env, SubprocVecEnv):
@@ -136,7 +138,7 @@ def capture_single(env: gym.Env) -> list[State]:
             return layers
         if _offers_state(env):
             # It speaks for all that lies below it.
-            return [*layers, {"own": env.get_state()}]  # type: ignore[attr-defined]
+            return [*layers, {"own": _own_state(env)}]
         layers.append(_attributes(env, set(), seen))
         if not isinstance(env, gym.Wrapper):
             return layers
@@ -171,9 +173,15 @@ def attach(env: gym.Env) -> gym.Env:
 
     def capture_state() -> list[State] | str:
         try:
-            return capture_single(env)
+            layers = capture_single(env)
+            if "own" in layers[-1]:
+                # A worker that cannot send its answer ends.
+                pickle.dumps(layers[-1])
         except NotCapturable as error:
             return str(error)
+        except Exception as error:  # as classes raise it that do not let themselves be pickled
+            return f"the state of {_class_name(env)} cannot be sent ({_line(error)})"
+        return layers
 
     def restore_state(layers: list[State]) -> str | None:
         try:
@@ -206,6 +214,19 @@ def _set_account(env: BoundedMonitor, attributes: State) -> None:
     if not (numbers and counts and type(env.needs_reset) is bool):
         vars(env).update(before)
         raise NotCapturable("what Monitor has counted is none of an episode")
+
+
+def _own_state(env: Any) -> Any:
+    try:
+        return env.get_state()
+    except AcktrError:
+        raise
+    except Exception as error:  # whatever somebody's method raises
+        raise NotCapturable(f"{_class_name(env)}.get_state failed ({_line(error)})") from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _class_name(env: gym.Env) -> str:

@@ -2,9 +2,11 @@
 
 import os
 import sys
+from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
-from gymnasium.wrappers import RecordVideo
+import numpy as np
 
 from acktr.envs.lookup import is_installed
 from acktr.errors import ConfigurationError
@@ -46,24 +48,64 @@ def rendering_refusal(env: gym.Env | str, error: Exception) -> ConfigurationErro
     )
 
 
-class Film(RecordVideo):
-    """``RecordVideo`` of the first episode, with one sentence where nothing can be drawn.
+class Film(gym.Wrapper):
+    """Films the first episodes, one after another, with one sentence where nothing can be drawn.
+
+    Frames go to the encoder as they are drawn: gymnasium's ``RecordVideo`` holds those of an episode in
+    memory, a gigabyte for 1500, and makes a file of each.
 
     :param env: an environment made with ``render_mode="rgb_array"``
-    :param folder: a directory to make, which gets the mp4 file when the episode is over
+    :param path: the mp4 file to write; it is complete when the last of the episodes is over
+    :param episodes: how many
     :raises ConfigurationError: if the environment cannot be rendered here
     """
 
-    def __init__(self, env: gym.Env, folder: str) -> None:
-        try:
-            super().__init__(env, folder, episode_trigger=lambda episode: episode == 0)
-        except ValueError as error:
-            raise rendering_refusal(env, error) from error
+    def __init__(self, env: gym.Env, path: Path, episodes: int = 1) -> None:
+        super().__init__(env)
+        if env.render_mode != "rgb_array":
+            raise rendering_refusal(env, ValueError(f"its render mode is {env.render_mode}"))
+        self._path = path
+        self._left = episodes
+        self._writer: Any = None
 
-    def _capture_frame(self) -> None:
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        """Reset, and film where it begins."""
+        result = super().reset(**kwargs)
+        self._film()
+        return result
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Step, and film what came of it."""
+        result = super().step(action)
+        self._film()
+        if result[2] or result[3]:
+            self._left -= 1
+            if self._left == 0:
+                self._finish()
+        return result
+
+    def close(self) -> None:
+        """Close the film, however far it is, and the environment."""
+        self._finish()
+        super().close()
+
+    def _film(self) -> None:
+        if self._left <= 0:
+            return
         try:
-            super()._capture_frame()
+            frame = np.ascontiguousarray(self.env.render(), dtype=np.uint8)
         # What a missing display or driver raises is up to the graphics library.
         except Exception as error:
-            self.recording = False
             raise rendering_refusal(self.env, error) from error
+        if self._writer is None:
+            from moviepy.video.io.ffmpeg_writer import FFMPEG_VideoWriter
+
+            height, width, _ = frame.shape
+            fps = self.env.metadata.get("render_fps") or 30
+            self._writer = FFMPEG_VideoWriter(str(self._path), (width, height), fps)
+        self._writer.write_frame(frame)
+
+    def _finish(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None

@@ -23,8 +23,9 @@ from stable_baselines3.common.vec_env.base_vec_env import CloudpickleWrapper, Ve
 from stable_baselines3.common.vec_env.subproc_vec_env import _stack_obs, _worker
 
 from acktr.errors import WorkerError
+from acktr.output import dropping
 
-_STOPS = ("SIGINT", "SIGTERM", "SIGUSR1")
+_STOPS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
 
 
 def ignore_stops() -> None:
@@ -195,7 +196,8 @@ class _Failure(NamedTuple):
 def _work(remote: Connection, parent_remote: Connection, env_fn: CloudpickleWrapper) -> None:
     """SB3's worker, which tells what ended it."""
     try:
-        _worker(remote, parent_remote, env_fn)
+        with dropping():  # an environment that prints does not end with the pipe it prints to
+            _worker(remote, parent_remote, env_fn)
     except Exception:
         with contextlib.suppress(OSError):
             remote.send(_Failure(traceback.format_exc()))

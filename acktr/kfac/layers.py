@@ -273,7 +273,8 @@ def register_layer(module_type: type[nn.Module], layer: Layer) -> None:
 
     :raises TypeError: not a module type, or not a layer adapter
     """
-    if not (isinstance(module_type, type) and issubclass(module_type, nn.Module)):
+    # Of `type(x)`: on Python 3.10 isinstance(list[int], type) is true, and issubclass raises.
+    if not (issubclass(type(module_type), type) and issubclass(module_type, nn.Module)):
         raise TypeError(f"register_layer needs a torch.nn.Module type, not {module_type!r}.")
     if not isinstance(layer, (KroneckerLayer, DiagonalLayer)):
         raise TypeError(f"register_layer needs a KroneckerLayer or DiagonalLayer, not {layer!r}.")

@@ -1,57 +1,87 @@
-"""Names in a configuration that stand for classes: an allow-list, never evaluated code."""
+"""Names in a configuration that stand for classes: an allow-list, and imports where they are allowed."""
 
 import difflib
 import inspect
 from collections.abc import Iterator, Mapping
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 from stable_baselines3.common import torch_layers
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
-from acktr import policies
+from acktr import extractors, policies
 from acktr.algorithm import ACKTR
+from acktr.checkpoint.classes import is_class
+from acktr.envs.lookup import import_module
 from acktr.errors import ConfigurationError
 
+_Class = TypeVar("_Class")
 
-def resolve_classes(policy_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
+
+def resolve_classes(
+    policy_kwargs: Mapping[str, Any] | None, *, allow_import: bool = False
+) -> dict[str, Any]:
     """Replace class names by classes in the values whose key ends with ``_fn`` or ``_class``.
 
     :param policy_kwargs: arguments of a policy as YAML gives them, such as ``{activation_fn: ELU}``
+    :param allow_import: whether ``module:Class`` may import a module, which runs its code
     :return: a copy with classes in place of their names, at any depth
-    :raises ConfigurationError: for a name that no allowed module has
+    :raises ConfigurationError: for a name that no allowed module has, or a class of another kind
     """
     resolved = dict(policy_kwargs or {})
     for key, value in resolved.items():
         if isinstance(value, Mapping):
-            resolved[key] = resolve_classes(value)
+            resolved[key] = resolve_classes(value, allow_import=allow_import)
         # ACKTR refuses optimizer_class itself and says why.
         elif isinstance(value, str) and key.endswith(("_fn", "_class")) and "optimizer" not in key:
-            resolved[key] = _find_class(key, value)
+            found = _import_class(key, value, allow_import) if ":" in value else _find_class(key, value)
+            base = BaseFeaturesExtractor if key == "features_extractor_class" else nn.Module
+            resolved[key] = _check_kind(key, value, found, base)
     return resolved
 
 
-def check_policy(policy: str, policy_kwargs: Mapping[str, Any] | None) -> None:
+def resolve_policy(policy: str, *, allow_import: bool = False) -> str | type[ActorCriticPolicy]:
+    """Turn ``module:Class`` into the class; a name such as "MlpPolicy" stays as it is.
+
+    :param policy: "auto" or the name of a policy
+    :param allow_import: whether a module may be imported, which runs its code
+    :raises ConfigurationError: for a name that ACKTR does not have, or a class that is no policy
+    """
+    if ":" in policy:
+        found = _import_class("policy", policy, allow_import)
+        return _check_kind("policy", policy, found, ActorCriticPolicy)
+    if policy != "auto" and policy not in ACKTR.policy_aliases:
+        names = ", ".join(sorted(ACKTR.policy_aliases))
+        raise ConfigurationError(
+            f"There is no policy {policy!r}: choose from auto, {names}, or give module:Class."
+        )
+    return policy
+
+
+def check_policy(
+    policy: str, policy_kwargs: Mapping[str, Any] | None, *, allow_import: bool = False
+) -> None:
     """Refuse a policy that ACKTR does not have, and arguments that the policy does not have.
 
-    :param policy: "auto" or a name such as "MlpPolicy"
+    :param policy: "auto", a name such as "MlpPolicy", or ``module:Class``
     :param policy_kwargs: the arguments for it
+    :param allow_import: whether modules may be imported, which runs their code
     :raises ConfigurationError: naming the nearest policy or argument
     """
+    found = resolve_policy(policy, allow_import=allow_import)
+    policy_kwargs = resolve_classes(policy_kwargs, allow_import=allow_import)
     aliases: Mapping[str, Any] = ACKTR.policy_aliases
-    if policy != "auto" and policy not in aliases:
-        raise ConfigurationError(
-            f"There is no policy {policy!r}: choose from auto, {', '.join(sorted(aliases))}."
-        )
-    allowed = set(_arguments(aliases.get(policy, aliases["MlpPolicy"])))
-    for key in policy_kwargs or {}:
+    policy_class = aliases.get(policy, aliases["MlpPolicy"]) if isinstance(found, str) else found
+    allowed = set(_arguments(policy_class))
+    for key in policy_kwargs:
         if key not in allowed:
             nearest = difflib.get_close_matches(key, sorted(allowed), n=1)
             advice = f"did you mean {nearest[0]!r}?" if nearest else f"{', '.join(sorted(allowed))}."
             raise ConfigurationError(f"Unknown key {key!r} in policy_kwargs: {advice}")
-    if policy != "auto":
-        _check_extractor(aliases[policy], policy_kwargs or {})
+    if policy in aliases:
+        _check_extractor(policy_class, policy_kwargs)
 
 
 def _check_extractor(policy_class: type, policy_kwargs: Mapping[str, Any]) -> None:
@@ -60,8 +90,8 @@ def _check_extractor(policy_class: type, policy_kwargs: Mapping[str, Any]) -> No
     if issubclass(policy_class, policies.CnnPolicy):
         default = policies.PaperCNN
     elif issubclass(policy_class, policies.MultiInputPolicy):
-        default = torch_layers.CombinedExtractor
-    extractor: type = resolve_classes(policy_kwargs).get("features_extractor_class", default)
+        default = extractors.MixedExtractor
+    extractor: type = policy_kwargs.get("features_extractor_class", default)
     allowed = [name for name in inspect.signature(extractor).parameters if name != "observation_space"]
     for key in policy_kwargs.get("features_extractor_kwargs") or {}:
         if key not in allowed:
@@ -91,15 +121,39 @@ def _find_class(key: str, name: str) -> type:
     if prefix in allowed_prefixes and short in known:
         return known[short]
     nearest = difflib.get_close_matches(short, known, n=1)
-    advice = f"did you mean {nearest[0]!r}?" if nearest else "it must be a class of torch.nn."
+    advice = (
+        f"did you mean {nearest[0]!r}?"
+        if nearest
+        else "it must be a class of torch.nn, or one of your own as module:Class."
+    )
     raise ConfigurationError(f"Unknown class {name!r} for {key}: {advice}")
 
 
+def _import_class(key: str, name: str, allow_import: bool) -> Any:
+    module_name, _, attribute = name.rpartition(":")
+    module = import_module(module_name, f"the setting {key}", allow_import=allow_import)
+    # Not getattr: a module may import others when it is asked for what it lacks.
+    found = vars(module).get(attribute)
+    if found is None:
+        nearest = difflib.get_close_matches(attribute, vars(module), n=1)
+        advice = f"did you mean {nearest[0]!r}?" if nearest else "check its name."
+        raise ConfigurationError(f"The module {module_name!r} has no {attribute!r} for {key}: {advice}")
+    return found
+
+
+def _check_kind(key: str, name: str, found: Any, base: type[_Class]) -> type[_Class]:
+    if isinstance(found, type) and issubclass(found, base):
+        return found
+    raise ConfigurationError(
+        f"{name} cannot be the {key}: it must be a class derived from {base.__name__}."
+    )
+
+
 def _modules() -> tuple[ModuleType, ...]:
-    return (nn, torch_layers, policies)
+    return (nn, torch_layers, policies, extractors)
 
 
 def _module_classes(module: ModuleType) -> Iterator[type[nn.Module]]:
     for value in vars(module).values():
-        if isinstance(value, type) and issubclass(value, nn.Module):
+        if is_class(value) and issubclass(value, nn.Module):
             yield value

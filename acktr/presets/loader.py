@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from acktr.envs import lookup
 from acktr.envs.make import observes_images
 from acktr.errors import ConfigurationError
+from acktr.presets.received import check_received
 from acktr.presets.schema import Configuration, setting_names, unknown_setting, validate
 from acktr.reading import parse_yaml, read_yaml
 
@@ -33,6 +34,7 @@ def resolve(
     preset: str | None = None,
     overrides: Sequence[str] = (),
     options: Mapping[str, Any] | None = None,
+    allow_import: bool = False,
 ) -> Resolution:
     """Find the preset of an environment and apply what the user changed.
 
@@ -42,6 +44,7 @@ def resolve(
         family one that fits what the environment observes, for which one is built
     :param overrides: ``key=value`` strings, each for one setting
     :param options: settings that win over all others; those that are ``None`` are left out
+    :param allow_import: as for :func:`acktr.presets.validate`
     :return: the configuration and notes for the user
     :raises ConfigurationError: for an unknown environment, preset or setting, or a wrong value
     """
@@ -63,7 +66,8 @@ def resolve(
     for override in overrides:
         _apply(settings, override)
     settings.update({k: v for k, v in (options or {}).items() if v is not None})
-    return Resolution(validate({**settings, "env_id": env_id, "preset": name}), notes)
+    settings.update(env_id=env_id, preset=name)
+    return Resolution(validate(settings, allow_import=allow_import), notes)
 
 
 # What may change at a resume: how long to train, where, and how often to save.
@@ -89,6 +93,7 @@ def resolve_resumed(
     preset: str | None = None,
     overrides: Sequence[str] = (),
     options: Mapping[str, Any] | None = None,
+    allow_import: bool = False,
 ) -> Configuration:
     """Apply to the settings of an earlier run what the user gives anew.
 
@@ -107,7 +112,11 @@ def resolve_resumed(
     settings["env_id"] = env_id
     if preset is not None:
         settings["preset"] = _find(preset, env_id)[2]
-    before, now = validate(saved), validate(settings)
+    typed: dict[str, Any] = {"env_id": env_id}
+    for override in overrides:
+        _apply(typed, override)
+    check_received(settings, "the run's config.yaml", allow_import=allow_import, typed=typed)
+    before, now = (validate(part, allow_import=allow_import) for part in (saved, settings))
     differing = [
         f"{key} is {new!r} and was {old!r}"
         for key, old in before.model_dump().items()

@@ -27,7 +27,9 @@ from acktr.algorithm import ACKTR
 from acktr.envs.backends import check_backend
 from acktr.envs.make import MAX_ENVS, MAX_FRAMES
 from acktr.errors import ConfigurationError
-from acktr.presets.classes import check_policy, resolve_classes
+from acktr.foreign import REPLACED
+from acktr.options import valid_range
+from acktr.presets.classes import check_policy
 
 # What the run itself decides about the constructor's arguments.
 _NOT_ARGUMENTS = {"self", "policy", "env", "seed", "device", "tensorboard_log", "_init_setup_model"}
@@ -64,7 +66,7 @@ class Configuration(_Strict):
     n_timesteps: Steps
     n_envs: int = Field(8, gt=0, le=MAX_ENVS)
     policy: str = "auto"
-    """A name ACKTR knows, or "auto": chosen by the observation space."""
+    """A name ACKTR knows, "auto" (chosen by the observation space), or ``module:Class``."""
     normalize: Normalize = Normalize(norm_obs=False, norm_reward=False)
     pixels: bool = False
     """Observe pictures, 42 x 42 RGB, in the place of states."""
@@ -117,10 +119,12 @@ def setting_names() -> list[str]:
     return [name for name in complete_model().model_fields if name not in ("env_id", "preset")]
 
 
-def validate(settings: Mapping[str, Any]) -> Configuration:
+def validate(settings: Mapping[str, Any], *, allow_import: bool = False) -> Configuration:
     """Check a mapping of settings and fill in the defaults, ``normalize_value_targets`` by the rewards.
 
     :param settings: what a preset, the command line or a run's ``config.yaml`` gives
+    :param allow_import: whether a class named as ``module:Class`` may be imported, which runs the
+        module's code; else the module must have been imported already
     :return: the complete configuration
     :raises ConfigurationError: for an unknown name (the nearest is named) or a wrong value
     """
@@ -137,8 +141,7 @@ def validate(settings: Mapping[str, Any]) -> Configuration:
         wanted = not configuration.normalize.norm_reward
         configuration = configuration.model_copy(update={"normalize_value_targets": wanted})
     policy_kwargs = configuration.algorithm_arguments()["policy_kwargs"]
-    check_policy(configuration.policy, policy_kwargs)
-    resolve_classes(policy_kwargs)
+    check_policy(configuration.policy, policy_kwargs, allow_import=allow_import)
     check_backend(configuration.backend)
     return configuration
 
@@ -153,6 +156,8 @@ def unknown_setting(name: str, known: Iterable[str], where: str) -> Configuratio
     known = sorted(known)
     nearest = difflib.get_close_matches(name, known, n=1)
     advice = f"did you mean {nearest[0]!r}?" if nearest else f"choose from {', '.join(known)}."
+    if name in REPLACED:  # a setting of A2C, PPO or another algorithm
+        advice = f"{REPLACED[name]}."
     return ConfigurationError(f"Unknown setting {name!r} in {where}: {advice}")
 
 
@@ -168,4 +173,6 @@ def _explain(error: ValidationError) -> str:
     name = ".".join(path[:2]) if path[0] == "normalize" else path[0]
     if problem["type"] == "missing":
         return f"The setting {name!r} is missing: give it in the preset or with --set {name}=VALUE."
-    return f"The setting {name} = {problem['input']!r} is not valid: {problem['msg'].lower()}."
+    wanted = valid_range(name)
+    said = problem["msg"].lower() + (f"; it {wanted}" if wanted else "")
+    return f"The setting {name} = {problem['input']!r} is not valid: {said}."

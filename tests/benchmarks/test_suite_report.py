@@ -1,5 +1,6 @@
 """Tables and figures of a suite: from the csv alone, the same at each call, and honest about gaps."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -162,9 +163,21 @@ def test_seconds_of_another_processor_do_not_count(tmp_path):
         f"ACKTR's settings, by their fingerprints: {ours['HalfCheetah-v5']} on HalfCheetah-v5; "
         f"{ours['Reacher-v5']} on Reacher-v5."
     ) in text
-    (panel, _) = suite_figures.curves(data, "cpu_seconds").axes
-    labels = [text.get_text() for text in panel.get_legend().get_texts()]
-    assert [label.split()[0] for label in labels] == ["ppo", "trpo"]
+    figure = suite_figures.curves(data, "cpu_seconds")
+    assert [line.get_label() for line in figure.axes[0].lines] == ["ppo", "trpo"]
+
+
+def test_one_legend_says_what_line_and_band_are(tmp_path):
+    data = small_suite(tmp_path)
+    for figure in (suite_figures.curves(data, "steps"), suite_figures.profiles(data)):
+        (legend,) = figure.legends
+        assert re.fullmatch("line: .*; band: its 95% bootstrap interval", legend.get_title().get_text())
+        labels = [text.get_text() for text in legend.get_texts()]
+        assert [label.split()[0] for label in labels] == ["acktr", "ppo", "trpo"]
+        assert all(panel.get_legend() is None for panel in figure.axes)
+    assert (
+        "band: from the least to the greatest seed of acktr" in suite_figures.ends(data).get_supxlabel()
+    )
 
 
 def test_a_suite_may_compare_no_seconds(tmp_path):

@@ -106,13 +106,22 @@ def test_arguments_change_at_load(content, capsys):
         env=small_env(n_envs=3),
         print_system_info=True,
         damping=0.5,
-        custom_objects={"learning_rate": 0.25},
+        custom_objects={"learning_rate": 0.25, "of_another_algorithm": 1.0},
     )
+    assert not hasattr(loaded, "of_another_algorithm")
     assert (loaded.n_envs, loaded.damping, loaded.kfac.param_groups[0]["damping"]) == (3, 0.5, 0.1)
     assert loaded.lr_schedule(1.0) == 0.25
     assert "SAVED MODEL SYSTEM INFO" in capsys.readouterr().out
     with pytest.raises(CheckpointMismatchError, match="policy_kwargs"):
         ACKTR.load(io.BytesIO(content), policy_kwargs={"net_arch": [9]})
+
+
+@pytest.mark.parametrize("caught", [ValueError, RuntimeError, CheckpointMismatchError])
+def test_parameters_that_are_missing_are_caught_as_those_of_a2c_are(trained, caught):
+    before = trained.get_parameters()
+    fewer = {**before, "policy": dict(list(before["policy"].items())[:-1])}
+    with pytest.raises(caught, match=r"nothing was changed: value_net\.linear\.bias is absent"):
+        trained.set_parameters(fewer)
 
 
 @pytest.mark.parametrize("given", [{"net_arch": [8]}, {"net_arch": [8], "log_std_init": "auto"}])

@@ -1,15 +1,19 @@
 """The command line: exit codes, one sentence on standard error, and what each command prints."""
 
 import json
+import re
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
+from acktr.callbacks import Evaluations
 from acktr.cli import main
+from acktr.cli.arguments import as_sentence
 from acktr.cli.progress import ProgressCallback
 from acktr.runs import Run
+from tests.toy_envs import Toy
 
 TOY = "tests.toy_envs:Toy-v0"
 SMALL = ("n_envs=2", "n_steps=8", "n_eval_episodes=1", "n_final_eval_episodes=2")
@@ -36,7 +40,27 @@ def run_directory(tmp_path_factory):
         (["trian", TOY], 2, "trian"),
         (["train"], 2, "ENV"),
         (["train", TOY, "--steps", "many"], 2, "--steps"),
-        (["train", TOY, "--stepz", "5"], 2, "--steps"),
+        (["train", TOY, "--stepz", "5"], 2, "did you mean --steps?"),
+        (["train", TOY, "--steps", "2.5"], 2, "--steps must be a whole number"),
+        (["train", TOY, "--steps", "nan"], 2, "--steps must be a whole number"),
+        (["train", TOY, "--steps", "1e999"], 2, "--steps must be a whole number"),
+        (["train", TOY, "--steps"], 2, "--steps"),
+        (["train", TOY, "--seed", "1.5"], 2, "--seed must be a whole number"),
+        (["train", TOY, "--seed", "1e12"], 2, "seed = 1000000000000"),
+        (["train", TOY, "--n-envs", "two"], 2, "--n-envs must be a whole number"),
+        (["train", TOY, "--device", "gpu"], 2, "no device 'gpu' here"),
+        (["train", TOY, "--progress", "maybe"], 2, "maybe"),
+        (["train", TOY, "Toy-v1"], 2, "Toy-v1"),
+        (["train", TOY, "--set", "=5"], 2, "--set '=5' is not of the form key=value"),
+        (["train", TOY, "--set", "target_kl"], 2, "--set 'target_kl' is not of the form key=value"),
+        (["train", TOY, "--set", "target_kl="], 2, "target_kl = None is not valid"),
+        (["train", TOY, "--set", "target_kl=None"], 2, "it must be positive (nats)"),
+        (["train", TOY, "--set", "target_kl=[1]"], 2, "it must be positive (nats)"),
+        (["train", TOY, "--set", "damping=None"], 2, "damping = None is not valid"),
+        (["train", TOY, "--set", "n_steps=many"], 2, "it must be at least 1, or None"),
+        (["train", TOY, "--set", "critic_damping=.inf"], 2, "critic_damping must be finite, 0 or more"),
+        (["train", TOY, "--set", "ent_coef=.inf"], 2, "ent_coef must be finite, 0 or more"),
+        (["train", TOY, "--set", "stats_window_size=-1"], 2, "stats_window_size must be at least 1"),
         (["train", "HalfChetah-v5"], 2, "HalfCheetah-v5"),
         (["train", TOY, "--steps", "0"], 2, "n_timesteps = 0"),
         (["train", TOY, "--n-envs", "0"], 2, "n_envs = 0"),
@@ -47,6 +71,14 @@ def run_directory(tmp_path_factory):
         (["train", TOY, "--set", "n_steps=0"], 2, "n_steps"),
         (["train", TOY, "--set", "damping=-1"], 2, "damping"),
         (["train", TOY, "--set", "target_kl=-1"], 2, "target_kl"),
+        (["evaluate"], 2, "Missing from acktr evaluate: RUN: see acktr evaluate --help."),
+        (["evaluate", "nowhere", "--episodes", "x"], 2, "--episodes must be a whole number"),
+        (["record", "nowhere", "--episodes", "1.5"], 2, "--episodes must be a whole number"),
+        (["record", "nowhere", "--seed", "x"], 2, "--seed must be a whole number"),
+        (["plot", "nowhere", "--out"], 2, "--out"),
+        (["compare", TOY, "--steps", "x"], 2, "--steps must be a whole number"),
+        (["compare", TOY, "--algos", "a2c", "--seeds", "x"], 2, "--seeds must be a whole number"),
+        (["compare", TOY, "--algos", "a2c", "--jobs", "x"], 2, "--jobs must be a whole number"),
         (["evaluate", "nowhere"], 4, "nowhere holds no run"),
         (["record", "nowhere"], 4, "nowhere holds no run"),
         (["plot", "nowhere"], 4, "nowhere holds no run"),
@@ -65,9 +97,26 @@ def test_exit_codes(monkeypatch, tmp_path, capsys, arguments, code, message):
     assert main(arguments) == code
     error = capsys.readouterr().err
     assert message in error
-    assert "Traceback" not in error
+    assert error.count("\n") == (code != 0)
     # A refused command leaves nothing behind.
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("rules", ["─╭╮╰╯│", "------"])
+def test_what_tyro_says_in_a_box_is_a_sentence(rules):
+    rule, *corners, side = rules
+    lines = ["Unrecognized options: --stepz, 5", 40 * rule, "Perhaps you meant:", "    --steps N"]
+    side = "|" if side == "-" else side
+    box = "\n".join(
+        [
+            f"{corners[0]}{rule} Unrecognized options {40 * rule}{corners[1]}",
+            *(f"{side} {line:50} {side}" for line in lines),
+            f"{corners[2]}{40 * rule}{corners[3]}",
+        ]
+    )
+    sentence = "Unrecognized options: --stepz, 5 (did you mean --steps?): see acktr train --help."
+    assert as_sentence(box, "acktr train") == sentence
+    assert as_sentence("", "acktr") == "The command line is not understood: see acktr --help."
 
 
 def test_an_error_is_one_line(capsys):
@@ -91,6 +140,21 @@ def test_train_tells_what_happened(tmp_path, capsys):
     assert (configuration["seed"], configuration["n_steps"], configuration["gamma"]) == (3, 4, 0.9)
     assert train(tmp_path) == 2
     assert "already holds a run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("steps", ["64", "6.4e1", "0_064", "0.064k"])
+def test_steps_as_people_write_them(tmp_path, steps):
+    path = tmp_path / "run"
+    assert (
+        main(["train", TOY, "--steps", steps, "--out", str(path), "--no-progress", "--set", *SMALL]) == 0
+    )
+    assert Run.open(path).read_configuration()["n_timesteps"] == 64
+
+
+def test_none_is_null(tmp_path):
+    assert train(tmp_path, "frame_stack=None", "n_steps=null", "worker_timeout=") == 0
+    configuration = Run.open(tmp_path).read_configuration()
+    assert [configuration[name] for name in ("frame_stack", "n_steps", "worker_timeout")] == 3 * [None]
 
 
 def test_default_directories(tmp_path, monkeypatch):
@@ -159,6 +223,29 @@ def test_progress(monkeypatch, tmp_path, capsys, terminal):
     for part in ("64 steps", "return ", "KL ", "steps/s"):
         assert part in error
     assert ("\x1b[" in error) is terminal
+
+
+def test_steps_a_second_are_those_of_training(monkeypatch, tmp_path, capsys):
+    clock = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    played = Evaluations._log_success_callback
+
+    def slow(self, *arguments):
+        clock[0] += 100.0  # a step of an evaluation
+        played(self, *arguments)
+
+    monkeypatch.setattr(Evaluations, "_log_success_callback", slow)
+    step = Toy.step
+
+    def timed(self, action):
+        clock[0] += 0.005
+        return step(self, action)
+
+    monkeypatch.setattr(Toy, "step", timed)
+    assert train(tmp_path, "eval_interval=16") == 0
+    rates = re.findall(r"([\d,]+) steps/s", "".join(capsys.readouterr()))
+    assert len(rates) > 2
+    assert {120 <= float(rate.replace(",", "")) <= 210 for rate in rates} == {True}
 
 
 def test_progress_can_be_silent(capsys):

@@ -99,11 +99,17 @@ def test_a_subclass_is_treated_as_its_parent():
 
 @pytest.mark.parametrize(
     ("module_type", "layer"),
-    [(Transposed(1, 1), TransposedLayer()), (int, GainLayer()), (Gain, GainLayer), (Gain, None)],
-    ids=["instance", "no-module", "class", "none"],
+    [
+        (Transposed(1, 1), TransposedLayer()),
+        (int, GainLayer()),
+        (list[Gain], GainLayer()),
+        (Gain, GainLayer),
+        (Gain, None),
+    ],
+    ids=["instance", "no-module", "alias", "class", "none"],
 )
 def test_wrong_registrations_are_refused(module_type, layer):
-    with pytest.raises(TypeError, match="register_layer"):
+    with pytest.raises(TypeError, match="register_layer needs"):
         register_layer(module_type, layer)
 
 

@@ -1,0 +1,50 @@
+"""After how many steps episodes are cut, as far as environments tell; what cannot be told is unknown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecEnvWrapper
+
+from acktr.envs.halves import HalvedVecEnv
+
+
+def time_limit(env: VecEnv) -> int | None:
+    """Return after how many steps an episode is cut at the latest.
+
+    :param env: wrappers and all, between two steps
+    :return: ``None`` where one of the environments has no limit, or does not tell
+    """
+    limits: list[Any] = []
+    for part in _innermost(env):
+        # What a vector environment of somebody's own does with a question is up to it.
+        try:
+            told = list(_limits(part))
+        except Exception:
+            return None
+        if len(told) != part.num_envs:
+            return None
+        limits += told
+    known = [limit for limit in limits if isinstance(limit, int) and limit > 0]
+    return max(known) if known and len(known) == len(limits) else None
+
+
+def _innermost(env: VecEnv) -> Iterator[VecEnv]:
+    while isinstance(env, VecEnvWrapper):
+        env = env.venv
+    if isinstance(env, HalvedVecEnv):
+        for half in env.halves:
+            yield from _innermost(half)
+    else:
+        yield env
+
+
+def _limits(env: VecEnv) -> list[Any]:
+    if isinstance(env, SubprocVecEnv):
+        # Not the specification: it may hold what cannot be pickled, and a worker that fails to send its
+        # answer ends, as one does that is asked for what it does not have.
+        name = "_max_episode_steps"  # gymnasium's TimeLimit
+        return env.get_attr(name) if env.has_attr(name) else []
+    specs = env.get_attr("spec")
+    return [getattr(spec, "max_episode_steps", None) for spec in specs]
