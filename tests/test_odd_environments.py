@@ -4,10 +4,12 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
+from stable_baselines3.common.vec_env import DummyVecEnv
 
 from acktr import ACKTR
 from acktr.cli import main
 from acktr.envs import make_vec_env
+from acktr.envs.finite import VecCheckFinite
 from acktr.envs.kinds import difference
 from acktr.envs.normalization import normalization_state
 from acktr.envs.running import VecRunningNormalize
@@ -62,7 +64,6 @@ if "Odd-v0" not in gym.registry:
 
 RAISING = ["raises in step", "four values", "two rewards", "a reward that is none", "two ends"]
 SHAPES = ["one", "number", "row", "short", "none", "list"]
-BACKENDS = pytest.mark.parametrize("backend", ["gymnasium", "subproc"])
 
 
 def learn(what, backend="gymnasium"):
@@ -121,6 +122,21 @@ def test_arguments_that_gymnasium_does_not_like(kwargs):
 def test_numbers_that_no_machine_has_room_for(arguments):
     with pytest.raises(ConfigurationError, match="at most"):
         make_vec_env("CartPole-v1", **arguments)
+
+
+class Pairs(DummyVecEnv):
+    """Returns a column of rewards, which numpy would stretch over a row of environments."""
+
+    def step_wait(self):
+        observations, rewards, dones, infos = super().step_wait()
+        return observations, rewards[:, None], dones, infos
+
+
+def test_rewards_of_another_shape_are_named():
+    env = VecCheckFinite(Pairs([Toy, Toy]))
+    env.reset()
+    with pytest.raises(WorkerError, match=r"rewards of the shape \(2, 1\)"):
+        env.step(np.zeros(2, int))
 
 
 # States of wrappers -------------------------------------------------------------------------

@@ -106,7 +106,7 @@ def test_the_networks_that_are_built_afterwards_may_have_any_size(unused):
 @pytest.mark.parametrize(
     "name",
     [
-        *("learn", "train", "predict", "save", "collect_rollouts", "_get_policy_from_name", "policy_aliases"),
+        *("learn", "train", "predict", "save", "collect_rollouts", "policy_aliases"),
         *("_setup_model", "__class__", "__dict__", "set_parameters", "dump_logs", "a b", "\x1b[2J"),
     ],
 )  # fmt: skip
