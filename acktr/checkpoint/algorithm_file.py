@@ -13,12 +13,21 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.save_util import load_from_zip_file
+from stable_baselines3.common.save_util import load_from_zip_file, recursive_getattr
 from stable_baselines3.common.type_aliases import GymEnv, TensorDict
 from stable_baselines3.common.utils import get_system_info
 from stable_baselines3.common.vec_env.patch_gym import _convert_space
 from torch import Tensor
 
+from acktr.checkpoint.claims import (
+    check_classes,
+    check_observations,
+    check_optimizer,
+    check_rollout,
+    check_state,
+    own_names,
+    parameters_within,
+)
 from acktr.checkpoint.codec import Absent
 from acktr.checkpoint.model_file import (
     DATA,
@@ -141,9 +150,7 @@ class SafeAlgorithm(OnPolicyAlgorithm):
                 return _adopt(cls, str(path), said, changes, parameters or {}, env, device)
             unsaid = {name: value for name, value in cls._implied.items() if name not in said}
             kwargs = {**unsaid, **kwargs}
-            model = super().load(path, env, device, custom_objects, False, force_reset, **kwargs)
-            model._check_arguments()
-            return model
+            return super().load(path, env, device, custom_objects, False, force_reset, **kwargs)
         file = read_model(path)
         if print_system_info:
             print("== CURRENT SYSTEM INFO ==")
@@ -152,7 +159,6 @@ class SafeAlgorithm(OnPolicyAlgorithm):
             print(file.system_info)
         data, parameters = _decode(cls, file, custom_objects or {}, kwargs)
         kwargs = cls._known_changes(kwargs, data)
-        data = {name: value for name, value in data.items() if name not in ("env", "device")}
         data = {**cls._implied, **data}
         if "policy_kwargs" in kwargs:
             given, saved = kwargs.pop("policy_kwargs"), data["policy_kwargs"]
@@ -166,8 +172,8 @@ class SafeAlgorithm(OnPolicyAlgorithm):
             data["n_envs"] = env.num_envs
             if force_reset:
                 data["_last_obs"] = None
-        changed = {*kwargs, *(custom_objects or {})}
-        model = _build(cls, file.where, env, device, {**data, **kwargs}, bool(changed))
+        given = {*kwargs, *(custom_objects or {})}
+        model = _build(cls, file.where, env, device, {**data, **kwargs}, given, parameters)
         model._put_parameters(parameters, True, device, file.where)
         return model
 
@@ -228,6 +234,10 @@ class SafeAlgorithm(OnPolicyAlgorithm):
         policy = parameters.get("policy")
         if exact_match and policy is not None:
             check_architecture(self, policy, where)
+        for name, state in parameters.items():
+            own = recursive_getattr(self, name, None)
+            if isinstance(own, torch.optim.Optimizer):
+                check_optimizer(own, state, where)
         before = copy.deepcopy(self.get_parameters())
         try:
             super().set_parameters(parameters, exact_match, device)
@@ -310,20 +320,27 @@ def _build(
     env: GymEnv | None,
     device: torch.device | str,
     data: dict[str, Any],
-    changed: bool,
+    given: set[str],
+    parameters: TensorDict,
 ) -> _Self:
+    """Build what a file describes, if that is a model, and one that the file has the parameters of."""
     try:
         # As SB3's own load does: the constructors of algorithms have these, that of the base class not.
         model = cls(policy=data["policy_class"], env=env, device=device, _init_setup_model=False)  # type: ignore[arg-type,call-arg]
+        data = own_names(model, data, given, where)
+        check_state(model, data, {*given, *constructor_arguments(cls), *_NEEDED}, where)
+        check_classes(model, data, given)
+        if "n_steps" not in given:
+            check_rollout(data, parameters.get("policy"))
         vars(model).update(data)
-        try:
-            model._check_arguments()
-        except ConfigurationError as error:
-            if changed:
-                raise
-            raise DamagedCheckpointError(f"{where} holds what no model has: {error}") from error
-        model._setup_model()
-    except (AcktrError, MemoryError):
+        check_observations(model, data, model.n_envs, where)
+        with parameters_within(parameters.get("policy")):
+            model._setup_model()
+    except ConfigurationError as error:
+        if given:
+            raise
+        raise DamagedCheckpointError(f"No model can be built from {where}: {error}") from error
+    except AcktrError:
         raise
     except Exception as error:
         # What a constructor says of wrong arguments is up to torch and SB3.
@@ -366,7 +383,7 @@ def _adopt(
         _check_spaces(where, data, env)
         data["n_envs"] = env.num_envs
     try:
-        model = _build(cls, where, env, device, data, True)
+        model = _build(cls, where, env, device, data, set(data), parameters)
     except ConfigurationError as error:
         raise CheckpointMismatchError(f"{where} is of another algorithm: {error}") from error
     check_architecture(model, parameters["policy"], where)
