@@ -222,10 +222,14 @@ def test_observations_that_only_a_user_knows_leave_the_modules_to_tell():
             return self.rows(obs[:, 0].long() - 1_000_000)
 
     policy.features_extractor.__class__ = Particular
-    with pytest.warns(UserWarning, match=r"takes no made-up observation \(ValueError: not mine\)"):
-        outputs = Outputs(policy)
+    outputs = Outputs(policy)
     assert outputs.shared
     assert set(outputs.actor) | set(outputs.critic) == set(policy.parameters())
+    policy.of_mine = nn.Parameter(torch.zeros(()))
+    with pytest.warns(
+        UserWarning, match=r"no made-up observation \(ValueError: not mine\).* of_mine: noth"
+    ):
+        Outputs(policy)
 
 
 def test_lazy_layers_learn_their_sizes_first():
