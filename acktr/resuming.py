@@ -49,8 +49,9 @@ def find_checkpoint(
         tell(f"{run.path} has no checkpoint yet: training begins anew.")
         return None
     check_learner(model, checkpoint.components, str(checkpoint.path))
-    check_run(checkpoint.components.get("run"), checkpoint.info, str(checkpoint.path))
-    saved = checkpoint.components["run"]["configuration"]
+    state: Any = checkpoint.components.get("run")
+    check_run(state, checkpoint.info, str(checkpoint.path))
+    saved = state["configuration"]
     now = configuration.model_dump(mode="json")
     differing = [
         f"{key} is {now[key]!r} and was {saved[key]!r}"

@@ -226,9 +226,7 @@ def test_observations_that_only_a_user_knows_leave_the_modules_to_tell():
     assert outputs.shared
     assert set(outputs.actor) | set(outputs.critic) == set(policy.parameters())
     policy.of_mine = nn.Parameter(torch.zeros(()))
-    with pytest.warns(
-        UserWarning, match=r"no made-up observation \(ValueError: not mine\).* of_mine: noth"
-    ):
+    with pytest.warns(UserWarning, match=r"observation \(ValueError: not mine\).* of_mine: nothing"):
         Outputs(policy)
 
 

@@ -247,3 +247,10 @@ def test_class_names_become_classes_at_any_depth():
         "optimizer_class": "SGD",
     }
     assert resolve_classes(None) == {}
+
+
+@pytest.mark.parametrize("text", ["0x_", "0b_", "9" * 5000, "[" * 3000])
+def test_a_number_that_is_none_is_named(text):
+    with pytest.raises(ConfigurationError, match=r"--set .* is not valid YAML") as caught:
+        resolve("CartPole-v1", overrides=[f"n_steps={text}"])
+    assert "\n" not in str(caught.value)

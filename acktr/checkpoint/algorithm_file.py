@@ -17,15 +17,7 @@ from stable_baselines3.common.type_aliases import GymEnv, TensorDict
 from stable_baselines3.common.utils import get_system_info
 from stable_baselines3.common.vec_env.patch_gym import _convert_space
 
-from acktr.checkpoint.claims import (
-    check_classes,
-    check_observations,
-    check_optimizer,
-    check_rollout,
-    check_state,
-    own_names,
-    parameters_within,
-)
+from acktr.checkpoint.claims import NEEDED, build, check_optimizer, constructor_arguments
 from acktr.checkpoint.codec import Absent
 from acktr.checkpoint.fit import check_architecture, check_spaces
 from acktr.checkpoint.model_file import (
@@ -40,7 +32,6 @@ from acktr.checkpoint.model_file import (
     write_model,
 )
 from acktr.errors import (
-    AcktrError,
     CheckpointMismatchError,
     ConfigurationError,
     DamagedCheckpointError,
@@ -58,7 +49,6 @@ DERIVED = {
     "corrected_lr_schedule",
     "critic_lr_schedule",
 }
-_NEEDED = ("policy_class", "policy_kwargs", "observation_space", "action_space")
 
 
 class SafeAlgorithm(OnPolicyAlgorithm):
@@ -149,7 +139,9 @@ class SafeAlgorithm(OnPolicyAlgorithm):
                 return _adopt(cls, str(path), said, changes, parameters or {}, env, device)
             unsaid = {name: value for name, value in cls._implied.items() if name not in said}
             kwargs = {**unsaid, **kwargs}
-            return super().load(path, env, device, custom_objects, False, force_reset, **kwargs)
+            model = super().load(path, env, device, custom_objects, False, force_reset, **kwargs)
+            model._check_arguments()
+            return model
         file = read_model(path)
         if print_system_info:
             print("== CURRENT SYSTEM INFO ==")
@@ -172,7 +164,7 @@ class SafeAlgorithm(OnPolicyAlgorithm):
             if force_reset:
                 data["_last_obs"] = None
         given = {*kwargs, *(custom_objects or {})}
-        model = _build(cls, file.where, env, device, {**data, **kwargs}, given, parameters)
+        model = build(cls, file.where, env, device, {**data, **kwargs}, given, parameters)
         model._put_parameters(parameters, True, device, file.where)
         return model
 
@@ -273,8 +265,8 @@ def _decode(
         ) from error
     data = components.pop(DATA, None)
     components.pop(NORMALIZATION, None)
-    if not isinstance(data, dict) or any(name not in data for name in _NEEDED):
-        raise DamagedCheckpointError(f"The data of {file.where} lack one of {', '.join(_NEEDED)}.")
+    if not isinstance(data, dict) or any(name not in data for name in NEEDED):
+        raise DamagedCheckpointError(f"The data of {file.where} lack one of {', '.join(NEEDED)}.")
     # Given where nothing was stored. What no model has is left out, as SB3 does.
     known = (constructor_arguments(cls) | data.keys()) - REPLACED.keys() - DERIVED
     data.update({name: value for name, value in given.items() if name in known})
@@ -286,44 +278,9 @@ def _own_objects(given: Mapping[str, Any]) -> dict[str, Any]:
     return {n: value for n, value in given.items() if n not in REPLACED and n not in DERIVED}
 
 
-def _build(
-    cls: type[_Self],
-    where: str,
-    env: GymEnv | None,
-    device: torch.device | str,
-    data: dict[str, Any],
-    given: set[str],
-    parameters: TensorDict,
-) -> _Self:
-    """Build what a file describes, if that is a model, and one that the file has the parameters of."""
-    try:
-        # As SB3's own load does: the constructors of algorithms have these, that of the base class not.
-        model = cls(policy=data["policy_class"], env=env, device=device, _init_setup_model=False)  # type: ignore[arg-type,call-arg]
-        data = own_names(model, data, given, where)
-        check_state(model, data, {*given, *constructor_arguments(cls), *_NEEDED}, where)
-        check_classes(model, data, given)
-        if "n_steps" not in given:
-            check_rollout(data, parameters.get("policy"))
-        vars(model).update(data)
-        check_observations(model, data, model.n_envs, where)
-        with parameters_within(parameters.get("policy")):
-            model._setup_model()
-    except ConfigurationError as error:
-        if given:
-            raise
-        raise DamagedCheckpointError(f"No model can be built from {where}: {error}") from error
-    except AcktrError:
-        raise
-    except Exception as error:
-        # What a constructor says of wrong arguments is up to torch and SB3.
-        problem = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise DamagedCheckpointError(f"No model can be built from {where} ({problem}).") from error
-    return model
-
-
 # What of another algorithm's file means the same here.
 _SHARED = (
-    *_NEEDED,
+    *NEEDED,
     *("n_envs", "gamma", "verbose", "seed", "tensorboard_log"),
     *("num_timesteps", "ep_info_buffer", "ep_success_buffer"),
 )
@@ -340,8 +297,8 @@ def _adopt(
     device: torch.device | str,
 ) -> _Self:
     """Build a model with the policy of an A2C, PPO or TRPO."""
-    if any(name not in said for name in _NEEDED) or "policy" not in parameters:
-        raise DamagedCheckpointError(f"The data of {where} lack one of {', '.join(_NEEDED)}.")
+    if any(name not in said for name in NEEDED) or "policy" not in parameters:
+        raise DamagedCheckpointError(f"The data of {where} lack one of {', '.join(NEEDED)}.")
     data = {name: said[name] for name in _SHARED if name in said}
     for name in ("observation_space", "action_space"):
         data[name] = _convert_space(data[name])  # those of gym become gymnasium's
@@ -355,7 +312,8 @@ def _adopt(
         check_spaces(where, data, env)
         data["n_envs"] = env.num_envs
     try:
-        model = _build(cls, where, env, device, data, set(data), parameters)
+        given = {*data, *changes} - ({"tensorboard_log"} - changes.keys())
+        model = build(cls, where, env, device, data, given, parameters)
     except ConfigurationError as error:
         raise CheckpointMismatchError(f"{where} is of another algorithm: {error}") from error
     check_architecture(model, parameters["policy"], where)
@@ -369,9 +327,3 @@ def _arguments(cls: type) -> set[str]:
         base for base in cls.__mro__ if issubclass(base, SafeAlgorithm) and "__init__" in vars(base)
     ]
     return {name for base in bases for name in inspect.signature(base.__init__).parameters}
-
-
-def constructor_arguments(cls: type) -> set[str]:
-    """Name the arguments of a class and its bases, and so the attributes that are no state."""
-    signatures = [inspect.signature(base.__init__) for base in cls.__mro__]  # type: ignore[misc]  # read, not called
-    return {name for signature in signatures for name in signature.parameters}

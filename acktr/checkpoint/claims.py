@@ -3,28 +3,39 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
 import threading
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
+import torch
 from gymnasium import spaces
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import get_action_dim, get_obs_shape, is_image_space
+from stable_baselines3.common.type_aliases import GymEnv, TensorDict
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.optim import Optimizer
 
 from acktr.envs.kinds import difference, is_number, is_whole
-from acktr.errors import DamagedCheckpointError, UnsafeCheckpointError
+from acktr.errors import (
+    AcktrError,
+    ConfigurationError,
+    DamagedCheckpointError,
+    UnsafeCheckpointError,
+)
+
+_Algorithm = TypeVar("_Algorithm", bound="OnPolicyAlgorithm")
 
 MAX_ROLLOUT = 2**31  # bytes of the storage that the numbers of steps and environments ask for
 _SLACK = 2**20  # bytes of parameters that a model may have and its file has not
 # What it writes and where is up to who loads it.
 _DESTINATIONS = frozenset({"tensorboard_log"})
+NEEDED = ("policy_class", "policy_kwargs", "observation_space", "action_space")
 _POSITIVE = {"kl_scale", "bellman_std", "noise_scale"}
 
 
@@ -40,6 +51,8 @@ def own_names(
     :raises UnsafeCheckpointError: a name that would take the place of a method or the like
     """
     dropped = {*model._excluded_save_params(), *_DESTINATIONS} - set(given)
+    # What an older version kept, this one may compute.
+    dropped |= {name for name in data if isinstance(getattr(type(model), name, None), property)}
     for name in data.keys() - dropped:
         of_class = name not in vars(model) and hasattr(type(model), name)
         if name not in given and (of_class or not name.isidentifier() or name.startswith("__")):
@@ -251,3 +264,66 @@ def parameters_within(state: Any) -> Iterator[None]:
 def _size(state: Any) -> int:
     tensors = state.values() if isinstance(state, Mapping) else ()
     return sum(x.numel() * x.element_size() for x in tensors if isinstance(x, Tensor))
+
+
+def build(
+    cls: type[_Algorithm],
+    where: str,
+    env: GymEnv | None,
+    device: torch.device | str,
+    data: dict[str, Any],
+    given: set[str],
+    parameters: TensorDict,
+) -> _Algorithm:
+    """Build what a file describes, if that is a model, and one that the file has the parameters of.
+
+    :param cls: class of the model
+    :param where: names the file
+    :param env: to go on learning in
+    :param device: where to compute
+    :param data: the attributes by name
+    :param given: names whose values are the caller's and not the file's
+    :param parameters: what the file holds, by name
+    :raises CheckpointError: it is none
+    :raises ConfigurationError: what the caller gives is wrong
+    """
+    try:
+        # As SB3's own load does: the constructors of algorithms have these, that of the base class not.
+        model: Any = cls(  # type: ignore[call-arg]
+            policy=data["policy_class"],
+            env=env,  # type: ignore[arg-type]
+            device=device,
+            _init_setup_model=False,
+        )
+        data = own_names(model, data, given, where)
+        check_state(model, data, {*given, *constructor_arguments(cls), *NEEDED}, where)
+        check_classes(model, data, given)
+        if "n_steps" not in given:
+            check_rollout(data, parameters.get("policy"))
+        vars(model).update(data)
+        check_observations(model, data, model.n_envs, where)
+        try:
+            model._check_arguments()
+        except ConfigurationError as error:
+            if given:
+                raise
+            raise DamagedCheckpointError(f"{where} holds what no model has: {error}") from error
+        with parameters_within(parameters.get("policy")):
+            model._setup_model()
+    except ConfigurationError as error:
+        if given:
+            raise
+        raise DamagedCheckpointError(f"No model can be built from {where} ({error}).") from error
+    except AcktrError:
+        raise
+    except Exception as error:
+        # What a constructor says of wrong arguments is up to torch and SB3.
+        problem = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise DamagedCheckpointError(f"No model can be built from {where} ({problem}).") from error
+    return cast(_Algorithm, model)
+
+
+def constructor_arguments(cls: type) -> set[str]:
+    """Name the arguments of a class and its bases, and so the attributes that are no state."""
+    signatures = [inspect.signature(base.__init__) for base in cls.__mro__]  # type: ignore[misc]  # read, not called
+    return {name for signature in signatures for name in signature.parameters}

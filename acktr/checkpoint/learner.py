@@ -24,10 +24,9 @@ from acktr import distributed
 from acktr.checkpoint.algorithm_file import (
     DERIVED,
     SafeAlgorithm,
-    constructor_arguments,
 )
 from acktr.checkpoint.bundle import MANIFEST, check_size, pack, read_manifest, unpack
-from acktr.checkpoint.claims import check_observations, check_state
+from acktr.checkpoint.claims import check_observations, check_state, constructor_arguments
 from acktr.checkpoint.codec import Unstorable
 from acktr.checkpoint.fit import check_architecture
 from acktr.envs.generators import set_legacy_state, set_python_state, set_state

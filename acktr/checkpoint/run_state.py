@@ -28,13 +28,18 @@ class _Strict(BaseModel):
     model_config = ConfigDict(strict=True, arbitrary_types_allowed=True)
 
 
-class _Episodes(_Strict):
+class _Table(_Strict):
+    # Checkpoints from before tables could be mended do not have them all.
+    rows: Count = 0
+    steps: Count = 0
+
+
+class _Episodes(_Table):
     count: Count
     last_returns: list[FiniteFloat]
 
 
-class _Evaluations(_Strict):
-    rows: Count
+class _Evaluations(_Table):
     n_calls: Count
     best_mean_reward: float
     last_mean_reward: float
@@ -56,6 +61,7 @@ class _Run(_Strict):
     evaluations: _Evaluations
     logger: _Logged
     progress_rows: Count
+    progress_columns: list[str] | None = None
 
 
 def check_run(state: Any, info: Mapping[str, Any], where: str) -> None:
