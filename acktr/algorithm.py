@@ -38,14 +38,17 @@ from acktr.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 from acktr.precision import available_precision, run_trunk_in_bfloat16
 from acktr.rollout import RolloutBatch, RolloutStorage, collect_rollout
 from acktr.schedules import Scheduled
+from acktr.timing import Timed
 from acktr.update import learns
 from acktr.value_scale import choose_value_scale, exact_parameters, sigma, update_scale
 
 _BATCH_SIZE, _LEAST_STEPS = 512, 16  # of a rollout, where n_steps is not given
+# What a new model finds out by itself; older files have one of them.
+_DERIVED = ("outputs", "notes", "shared")
 _COMPARE_PERIOD = 100  # updates between two comparisons of the parameters of all ranks
 
 
-class ACKTR(Scheduled, AdaptedAlgorithm, SafeAlgorithm):
+class ACKTR(Scheduled, Timed, AdaptedAlgorithm, SafeAlgorithm):
     """Actor-critic with Kronecker-factored natural gradients inside a KL trust region.
 
     Where actor and critic share no parameter (``MlpPolicy``) each has its own optimiser and trust
@@ -231,6 +234,7 @@ class ACKTR(Scheduled, AdaptedAlgorithm, SafeAlgorithm):
     # ------------------------------------------------------------------ building
 
     def _setup_model(self) -> None:
+        self._check_arguments()  # those of a file too
         self.n_steps = self.n_steps or max(_BATCH_SIZE // self.n_envs, _LEAST_STEPS)
         self.policy_kwargs = self._complete_policy_kwargs(self.policy_kwargs, self.action_space)
         super()._setup_model()
@@ -277,7 +281,7 @@ class ACKTR(Scheduled, AdaptedAlgorithm, SafeAlgorithm):
         super().set_random_seed(None if seed is None else distributed.own_seed(int(seed), n_envs))
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_shared_moments", "_graphs", "outputs", "notes"]
+        return [*super()._excluded_save_params(), "_shared_moments", "_graphs", *_DERIVED]
 
     def get_parameters(self) -> dict[str, dict[str, Any]]:
         """Return the parameters of policy and optimisers by name, with the moments of its values."""

@@ -45,7 +45,7 @@ class DivergenceError(AcktrError, ValueError):
 
 
 class WorkerError(AcktrError, RuntimeError):
-    """A process that steps an environment was killed, hangs or raised (exit code 5)."""
+    """An environment raised or returned what it must not, or its process died or hangs (exit code 5)."""
 
     exit_code = 5
 

@@ -22,7 +22,7 @@ from acktr.envs.pixels import film_frames
 from acktr.envs.running import VecRunningNormalize
 from acktr.envs.spaces import check_spaces, fitting_policy, numbers_alone
 from acktr.envs.video import Film, check_film_packages, prepare_rendering
-from acktr.errors import CheckpointError, ConfigurationError
+from acktr.errors import AcktrError, CheckpointError, ConfigurationError
 from acktr.options import as_discount
 from acktr.presets import Configuration, Normalize, validate
 from acktr.presets.classes import resolve_classes, resolve_policy
@@ -118,13 +118,14 @@ def build_model(configuration: Configuration, env: VecEnv, seed: int | None = No
             device=configuration.device,
             **arguments,
         )
-    except ConfigurationError:
+    except AcktrError:
         raise
-    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
-        # Policies and torch raise these for arguments whose names are right and values are not.
+    except Exception as error:
+        # What policies and torch raise for arguments with right names and wrong values is up to them.
+        kind = "" if isinstance(error, AssertionError | TypeError | ValueError) else type(error).__name__
         raise ConfigurationError(
             f"ACKTR with {policy} cannot be built for {configuration.env_id}: "
-            f"{' '.join(str(error).split())}"
+            f"{' '.join(f'{kind} {error}'.split())}"
         ) from error
 
 

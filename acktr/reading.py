@@ -64,8 +64,8 @@ def parse_yaml(text: str) -> Any:
 class _Loader(yaml.SafeLoader):
     """``safe_load`` that reads ``1e-3`` as a number, as YAML 1.2 does, and no dates, as it does.
 
-    Aliases cost nothing to read, and may stand for more than any memory holds as soon as somebody looks at
-    all of it: what they repeat is counted.
+    Aliases cost nothing to read, and may stand for more than any memory holds once somebody looks at all
+    of it: what they repeat is counted.
     """
 
     def __init__(self, stream: Any) -> None:
@@ -102,7 +102,8 @@ class _Loader(yaml.SafeLoader):
         depth = 1 + max((deep for _, deep in parts), default=0)
         if size > MAX_NODES or depth > MAX_DEPTH:
             raise yaml.YAMLError(
-                f"with its aliases written out it has more than {MAX_NODES:,} values or {MAX_DEPTH} levels"
+                f"with its aliases written out it has more than {MAX_NODES:,} values, or {MAX_DEPTH} "
+                "levels"
             )
         self._sizes[id(node)] = size, depth
         self._nodes.append(node)

@@ -13,6 +13,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from acktr.algorithm import ACKTR
 from acktr.checkpoint.bundle import decoding
 from acktr.checkpoint.learner import check_learner, restore_learner
+from acktr.checkpoint.run_state import check_run
 from acktr.checkpoint.store import Checkpoint
 from acktr.envs.code import environment_code
 from acktr.errors import CheckpointError, CheckpointMismatchError
@@ -24,7 +25,6 @@ from acktr.tables import read_columns
 
 # Versions that rounding may depend on.
 _NUMERICAL = ("python", "torch", "numpy", "gymnasium", "stable-baselines3", "mujoco", "envpool", "acktr")
-_STATE = ("configuration", "seconds", "episodes", "evaluations", "logger", "progress_rows")
 
 Tell = Callable[[str], None]
 
@@ -49,11 +49,8 @@ def find_checkpoint(
         tell(f"{run.path} has no checkpoint yet: training begins anew.")
         return None
     check_learner(model, checkpoint.components, str(checkpoint.path))
-    with decoding(str(checkpoint.path), "the component run"):
-        state = checkpoint.components["run"]
-        for name in _STATE:
-            state[name]
-        saved = dict(state["configuration"])
+    check_run(checkpoint.components.get("run"), checkpoint.info, str(checkpoint.path))
+    saved = checkpoint.components["run"]["configuration"]
     now = configuration.model_dump(mode="json")
     differing = [
         f"{key} is {now[key]!r} and was {saved[key]!r}"

@@ -41,7 +41,9 @@ strange = pytest.mark.parametrize("make", STRANGE.values(), ids=STRANGE)
 def test_what_is_no_plain_file_is_not_waited_for(tmp_path, make):
     path = tmp_path / "a.yaml"
     make(path)
-    with pytest.raises(OSError, match=r"no plain file|more than 100 bytes|No such device|Is a directory"):
+    with pytest.raises(
+        OSError, match=r"no plain file|more than 100 bytes|No such device|Is a directory"
+    ):
         read_plain(path, 100)
     with pytest.raises(ConfigurationError, match=r"a\.yaml cannot be read \("):
         resolve("CartPole-v1", preset=str(path))
@@ -62,7 +64,9 @@ def test_a_plain_file_is_read_up_to_its_limit(tmp_path):
 def test_the_configuration_of_a_run(tmp_path, content):
     path = tmp_path / "config.yaml"
     sparse(path) if content == "sparse" else path.write_text(content)
-    with pytest.raises(CheckpointError, match=r"config\.yaml (cannot be read|is not the conf)") as caught:
+    with pytest.raises(
+        CheckpointError, match=r"config\.yaml (cannot be read|is not the conf)"
+    ) as caught:
         Run.open(tmp_path).read_configuration()
     assert "\x1b" not in str(caught.value)
 
@@ -119,7 +123,8 @@ def test_hostile_yaml_is_refused(tmp_path, text):
 
 
 def test_what_configurations_hold_is_read():
-    text = "a: &a {b: 1e-3, c: [1, .inf, ~, yes], d: 2001-99-99}\ne: {<<: *a, b: 5}\nf: -9223372036854775808\n"
+    text = "a: &a {b: 1e-3, c: [1, .inf, ~, yes], d: 2001-99-99}\n"
+    text += f"e: {{<<: *a, b: 5}}\nf: {-(2**63)}\n"
     plain = {"b": 1e-3, "c": [1, float("inf"), None, True], "d": "2001-99-99"}
     assert parse_yaml(text) == {"a": plain, "e": {**plain, "b": 5}, "f": -(2**63)}
 
@@ -134,7 +139,11 @@ def test_many_aliases_of_small_things_are_fine(tmp_path):
     "text",
     [
         *("1: {n_envs: 2}", "default: {1: 2}", "default: {~: 2}", "default: {n_steps: .nan}"),
-        *("default: {n_envs: {1: 2}}", "default: {env_kwargs: {1: 2}}", "default: {policy_kwargs: {1: 2}}"),
+        *(
+            "default: {n_envs: {1: 2}}",
+            "default: {env_kwargs: {1: 2}}",
+            "default: {policy_kwargs: {1: 2}}",
+        ),
         *("default: {worker_timeout: .nan}", "default: {normalize: {1: 2}}"),
         *("default: {n_steps: 2001-99-99}", "default: {n_envs: 1000000000}", "default: [a]", "~"),
         *("default: {n_timesteps: 9223372036854775807}", "default: {frame_stack: 4000000000}"),

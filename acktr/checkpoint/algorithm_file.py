@@ -9,17 +9,25 @@ import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, TypeVar
 
-import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.save_util import load_from_zip_file
+from stable_baselines3.common.save_util import load_from_zip_file, recursive_getattr
 from stable_baselines3.common.type_aliases import GymEnv, TensorDict
 from stable_baselines3.common.utils import get_system_info
 from stable_baselines3.common.vec_env.patch_gym import _convert_space
-from torch import Tensor
 
+from acktr.checkpoint.claims import (
+    check_classes,
+    check_observations,
+    check_optimizer,
+    check_rollout,
+    check_state,
+    own_names,
+    parameters_within,
+)
 from acktr.checkpoint.codec import Absent
+from acktr.checkpoint.fit import check_architecture, check_spaces
 from acktr.checkpoint.model_file import (
     DATA,
     NORMALIZATION,
@@ -141,9 +149,7 @@ class SafeAlgorithm(OnPolicyAlgorithm):
                 return _adopt(cls, str(path), said, changes, parameters or {}, env, device)
             unsaid = {name: value for name, value in cls._implied.items() if name not in said}
             kwargs = {**unsaid, **kwargs}
-            model = super().load(path, env, device, custom_objects, False, force_reset, **kwargs)
-            model._check_arguments()
-            return model
+            return super().load(path, env, device, custom_objects, False, force_reset, **kwargs)
         file = read_model(path)
         if print_system_info:
             print("== CURRENT SYSTEM INFO ==")
@@ -152,7 +158,6 @@ class SafeAlgorithm(OnPolicyAlgorithm):
             print(file.system_info)
         data, parameters = _decode(cls, file, custom_objects or {}, kwargs)
         kwargs = cls._known_changes(kwargs, data)
-        data = {name: value for name, value in data.items() if name not in ("env", "device")}
         data = {**cls._implied, **data}
         if "policy_kwargs" in kwargs:
             given, saved = kwargs.pop("policy_kwargs"), data["policy_kwargs"]
@@ -162,12 +167,12 @@ class SafeAlgorithm(OnPolicyAlgorithm):
                 )
         if env is not None:
             env = cls._wrap_env(env, data.get("verbose", 0))
-            _check_spaces(file.where, data, env)
+            check_spaces(file.where, data, env)
             data["n_envs"] = env.num_envs
             if force_reset:
                 data["_last_obs"] = None
-        changed = {*kwargs, *(custom_objects or {})}
-        model = _build(cls, file.where, env, device, {**data, **kwargs}, bool(changed))
+        given = {*kwargs, *(custom_objects or {})}
+        model = _build(cls, file.where, env, device, {**data, **kwargs}, given, parameters)
         model._put_parameters(parameters, True, device, file.where)
         return model
 
@@ -228,6 +233,10 @@ class SafeAlgorithm(OnPolicyAlgorithm):
         policy = parameters.get("policy")
         if exact_match and policy is not None:
             check_architecture(self, policy, where)
+        for name, state in parameters.items():
+            own = recursive_getattr(self, name, None)
+            if isinstance(own, torch.optim.Optimizer):
+                check_optimizer(own, state, where)
         before = copy.deepcopy(self.get_parameters())
         try:
             super().set_parameters(parameters, exact_match, device)
@@ -245,33 +254,6 @@ class SafeAlgorithm(OnPolicyAlgorithm):
             raise CheckpointMismatchError(
                 f"{where} does not fit this model, which is as it was: {problem}"
             ) from error
-
-
-def check_architecture(model: SafeAlgorithm, state: Any, where: str) -> None:
-    """Compare parameters with those of a model's policy, before any is changed.
-
-    :param model: of whose policy they are to be
-    :param state: as ``get_parameters`` has them, or as the policy's own ``state_dict``
-    :param where: names it in the message
-    :raises CheckpointMismatchError: lists what differs
-    """
-    if not isinstance(state, Mapping) or not all(isinstance(x, Tensor) for x in state.values()):
-        raise DamagedCheckpointError(f"The parameters of {where} are no tensors by name.")
-    plain = model.policy.state_dict()
-    fitting = plain if plain.keys() == state.keys() else model.get_parameters()["policy"]
-    own = {name: tuple(x.shape) for name, x in fitting.items()}
-    saved = {name: tuple(x.shape) for name, x in state.items()}
-    differences = [
-        f"{name} is {saved.get(name, 'absent')} in the file and {own.get(name, 'absent')} in the model"
-        for name in dict.fromkeys([*own, *saved])
-        if own.get(name) != saved.get(name)
-    ]
-    if differences:
-        more = f", and {len(differences) - 8} more" if len(differences) > 8 else ""
-        raise CheckpointMismatchError(
-            f"{where} is of another architecture, nothing was changed: "
-            f"{'; '.join(differences[:8])}{more}."
-        )
 
 
 def _decode(
@@ -310,20 +292,27 @@ def _build(
     env: GymEnv | None,
     device: torch.device | str,
     data: dict[str, Any],
-    changed: bool,
+    given: set[str],
+    parameters: TensorDict,
 ) -> _Self:
+    """Build what a file describes, if that is a model, and one that the file has the parameters of."""
     try:
         # As SB3's own load does: the constructors of algorithms have these, that of the base class not.
         model = cls(policy=data["policy_class"], env=env, device=device, _init_setup_model=False)  # type: ignore[arg-type,call-arg]
+        data = own_names(model, data, given, where)
+        check_state(model, data, {*given, *constructor_arguments(cls), *_NEEDED}, where)
+        check_classes(model, data, given)
+        if "n_steps" not in given:
+            check_rollout(data, parameters.get("policy"))
         vars(model).update(data)
-        try:
-            model._check_arguments()
-        except ConfigurationError as error:
-            if changed:
-                raise
-            raise DamagedCheckpointError(f"{where} holds what no model has: {error}") from error
-        model._setup_model()
-    except (AcktrError, MemoryError):
+        check_observations(model, data, model.n_envs, where)
+        with parameters_within(parameters.get("policy")):
+            model._setup_model()
+    except ConfigurationError as error:
+        if given:
+            raise
+        raise DamagedCheckpointError(f"No model can be built from {where}: {error}") from error
+    except AcktrError:
         raise
     except Exception as error:
         # What a constructor says of wrong arguments is up to torch and SB3.
@@ -363,32 +352,15 @@ def _adopt(
     data.update(changes)
     if env is not None:
         env = cls._wrap_env(env, data.get("verbose", 0))
-        _check_spaces(where, data, env)
+        check_spaces(where, data, env)
         data["n_envs"] = env.num_envs
     try:
-        model = _build(cls, where, env, device, data, True)
+        model = _build(cls, where, env, device, data, set(data), parameters)
     except ConfigurationError as error:
         raise CheckpointMismatchError(f"{where} is of another algorithm: {error}") from error
     check_architecture(model, parameters["policy"], where)
     model._put_parameters({"policy": parameters["policy"]}, False, device, where)
     return model
-
-
-def _check_spaces(where: str, data: Mapping[str, Any], env: Any) -> None:
-    for name in ("observation_space", "action_space"):
-        saved, own = data[name], getattr(env, name)
-        if saved != own:
-            raise CheckpointMismatchError(
-                f"{where} has the {name} {_describe(saved)}, the environment has {_describe(own)}: give "
-                "the environment that the model was trained on."
-            )
-
-
-def _describe(space: Any) -> str:
-    if isinstance(space, spaces.Box):
-        low, high = float(np.min(space.low)), float(np.max(space.high))
-        return f"Box({low:g}, {high:g}, {space.shape}, {space.dtype})"
-    return str(space)
 
 
 def _arguments(cls: type) -> set[str]:

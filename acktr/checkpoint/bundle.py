@@ -15,6 +15,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -103,8 +105,8 @@ def pack(
         problem = _too_large(len(files[f"{name}.json"]), header)
         if problem:
             raise CheckpointWriteError(
-                f"{name} cannot be saved ({problem}): keep large data in tensors or arrays, or out of what "
-                "is saved."
+                f"{name} cannot be saved ({problem}): keep large data in tensors or arrays, or out of "
+                "what is saved."
             )
         missing.update({f"{name}: {path}": of for path, of in left_out.items()})
     content: dict[str, Any] = {
@@ -182,9 +184,22 @@ def read_manifest(data: bytes, kind: str, where: str) -> Manifest:
                 f"The manifest of {where} names the file {name[:80]!r}, which is none of a checkpoint: "
                 "nothing of it was read."
             )
+    size = sum(size for size, _ in files.values())
+    if size > largest_file():
+        raise UnsafeCheckpointError(
+            f"{where} has {size:,} bytes, more than half of this machine's memory: not read."
+        )
     if len(files) > MAX_FILES:
         raise UnsafeCheckpointError(f"The manifest of {where} names {len(files)} files: too many.")
     return Manifest(kind, version, files, info)
+
+
+def largest_file() -> float:
+    """Return how many bytes the files of a bundle may have together, for this machine to read them."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2
+    except (AttributeError, OSError, ValueError):  # not on Windows
+        return math.inf
 
 
 def check_file(name: str, data: bytes, manifest: Manifest, where: str) -> None:

@@ -55,15 +55,30 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+@functools.cache
+def _dtypes() -> Mapping[str, torch.dtype]:
+    # Not getattr: torch imports modules for names that it does not know yet.
+    return {dtype_name(x): x for x in vars(torch).values() if isinstance(x, torch.dtype)}
+
+
 def find_dtype(name: str) -> torch.dtype:
     """Return the torch dtype of a name.
 
-    :raises ValueError: there is none
+    :raises KeyError: there is none
     """
-    dtype = getattr(torch, name, None)
-    if not isinstance(dtype, torch.dtype):
-        raise ValueError(f"there is no torch dtype {name!r}")
-    return dtype
+    return _dtypes()[name]
+
+
+ARRAYS = "?bBhHiIlLqQefd"  # numbers that are stored, by numpy's letters
+_ARRAY_DTYPES = {str(np.dtype(char)): np.dtype(char) for char in ARRAYS}
+
+
+def find_array_dtype(name: str) -> np.dtype:
+    """Return the numpy dtype of a name.
+
+    :raises KeyError: it is none of those that are stored
+    """
+    return _ARRAY_DTYPES[name]
 
 
 def space_to_plain(space: spaces.Space) -> dict[str, Any] | None:
@@ -97,11 +112,11 @@ def space_from_plain(plain: Mapping[str, Any]) -> spaces.Space:
     """
     kind = plain["type"]
     if kind == "Box":
-        return spaces.Box(plain["low"], plain["high"], dtype=np.dtype(plain["dtype"]).type)
+        return spaces.Box(plain["low"], plain["high"], dtype=find_array_dtype(plain["dtype"]).type)
     if kind == "Discrete":
         return spaces.Discrete(plain["n"], start=plain["start"])
     if kind == "MultiDiscrete":
-        dtype = np.dtype(plain["dtype"]).type
+        dtype: Any = find_array_dtype(plain["dtype"]).type
         return spaces.MultiDiscrete(plain["nvec"], dtype=dtype, start=plain["start"])
     if kind == "MultiBinary":
         return spaces.MultiBinary(plain["n"])

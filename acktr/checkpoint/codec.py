@@ -18,9 +18,11 @@ from gymnasium import spaces
 from torch import Tensor
 
 from acktr.checkpoint.classes import (
+    ARRAYS,
     SCHEDULES,
     allowed_classes,
     dtype_name,
+    find_array_dtype,
     find_dtype,
     is_class,
     name_of,
@@ -30,7 +32,6 @@ from acktr.checkpoint.classes import (
 
 Json = Any
 
-_ARRAYS = "?bBhHiIlLqQefd"
 _LIKE_SIGNED = {"uint16": "int16", "uint32": "int32", "uint64": "int64"}
 
 
@@ -87,7 +88,7 @@ class _Encoder:
             return {"$": "deque", "items": self._items(value, path), "maxlen": value.maxlen}
         if isinstance(value, Tensor):
             return self._tensor(value, path)
-        if isinstance(value, np.ndarray | np.generic) and value.dtype.char in _ARRAYS:
+        if isinstance(value, np.ndarray | np.generic) and value.dtype.char in ARRAYS:
             return self._array(value, path)
         return self._named(value, path)
 
@@ -132,6 +133,7 @@ class _Encoder:
 
     def _array(self, value: Any, path: tuple[str, ...]) -> Json:
         array = np.ascontiguousarray(value).reshape(np.shape(value))
+        array = array.astype(array.dtype.newbyteorder("="), copy=False)  # torch has no other
         kind, dtype = ("array" if isinstance(value, np.ndarray) else "scalar"), str(array.dtype)
         # torch has these only in part.
         array = array.view(_LIKE_SIGNED.get(dtype, dtype))
@@ -187,7 +189,7 @@ class _Decoder:
             order = json["order"]
             return tensor.permute([order.index(axis) for axis in range(len(order))])
         if kind in ("array", "scalar"):
-            array = self._tensors[json["name"]].numpy().view(np.dtype(json["dtype"]))
+            array = self._tensors[json["name"]].numpy().view(find_array_dtype(json["dtype"]))
             return array if kind == "array" else array[()]
         if kind == "tuple":
             return tuple(self._items(json["items"], path))

@@ -24,11 +24,12 @@ from acktr import distributed
 from acktr.checkpoint.algorithm_file import (
     DERIVED,
     SafeAlgorithm,
-    check_architecture,
     constructor_arguments,
 )
 from acktr.checkpoint.bundle import MANIFEST, check_size, pack, read_manifest, unpack
+from acktr.checkpoint.claims import check_observations, check_state
 from acktr.checkpoint.codec import Unstorable
+from acktr.checkpoint.fit import check_architecture
 from acktr.envs.generators import set_legacy_state, set_python_state, set_state
 from acktr.envs.normalization import normalization_state, set_normalization_state
 from acktr.envs.state import NotCapturable, capture, restore
@@ -36,6 +37,8 @@ from acktr.errors import DamagedCheckpointError
 
 # Attributes that each process has for itself.
 _OWN = ("_last_obs", "_last_episode_starts", "_last_original_obs", "ep_info_buffer", "ep_success_buffer")
+_EPISODES = ("ep_info_buffer", "ep_success_buffer")
+_RANK = {"environment", "evaluation", "normalization", "attributes", "random"}
 # Attributes that the settings, the device or the clock decide.
 _NOT_STATE = {
     "start_time",
@@ -127,6 +130,25 @@ def check_learner(model: SafeAlgorithm, components: Mapping[str, Any], where: st
         if name not in components:
             raise DamagedCheckpointError(f"{where} has no component {name!r}.")
     check_architecture(model, components["policy"], where)
+    if not all(bool(x.isfinite().all()) for x in components["policy"].values()):
+        raise DamagedCheckpointError(f"The parameters in {where} are not finite.")
+    learner, excluded = components["learner"], _left_out(model)
+    if not isinstance(learner, Mapping):
+        raise DamagedCheckpointError(f"The attributes in {where} are no mapping.")
+    kept = {name: value for name, value in learner.items() if name in vars(model).keys() - excluded}
+    check_state(model, kept, (), where)
+    for name in {"rank-0", f"rank-{distributed.rank()}"} & components.keys():
+        own = components[name]
+        if (
+            not isinstance(own, Mapping)
+            or _RANK - own.keys()
+            or not isinstance(own["attributes"], Mapping)
+        ):
+            raise DamagedCheckpointError(f"{name} of {where} lacks a part, or is none.")
+        attributes = own["attributes"]
+        if set(_OWN) - attributes.keys():
+            raise DamagedCheckpointError(f"{name} of {where} lacks an attribute.")
+        check_state(model, {key: attributes[key] for key in _EPISODES}, (), where)
 
 
 def restore_learner(
@@ -160,6 +182,7 @@ def restore_learner(
         return [f"it was made by {made_by} processes and this is {distributed.size()}"]
     own = components[f"rank-{distributed.rank()}"]
     problems: list[str] = []
+    check_observations(model, own["attributes"], model.env.num_envs, where)
     if own["environment"] is not None and _restore(model.env, own["environment"], problems):
         for name in _OWN:
             setattr(model, name, own["attributes"][name])
@@ -206,7 +229,7 @@ def _begin_anew(model: SafeAlgorithm, own: Mapping[str, Any]) -> None:
     model._last_episode_starts = np.ones(model.env.num_envs, dtype=bool)
     if normalize is not None:
         model._last_original_obs = normalize.get_original_obs()
-    for name in ("ep_info_buffer", "ep_success_buffer"):
+    for name in _EPISODES:
         setattr(model, name, own["attributes"][name])
 
 

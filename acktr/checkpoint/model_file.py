@@ -6,6 +6,7 @@ SB3's own files hold pickles, whose loading may run anything. They are loaded un
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import zipfile
@@ -208,6 +209,9 @@ def _opened(path: ModelPath) -> Iterator[tuple[BinaryIO, str]]:
     if not place.is_file() and place.with_name(f"{place.name}.zip").is_file():
         place = place.with_name(f"{place.name}.zip")
     try:
+        if not place.is_file():
+            # A pipe would be waited for, and a device has no end.
+            raise FileNotFoundError(errno.ENOENT, "no plain file")
         file = place.open("rb")
     except OSError as error:
         raise DamagedCheckpointError(

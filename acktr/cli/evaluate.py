@@ -39,8 +39,8 @@ def evaluate(
         print(json.dumps({"env_id": env_id, "model": model, **summary, **details}))
     else:
         print(
-            f"{printable(env_id)}: return {summary['mean_return']:.1f} ± {summary['std_return']:.1f} over "
-            f"{count} episodes (from {summary['min_return']:.1f} to "
+            f"{printable(env_id)}: return {summary['mean_return']:.1f} ± {summary['std_return']:.1f} "
+            f"over {count} episodes (from {summary['min_return']:.1f} to "
             f"{summary['max_return']:.1f}, mean length {summary['mean_length']:.0f})"
         )
     return 0

@@ -38,6 +38,8 @@ _PLAIN = (bool, int, float, str, bytes, type(None))
 _CONTAINERS = (list, tuple, dict, OrderedDict, deque)
 # Objects whose state is their attributes.
 _OPEN = (RunningMeanStd, StackedObservations, gym.wrappers.utils.RunningMeanStd)
+# Objects that stay, in another state.
+_KEPT = (*_OPEN, spaces.Space, np.random.Generator, np.random.RandomState, random.Random)
 # What holds no state, or none that matters to the next step, by the module of its class or by its name.
 _STATELESS_MODULES = ("pygame", "gymnasium.envs.mujoco.mujoco_rendering", "enum", "ale_py")
 _STATELESS_NAMES = frozenset(
@@ -94,6 +96,8 @@ def set_attributes(owner: Any, state: dict[str, Any], *, known: bool = False) ->
         setting = known and not name.startswith("_") and type(old) in (bool, int, str)
         if _put(old, value):
             continue
+        if isinstance(old, _KEPT):
+            raise NotCapturable(f"{of}.{name} is a {type(old).__name__} and no other value")
         new = _build(value)
         problem = difference(new, old, f"{of}.{name}") if known else None
         if setting and new != old:
@@ -183,7 +187,7 @@ def _put(old: Any, value: Any) -> bool:
     elif "random" in value and isinstance(old, random.Random):
         set_python_state(old, *value["random"])
     elif "object" in value and isinstance(old, _OPEN):
-        before = np.shape(getattr(old, "mean", None))
+        before = np.shape(getattr(old, "mean", ()))
         set_attributes(old, value["object"], known=True)
         _check_moments(old, before)
     elif "dict" in value and isinstance(old, dict):
@@ -233,7 +237,9 @@ def _build(value: Any) -> Any:
 
 def _strings(values: Any, dtype: np.dtype) -> np.ndarray:
     if dtype.kind not in "SU" or dtype.itemsize * np.size(values) > _STRINGS:
-        raise NotCapturable(f"an array of {dtype} is none of strings, or takes more than {_STRINGS:,} bytes")
+        raise NotCapturable(
+            f"an array of {dtype} is none of strings, or takes more than {_STRINGS:,} bytes"
+        )
     return np.array(values, dtype=dtype)
 
 

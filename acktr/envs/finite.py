@@ -3,15 +3,19 @@
 from typing import Any
 
 import numpy as np
+from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
 from acktr.envs.resets import TellsResets
-from acktr.errors import DivergenceError
+from acktr.errors import DivergenceError, WorkerError
 
 
 class VecCheckFinite(TellsResets, VecEnvWrapper):
     """Raise :class:`~acktr.errors.DivergenceError` when an environment returns NaN or infinity.
+
+    And :class:`~acktr.errors.WorkerError` when what it returns has another shape than its space says:
+    numpy would stretch it in silence.
 
     It sits below ``VecNormalize``: one NaN in its running averages would turn the observations of
     *all* environments into NaN, and the culprit could no longer be named.
@@ -33,6 +37,11 @@ class VecCheckFinite(TellsResets, VecEnvWrapper):
         """Collect one step of all environments."""
         observations, rewards, dones, infos = self.venv.step_wait()
         self._n_calls += 1
+        if not rewards.shape == dones.shape == (self.num_envs,):
+            raise WorkerError(
+                f"The environments returned rewards of the shape {rewards.shape} and dones of the shape "
+                f"{dones.shape} for {self.num_envs} environments: a reward must be a number."
+            )
         if not np.isfinite(rewards).all():
             self._refuse("reward", rewards)
         self._check_observations(observations)
@@ -44,6 +53,13 @@ class VecCheckFinite(TellsResets, VecEnvWrapper):
     def _check_observations(self, observations: Any) -> None:
         parts = observations if isinstance(observations, dict) else {"": observations}
         for key, part in parts.items():
+            whole = self.observation_space
+            space = whole[key] if isinstance(whole, spaces.Dict) else whole
+            if part.shape[1:] != space.shape:
+                raise WorkerError(
+                    f"The environments returned observations {key} of the shape {part.shape[1:]}, where "
+                    f"their space has {space.shape}: mend them or their observation_space."
+                )
             # Integers, such as images, are always finite.
             if part.dtype.kind == "f" and not np.isfinite(part).all():
                 self._refuse(f"observation {key}".rstrip(), part)

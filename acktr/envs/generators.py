@@ -1,8 +1,7 @@
 """States of random number generators, checked before they are put back.
 
 numpy believes what it is given: a Mersenne Twister whose position lies beyond its numbers reads memory
-that is not its own, and one of zeros alone draws for ever. Python and torch check for themselves, but for
-what is said here.
+that is not its own, and one of zeros alone draws for ever.
 """
 
 import math
@@ -15,7 +14,7 @@ import numpy as np
 _WORDS = 624  # of a Mersenne Twister
 
 
-def _below(limit: int) -> Callable[[Any], bool]:
+def _below(limit: int) -> Callable[[Any], Any]:
     return lambda x: isinstance(x, int | np.integer) and not isinstance(x, bool) and 0 <= x < limit
 
 
@@ -24,7 +23,7 @@ def _is_gauss(value: Any) -> bool:
 
 
 # By the names that numpy gives them.
-_HOLDS: dict[str, Callable[[Any], bool]] = {
+_HOLDS: dict[str, Callable[[Any], Any]] = {
     "pos": _below(_WORDS + 1),
     "buffer_pos": _below(5),
     "has_uint32": _below(2),

@@ -16,9 +16,9 @@ def difference(value: Any, own: Any, name: str) -> str | None:
     :param value: from a file
     :param own: what stands there now; ``None`` says nothing of the kind
     :param name: of both
-    :return: the end of a sentence; ``None`` if they are of one kind: numbers (whole ones where there is a
-        whole one, finite ones where there is a finite one), strings, booleans, arrays and tensors of one
-        shape, mappings of the same keys, lists and tuples of one length
+    :return: the end of a sentence; ``None`` if they are of one kind: numbers (whole where a whole one
+        is, finite where a finite one is), strings, booleans, arrays of one shape, mappings of the
+        same keys, lists and tuples of one length
     """
     if own is None:
         return None
@@ -29,7 +29,9 @@ def difference(value: Any, own: Any, name: str) -> str | None:
     if isinstance(own, list | tuple):
         if not isinstance(value, type(own)) or len(value) != len(own):
             return f"{name} is {_shown(value)}, not a {type(own).__name__} of {len(own)} values"
-        return _first(difference(v, o, f"{name}.{i}") for i, (v, o) in enumerate(zip(value, own)))
+        return _first(
+            difference(v, o, f"{name}.{i}") for i, (v, o) in enumerate(zip(value, own, strict=True))
+        )
     if isinstance(own, np.ndarray | Tensor):
         kinds: Any = Tensor if isinstance(own, Tensor) else (np.ndarray, np.generic, float)
         shapes = tuple(own.shape), (0,)  # of the last, nothing has been filled in yet
@@ -37,15 +39,17 @@ def difference(value: Any, own: Any, name: str) -> str | None:
             return f"{name} is {_shown(value)}, not of the shape {tuple(own.shape)}"
         return None
     if isinstance(own, bool | np.bool_):
-        return None if isinstance(value, bool | np.bool_) else f"{name} is {_shown(value)}, not a boolean"
+        holds = isinstance(value, bool | np.bool_)
+        return None if holds else f"{name} is {_shown(value)}, not a boolean"
     if isinstance(own, int | np.integer):
         return None if is_whole(value) else f"{name} is {_shown(value)}, not a whole number"
     if isinstance(own, float | np.floating):
-        holds = is_number(value) and (math.isfinite(value) or not math.isfinite(own))
+        number = is_whole(value) or isinstance(value, float | np.floating)
+        holds = number and (math.isfinite(value) or not math.isfinite(own))
         return None if holds else f"{name} is {_shown(value)}, not a finite number"
-    if isinstance(own, str):
-        return None if isinstance(value, str) else f"{name} is {_shown(value)}, not a string"
-    return None
+    return (
+        None if isinstance(value, type(own)) else f"{name} is {_shown(value)}, no {type(own).__name__}"
+    )
 
 
 def is_number(value: Any) -> bool:

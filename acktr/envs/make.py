@@ -27,7 +27,7 @@ from acktr.envs.workers import WorkerVecEnv, end_with_this_process, ignore_stops
 from acktr.errors import AcktrError, ConfigurationError
 
 ATARI_FRAME_STACK = 4
-# More than any machine steps or stacks: what is beyond is a slip of the pen, or meant to fill the memory.
+# More than any machine steps or stacks: what is beyond is a slip, or meant to fill the memory.
 MAX_ENVS = 2**16
 MAX_FRAMES = 2**10
 
@@ -263,4 +263,8 @@ def _first_line(error: BaseException) -> str:
     if not lines:
         return f"{kind}."
     # Of these the text is a sentence; of a KeyError it is the key.
-    return lines[0] if isinstance(error, (gym.error.Error, ImportError, TypeError)) else f"{kind}: {lines[0]}"
+    return (
+        lines[0]
+        if isinstance(error, (gym.error.Error, ImportError, TypeError))
+        else f"{kind}: {lines[0]}"
+    )

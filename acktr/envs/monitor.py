@@ -6,8 +6,8 @@ from typing import Any
 
 from stable_baselines3.common.monitor import Monitor
 
-# What the next step does not depend on: the account of earlier episodes, and the clock.
-HISTORY = frozenset({"episode_returns", "episode_lengths", "episode_times", "begun"})
+# What is counted of the present episode, and nothing of earlier ones.
+ACCOUNT = frozenset({"rewards", "summed", "needs_reset", "total_steps"})
 _EPISODES = 100  # whose accounts are kept
 _REWARDS = 1024  # that are kept one by one
 
@@ -53,7 +53,7 @@ class BoundedMonitor(Monitor):
             self.episode_lengths.append(length)
             self.episode_times.append(seconds)
             if self.results_writer:
-                self.results_writer.write_row(episode)  # type: ignore[arg-type]  # a dict of numbers
+                self.results_writer.write_row(episode)
             info["episode"] = episode
         self.total_steps += 1
         return observation, reward, terminated, truncated, info

@@ -13,6 +13,7 @@ An environment with state elsewhere offers two methods, which are then asked ins
 from __future__ import annotations
 
 import inspect
+import math
 import pickle
 from collections.abc import Callable
 from typing import Any
@@ -26,7 +27,7 @@ from acktr.envs.attributes import NotCapturable, get_attributes, set_attributes
 from acktr.envs.halves import HalvedVecEnv
 from acktr.envs.kinds import is_whole
 from acktr.envs.lanes import SPLITTERS
-from acktr.envs.monitor import HISTORY, BoundedMonitor
+from acktr.envs.monitor import ACCOUNT, BoundedMonitor
 from acktr.errors import AcktrError
 
 __all__ = ["NotCapturable", "capture", "capture_single", "restore", "restore_single"]
@@ -103,7 +104,9 @@ def _restore_innermost(env: VecEnv, state: Any) -> None:
         _restore_plain(env, state["state"])
         seeds = list(state["seeds"])
         if len(seeds) != env.num_envs or not all(x is None or is_whole(x, least=0) for x in seeds):
-            raise NotCapturable(f"the seeds that wait for a reset are none of {env.num_envs} environments")
+            raise NotCapturable(
+                f"the seeds that wait for a reset are none of {env.num_envs} environments"
+            )
         env._seeds = seeds
 
 
@@ -153,7 +156,10 @@ def restore_single(env: gym.Env, layers: list[State]) -> None:
             return
         if layer["class"] != _class_name(env):
             raise NotCapturable(f"the state is of {layer['class']}, not of {_class_name(env)}")
-        set_attributes(env, {k: v for k, v in layer["attributes"].items() if k not in _history(env)})
+        if type(env) is BoundedMonitor:
+            _set_account(env, layer["attributes"])
+        else:
+            set_attributes(env, layer["attributes"])
         if "data" in layer:
             mujoco.set_state(env, layer["data"])
         env = env.env if isinstance(env, gym.Wrapper) else env
@@ -192,12 +198,22 @@ def attach(env: gym.Env) -> gym.Env:
 
 def _attributes(env: gym.Env, handled: set[str], seen: dict[int, str]) -> State:
     below = {"env"} if isinstance(env, gym.Wrapper) else set()
-    skipped = {*below, *handled, *_history(env), CAPTURE, RESTORE}
+    skipped = {*below, *handled, CAPTURE, RESTORE}
+    if type(env) is BoundedMonitor:
+        skipped |= vars(env).keys() - ACCOUNT
     return {"class": _class_name(env), "attributes": get_attributes(env, skipped, seen)}
 
 
-def _history(env: gym.Env) -> frozenset[str]:
-    return HISTORY if isinstance(env, Monitor) else frozenset()
+def _set_account(env: BoundedMonitor, attributes: State) -> None:
+    before = dict(vars(env))
+    set_attributes(env, {name: value for name, value in attributes.items() if name in ACCOUNT})
+    numbers = type(env.rewards) is list and all(
+        type(x) is float and math.isfinite(x) for x in env.rewards
+    )
+    counts = is_whole(env.summed, least=0) and is_whole(env.total_steps, least=0)
+    if not (numbers and counts and type(env.needs_reset) is bool):
+        vars(env).update(before)
+        raise NotCapturable("what Monitor has counted is none of an episode")
 
 
 def _own_state(env: Any) -> Any:

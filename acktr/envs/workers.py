@@ -118,7 +118,7 @@ class WorkerVecEnv(SubprocVecEnv):
         self.reset_infos = [info for _, info in results]
         self._reset_seeds()
         self._reset_options()
-        return _stack_obs(self._last_obs, self.observation_space)
+        return self._stack(self._last_obs)
 
     def step_wait(self) -> VecEnvStepReturn:
         """Wait for all environments; a worker that failed is replaced, if it may be."""
@@ -133,7 +133,16 @@ class WorkerVecEnv(SubprocVecEnv):
         self.waiting = False
         obs, rewards, dones, infos, self.reset_infos = zip(*results, strict=True)  # type: ignore[assignment]
         self._last_obs = list(obs)
-        return _stack_obs(obs, self.observation_space), np.stack(rewards), np.stack(dones), infos  # type: ignore[return-value]
+        return self._stack(self._last_obs), np.stack(rewards), np.stack(dones), infos  # type: ignore[return-value]
+
+    def _stack(self, observations: list[Any]) -> VecEnvObs:
+        try:
+            return _stack_obs(observations, self.observation_space)
+        except (KeyError, TypeError, ValueError, AssertionError) as error:
+            raise WorkerError(
+                f"The observations of the environments do not fit together ({error}): mend them, or the "
+                f"observation_space {self.observation_space}."
+            ) from error
 
     def _replace(self, index: int, error: WorkerError) -> tuple[Any, float, bool, dict[str, Any], Any]:
         self.restarts_left -= 1

@@ -161,6 +161,8 @@ class RunningAverage:
         """Restore :meth:`state_dict` onto the device and dtype of ``like``."""
         self.values = tuple(x.to(like, copy=True) for x in state["values"])
         self.count = None if state["count"] is None else state["count"].to(like, copy=True)
+        if bool(self.values) != (self.count is not None) or (self.count is not None and self.count.ndim):
+            raise ValueError("averages of statistics without their count, or a count without averages")
 
 
 def _shape(x: Tensor | Gram) -> tuple[int, ...]:

@@ -159,7 +159,8 @@ def _load_file(path: str) -> dict[str, Any]:
         sections = read_yaml(path)
     except OSError as error:
         raise ConfigurationError(
-            f"The preset file {path} cannot be read ({error.strerror or error}): give another with --preset."
+            f"The preset file {path} cannot be read ({error.strerror or error}): give another with "
+            "--preset."
         ) from error
     except ValueError as error:
         raise _no_yaml(path, error) from error

@@ -50,7 +50,7 @@ class Normalize(_Strict):
     norm_reward: bool = True
     clip_obs: PositiveFloat = 10.0
     clip_reward: PositiveFloat = 10.0
-    epsilon: float = Field(1e-8, gt=0, allow_inf_nan=False)
+    epsilon: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-8
     norm_obs_keys: list[str] | None = None
 
 
