@@ -173,8 +173,8 @@ def _look(policy: ActorCriticPolicy, outputs: Outputs) -> tuple[list[int], list[
         why = f"Neither actions nor values of {kind} depend on {', '.join(names)}"
         if problem:
             why = (
-                f"{kind} takes no made-up observation ({_first_line(problem)}), and SB3's modules, which "
-                f"tell its parameters then, do not hold {', '.join(names)}"
+                f"{kind} takes no made-up observation ({_first_line(problem)}), and SB3's modules, by "
+                f"which its parameters are known then, do not hold {', '.join(names)}"
             )
         warnings.warn(f"{why}: nothing trains them.", UserWarning, stacklevel=2)
     places = {p: place for place, p in enumerate(policy.parameters())}

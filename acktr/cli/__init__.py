@@ -1,8 +1,8 @@
 """The command line: ``acktr train | evaluate | plot | record | compare``.
 
 Exit codes: 0 done, 2 bad arguments or configuration, 3 diverged, 4 checkpoint unusable, 5 an
-environment or its process failed, 130 saved and stopped by Ctrl-C, 143 saved and stopped by SIGTERM, SIGUSR1 or
-SIGHUP. Output that cannot be written is dropped and changes none of them.
+environment or its process failed, 130 saved and stopped by Ctrl-C, 143 saved and stopped by SIGTERM,
+SIGUSR1 or SIGHUP. Output that cannot be written is dropped and changes none of them.
 """
 
 import contextlib
