@@ -153,6 +153,8 @@ class Drawn(gym.Env):
         return np.full((48, 64, 3), 60 * self.time, np.uint8)
 
 
+# moviepy ends the process that it reads from, and leaves the pipe to the garbage collector.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_episodes_are_filmed_one_after_another(tmp_path):
     moviepy = pytest.importorskip("moviepy")
     env = Film(Drawn(), tmp_path / "film.mp4", episodes=2)
