@@ -216,7 +216,10 @@ def _choose_methods(policy: ActorCriticPolicy, outputs: Outputs, obs: Any) -> Te
     values = ask(policy.predict_values, obs)
     means_others = _overrides(policy, "forward", "evaluate_actions")
     tells = _overrides(policy, "get_distribution") and not means_others
-    outputs.acts_by_forward = drawn is not None and not (tells or _alike(drawn[2], told[-1]))
+    means_values = _overrides(policy, "predict_values") and not means_others
+    outputs.acts_by_forward = drawn is not None and not (
+        (tells or _alike(drawn[2], told[-1])) and (means_values or _alike(drawn[1], values))
+    )
     if any(x is None for x in evaluated):
         outputs._evaluates_in_one_pass = False
         if any(x is None for x in (*told, values)):
@@ -226,7 +229,6 @@ def _choose_methods(policy: ActorCriticPolicy, outputs: Outputs, obs: Any) -> Te
     same = all(map(_alike, log_probs, told)), _alike(evaluated[0][0], values)
     in_wrapper = all(map(_alike, log_probs, left_behind))
     outputs._learns_by_evaluation = not (same[0] or tells)
-    means_values = _overrides(policy, "predict_values") and not means_others
     outputs._values_by_forward = drawn is not None and not (same[1] or means_values)
     # Not where get_distribution or predict_values is asked for what it alone says.
     outputs._evaluates_in_one_pass = in_wrapper and (

@@ -341,6 +341,18 @@ def test_an_overridden_get_distribution_alone_is_meant(share):
         assert torch.equal(evaluated.values, model.policy.predict_values(batch.observations).flatten())
 
 
+def test_values_of_an_overridden_forward_count():
+    """They go into the rollout, as in A2C, and predict_values tells what comes after it."""
+
+    class Constant(ActorCriticPolicy):
+        def forward(self, obs, deterministic=False):
+            actions, values, log_prob = super().forward(obs, deterministic)
+            return actions, torch.full_like(values, 3.0), log_prob
+
+    model = ACKTR(Constant, small_env(), n_steps=8, seed=0).learn(16)
+    assert (model.rollout_buffer.values == 3.0).all()
+
+
 def test_a_distribution_of_its_own_that_nothing_gives_away_is_refused():
     class Secret(ActorCriticPolicy):
         def evaluate_actions(self, obs, actions):
