@@ -90,6 +90,12 @@ def test_a_file_asks_for_no_more_than_it_holds(unused, values):
     assert time.process_time() - begun < 30  # and not minutes
 
 
+def test_a_rollout_has_a_limit_of_its_own(monkeypatch, unused):
+    monkeypatch.setattr("acktr.checkpoint.claims.MAX_ROLLOUT", 500)
+    with pytest.raises(DamagedCheckpointError, match="pass n_steps if that is meant"):
+        ACKTR.load(io.BytesIO(unused), device="cpu")
+
+
 def test_who_gives_the_number_of_steps_means_it(unused):
     assert ACKTR.load(saying(unused, n_steps=10**9), n_steps=16, device="cpu").n_steps == 16
 
