@@ -236,7 +236,8 @@ def warn_of_masks(env: VecEnv | None) -> None:
     if env is None:
         return
     try:
-        masked = env.has_attr("action_masks")
+        # Who says yes to anything says nothing.
+        masked = env.has_attr("action_masks") and not env.has_attr("_asked_by_acktr")
     except Exception:  # of somebody's own vector environment: not known
         return
     if masked:

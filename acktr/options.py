@@ -127,17 +127,17 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
                 f"policy_kwargs must not hold {name}: ACKTR's optimiser is K-FAC; its options go into "
                 "kfac_kwargs."
             )
-    check_widths(arguments["policy_kwargs"])
-    log_std = (arguments["policy_kwargs"] or {}).get("log_std_init", "auto")
-    if log_std != "auto" and not (isinstance(log_std, Real) and math.isfinite(log_std)):
-        raise ConfigurationError(
-            f"log_std_init in policy_kwargs must be a finite number or 'auto', got {log_std!r}."
-        )
     net_arch = (arguments["policy_kwargs"] or {}).get("net_arch")
     if isinstance(net_arch, list) and any(isinstance(part, Mapping) for part in net_arch[1:]):
         raise ConfigurationError(
             f"net_arch in policy_kwargs has shared layers before those of pi and vf ({net_arch}), which "
             "SB3 has no more: give dict(pi=[...], vf=[...]), or a features extractor to share."
+        )
+    check_widths(arguments["policy_kwargs"])
+    log_std = (arguments["policy_kwargs"] or {}).get("log_std_init", "auto")
+    if log_std != "auto" and not (isinstance(log_std, Real) and math.isfinite(log_std)):
+        raise ConfigurationError(
+            f"log_std_init in policy_kwargs must be a finite number or 'auto', got {log_std!r}."
         )
     if (arguments["policy_kwargs"] or {}).get("squash_output"):
         raise ConfigurationError(

@@ -77,9 +77,23 @@ class Outputs:
         self._evaluates_in_one_pass = True
         self.noisy = False  # whether two passes in training mode differ, as with dropout
         self.shared = False  # whether actor and critic have parameters in common
-        # Parameters that actions depend on, and values; a shared trunk is in both.
-        self.actor, self.critic = _look(policy, self)
-        self.shared = not set(self.actor).isdisjoint(self.critic)
+        # By place among the policy's: one that moves to another device may have other tensors there.
+        self._actor, self._critic = _look(policy, self)
+        self.shared = not set(self._actor).isdisjoint(self._critic)
+
+    @property
+    def actor(self) -> list[nn.Parameter]:
+        """The parameters that actions depend on; a shared trunk is among them."""
+        return self._parameters(self._actor)
+
+    @property
+    def critic(self) -> list[nn.Parameter]:
+        """The parameters that values depend on; a shared trunk is among them."""
+        return self._parameters(self._critic)
+
+    def _parameters(self, places: list[int]) -> list[nn.Parameter]:
+        own = list(self._policy.parameters())
+        return [own[place] for place in places]
 
     @without_validation()
     def evaluate(self, obs: Any, actions: Tensor) -> Evaluation:
@@ -128,22 +142,23 @@ class Outputs:
             yield
 
 
-def _look(policy: ActorCriticPolicy, outputs: Outputs) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+def _look(policy: ActorCriticPolicy, outputs: Outputs) -> tuple[list[int], list[int]]:
     """Send made-up observations through a policy.
 
     :param outputs: told which methods to ask, and whether they are noisy
-    :return: the parameters that actions depend on, and those that values depend on
+    :return: the places of the parameters that actions depend on, and of those that values depend on
     """
     _materialize(policy)
     params = _ordered(policy)
     trained = [p for p in params if p.requires_grad]
-    problem: Exception | None = None
+    problem: Exception | None = None  # of the last try
     with _state_kept(policy), without_validation():
         for obs in example_observations(policy):
             try:
                 actions = _choose_methods(policy, outputs, obs)
                 actor, critic = _dependencies(policy, outputs, obs, actions)
                 outputs.noisy = _is_noisy(policy, outputs, obs, actions)
+                problem = None
                 break
             except ConfigurationError:
                 raise
@@ -151,23 +166,19 @@ def _look(policy: ActorCriticPolicy, outputs: Outputs) -> tuple[list[nn.Paramete
             except Exception as error:
                 problem = error
         else:
-            warnings.warn(
-                f"{type(policy).__name__} takes no made-up observation ({_first_line(problem)}): its "
-                "parameters are divided into actor and critic by the modules that hold them.",
-                UserWarning,
-                stacklevel=2,
-            )
             actor, critic = _held_by_modules(policy)
-    used = {*actor, *critic}
-    unused = [name for name, p in policy.named_parameters() if p not in used and p in set(trained)]
+    unused = set(trained) - actor - critic
     if unused:
-        warnings.warn(
-            f"Neither actions nor values of {type(policy).__name__} depend on {', '.join(unused)}: "
-            "nothing trains them.",
-            UserWarning,
-            stacklevel=2,
-        )
-    return [p for p in params if p in actor], [p for p in params if p in critic]
+        kind, names = type(policy).__name__, [n for n, p in policy.named_parameters() if p in unused]
+        why = f"Neither actions nor values of {kind} depend on {', '.join(names)}"
+        if problem:
+            why = (
+                f"{kind} takes no made-up observation ({_first_line(problem)}), and SB3's modules, by "
+                f"which its parameters are known then, do not hold {', '.join(names)}"
+            )
+        warnings.warn(f"{why}: nothing trains them.", UserWarning, stacklevel=2)
+    places = {p: place for place, p in enumerate(policy.parameters())}
+    return [places[p] for p in params if p in actor], [places[p] for p in params if p in critic]
 
 
 # Which methods agree -------------------------------------------------------------------------
@@ -205,7 +216,10 @@ def _choose_methods(policy: ActorCriticPolicy, outputs: Outputs, obs: Any) -> Te
     values = ask(policy.predict_values, obs)
     means_others = _overrides(policy, "forward", "evaluate_actions")
     tells = _overrides(policy, "get_distribution") and not means_others
-    outputs.acts_by_forward = drawn is not None and not (tells or _alike(drawn[2], told[-1]))
+    means_values = _overrides(policy, "predict_values") and not means_others
+    outputs.acts_by_forward = drawn is not None and not (
+        (tells or _alike(drawn[2], told[-1])) and (means_values or _alike(drawn[1], values))
+    )
     if any(x is None for x in evaluated):
         outputs._evaluates_in_one_pass = False
         if any(x is None for x in (*told, values)):
@@ -215,7 +229,6 @@ def _choose_methods(policy: ActorCriticPolicy, outputs: Outputs, obs: Any) -> Te
     same = all(map(_alike, log_probs, told)), _alike(evaluated[0][0], values)
     in_wrapper = all(map(_alike, log_probs, left_behind))
     outputs._learns_by_evaluation = not (same[0] or tells)
-    means_values = _overrides(policy, "predict_values") and not means_others
     outputs._values_by_forward = drawn is not None and not (same[1] or means_values)
     # Not where get_distribution or predict_values is asked for what it alone says.
     outputs._evaluates_in_one_pass = in_wrapper and (

@@ -20,6 +20,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -198,10 +199,14 @@ def run(check: Check, python: Path, folder: Path) -> str:
     except subprocess.TimeoutExpired:
         return f"not over after {_SECONDS} s"
     printed = without_paths(f"{done.stdout}\n{done.stderr}")
+    if done.returncode < 0:
+        return f"killed by {signal.Signals(-done.returncode).name}: {last_line(printed)}"
     if done.returncode != check.exit_code:
         return f"exit code {done.returncode}: {last_line(printed)}"
     if check.says not in " ".join(printed.split()):
         return f"does not say {check.says!r}: {last_line(printed)}"
+    if check.exit_code:
+        return "ok: refused"
     warned = [] if check.name == _INSTALL else warnings(printed)
     return f"ok, but warns: {warned[0]} (×{len(warned)})" if warned else "ok"
 

@@ -99,6 +99,7 @@ def checks(python: str) -> Mapping[str, tuple[Check, ...]]:
         "mujoco": (
             Check("README, ACKTR", ("-c", example)),
             command("acktr train HalfCheetah-v5", *_train("HalfCheetah-v5"), *short),
+            command("acktr record", "record", "run"),
         ),
         "pixels": (
             command(

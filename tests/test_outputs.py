@@ -222,10 +222,12 @@ def test_observations_that_only_a_user_knows_leave_the_modules_to_tell():
             return self.rows(obs[:, 0].long() - 1_000_000)
 
     policy.features_extractor.__class__ = Particular
-    with pytest.warns(UserWarning, match=r"takes no made-up observation \(ValueError: not mine\)"):
-        outputs = Outputs(policy)
+    outputs = Outputs(policy)
     assert outputs.shared
     assert set(outputs.actor) | set(outputs.critic) == set(policy.parameters())
+    policy.of_mine = nn.Parameter(torch.zeros(()))
+    with pytest.warns(UserWarning, match=r"observation \(ValueError: not mine\).* of_mine: nothing"):
+        Outputs(policy)
 
 
 def test_lazy_layers_learn_their_sizes_first():
@@ -337,6 +339,18 @@ def test_an_overridden_get_distribution_alone_is_meant(share):
     assert model.shared == share
     if share:
         assert torch.equal(evaluated.values, model.policy.predict_values(batch.observations).flatten())
+
+
+def test_values_of_an_overridden_forward_count():
+    """They go into the rollout, as in A2C, and predict_values tells what comes after it."""
+
+    class Constant(ActorCriticPolicy):
+        def forward(self, obs, deterministic=False):
+            actions, values, log_prob = super().forward(obs, deterministic)
+            return actions, torch.full_like(values, 3.0), log_prob
+
+    model = ACKTR(Constant, small_env(), n_steps=8, seed=0).learn(16)
+    assert (model.rollout_buffer.values == 3.0).all()
 
 
 def test_a_distribution_of_its_own_that_nothing_gives_away_is_refused():

@@ -4,6 +4,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
+from acktr.envs import video
 from acktr.envs.cameras import choose_camera, widen_floor
 from acktr.envs.pixels import film_frames
 from acktr.envs.video import Film
@@ -152,6 +153,8 @@ class Drawn(gym.Env):
         return np.full((48, 64, 3), 60 * self.time, np.uint8)
 
 
+# moviepy ends the process that it reads from, and leaves the pipe to the garbage collector.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_episodes_are_filmed_one_after_another(tmp_path):
     moviepy = pytest.importorskip("moviepy")
     env = Film(Drawn(), tmp_path / "film.mp4", episodes=2)
@@ -162,3 +165,19 @@ def test_episodes_are_filmed_one_after_another(tmp_path):
     with moviepy.VideoFileClip(str(tmp_path / "film.mp4")) as film:
         shades = [int(frame.mean()) for frame in film.iter_frames()]
     np.testing.assert_allclose(shades, 2 * [0, 60, 120, 180], atol=8)
+
+
+@pytest.mark.parametrize("found", [True, False])
+@pytest.mark.parametrize("broken", [True, False])
+def test_triton_is_loaded_before_what_draws(found, broken, monkeypatch):
+    loaded = []
+
+    def load(name):
+        loaded.append(name)
+        if broken:
+            raise ImportError(name)
+
+    monkeypatch.setattr(video, "is_installed", lambda module: found and module == "triton")
+    monkeypatch.setattr(video.importlib, "import_module", load)
+    video.prepare_rendering()
+    assert loaded == (["triton._C.libtriton"] if found else [])

@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, TypeVar
 
-import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
@@ -17,10 +16,10 @@ from stable_baselines3.common.save_util import load_from_zip_file, recursive_get
 from stable_baselines3.common.type_aliases import GymEnv, TensorDict
 from stable_baselines3.common.utils import get_system_info
 from stable_baselines3.common.vec_env.patch_gym import _convert_space
-from torch import Tensor
 
 from acktr.checkpoint.claims import NEEDED, build, check_optimizer, constructor_arguments
 from acktr.checkpoint.codec import Absent
+from acktr.checkpoint.fit import check_architecture, check_spaces
 from acktr.checkpoint.model_file import (
     DATA,
     NORMALIZATION,
@@ -160,7 +159,7 @@ class SafeAlgorithm(OnPolicyAlgorithm):
                 )
         if env is not None:
             env = cls._wrap_env(env, data.get("verbose", 0))
-            _check_spaces(file.where, data, env)
+            check_spaces(file.where, data, env)
             data["n_envs"] = env.num_envs
             if force_reset:
                 data["_last_obs"] = None
@@ -249,33 +248,6 @@ class SafeAlgorithm(OnPolicyAlgorithm):
             ) from error
 
 
-def check_architecture(model: SafeAlgorithm, state: Any, where: str) -> None:
-    """Compare parameters with those of a model's policy, before any is changed.
-
-    :param model: of whose policy they are to be
-    :param state: as ``get_parameters`` has them, or as the policy's own ``state_dict``
-    :param where: names it in the message
-    :raises CheckpointMismatchError: lists what differs
-    """
-    if not isinstance(state, Mapping) or not all(isinstance(x, Tensor) for x in state.values()):
-        raise DamagedCheckpointError(f"The parameters of {where} are no tensors by name.")
-    plain = model.policy.state_dict()
-    fitting = plain if plain.keys() == state.keys() else model.get_parameters()["policy"]
-    own = {name: tuple(x.shape) for name, x in fitting.items()}
-    saved = {name: tuple(x.shape) for name, x in state.items()}
-    differences = [
-        f"{name} is {saved.get(name, 'absent')} in the file and {own.get(name, 'absent')} in the model"
-        for name in dict.fromkeys([*own, *saved])
-        if own.get(name) != saved.get(name)
-    ]
-    if differences:
-        more = f", and {len(differences) - 8} more" if len(differences) > 8 else ""
-        raise CheckpointMismatchError(
-            f"{where} is of another architecture, nothing was changed: "
-            f"{'; '.join(differences[:8])}{more}."
-        )
-
-
 def _decode(
     cls: type, file: ModelFile, custom_objects: Mapping[str, Any], changes: Mapping[str, Any]
 ) -> tuple[dict[str, Any], TensorDict]:
@@ -337,7 +309,7 @@ def _adopt(
     data.update(changes)
     if env is not None:
         env = cls._wrap_env(env, data.get("verbose", 0))
-        _check_spaces(where, data, env)
+        check_spaces(where, data, env)
         data["n_envs"] = env.num_envs
     try:
         given = {*data, *changes} - ({"tensorboard_log"} - changes.keys())
@@ -347,23 +319,6 @@ def _adopt(
     check_architecture(model, parameters["policy"], where)
     model._put_parameters({"policy": parameters["policy"]}, False, device, where)
     return model
-
-
-def _check_spaces(where: str, data: Mapping[str, Any], env: Any) -> None:
-    for name in ("observation_space", "action_space"):
-        saved, own = data[name], getattr(env, name)
-        if saved != own:
-            raise CheckpointMismatchError(
-                f"{where} has the {name} {_describe(saved)}, the environment has {_describe(own)}: give "
-                "the environment that the model was trained on."
-            )
-
-
-def _describe(space: Any) -> str:
-    if isinstance(space, spaces.Box):
-        low, high = float(np.min(space.low)), float(np.max(space.high))
-        return f"Box({low:g}, {high:g}, {space.shape}, {space.dtype})"
-    return str(space)
 
 
 def _arguments(cls: type) -> set[str]:

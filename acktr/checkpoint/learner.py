@@ -24,11 +24,11 @@ from acktr import distributed
 from acktr.checkpoint.algorithm_file import (
     DERIVED,
     SafeAlgorithm,
-    check_architecture,
 )
 from acktr.checkpoint.bundle import MANIFEST, check_size, pack, read_manifest, unpack
 from acktr.checkpoint.claims import check_observations, check_state, constructor_arguments
 from acktr.checkpoint.codec import Unstorable
+from acktr.checkpoint.fit import check_architecture
 from acktr.envs.generators import set_legacy_state, set_python_state, set_state
 from acktr.envs.normalization import normalization_state, set_normalization_state
 from acktr.envs.state import NotCapturable, capture, restore

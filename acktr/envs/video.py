@@ -1,7 +1,9 @@
 """Filming an environment, and one sentence where nothing can be drawn."""
 
+import importlib
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +26,20 @@ def check_film_packages() -> None:
 
 
 def prepare_rendering() -> None:
-    """Make rendering work without a display where it can; call it before the environment is built."""
+    """Make rendering work without a display where it can; call it before the environment is built.
+
+    And with Triton in the process, which must be loaded before the library that draws.
+    """
     has_display = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
     if sys.platform == "linux" and not has_display:
         # The defaults of MuJoCo and pygame need a display.
         os.environ.setdefault("MUJOCO_GL", "egl")
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+    if is_installed("triton"):
+        # PyTorch's CUDA builds bring Triton and import it with the first optimizer. It and Mesa hold an
+        # LLVM each, and the process ends with a segmentation fault where Mesa's came first.
+        with suppress(ImportError):
+            importlib.import_module("triton._C.libtriton")
 
 
 def rendering_refusal(env: gym.Env | str, error: Exception) -> ConfigurationError:

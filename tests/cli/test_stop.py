@@ -52,6 +52,19 @@ def test_a_handler_only_notes_the_signal(capsys, name):
     assert stop.code == CODES[name]
 
 
+def test_further_signals_change_nothing(capsys):
+    with StopOnSignal("here") as stop:
+        signal.raise_signal(signal.SIGTERM)
+        for name in ("SIGTERM", "SIGUSR1", "SIGHUP"):
+            assert stop.asked()
+            signal.raise_signal(getattr(signal, name))
+        assert stop.asked()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert capsys.readouterr().err.count("stopping after this update") == 1
+    assert stop.code == 143
+
+
 def test_what_nohup_ignores_stays_ignored():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
