@@ -23,6 +23,7 @@ from acktr.envs.running import VecRunningNormalize
 from acktr.envs.spaces import check_spaces, fitting_policy, numbers_alone
 from acktr.envs.video import Film, check_film_packages, prepare_rendering
 from acktr.errors import AcktrError, CheckpointError, ConfigurationError
+from acktr.networks import try_networks
 from acktr.options import as_discount
 from acktr.presets import Configuration, Normalize, validate
 from acktr.presets.classes import resolve_classes, resolve_policy
@@ -111,13 +112,14 @@ def build_model(configuration: Configuration, env: VecEnv, seed: int | None = No
         arguments["policy_kwargs"],
     )
     try:
-        return ACKTR(
+        model = ACKTR(
             resolve_policy(policy),
             env,
             seed=configuration.seed if seed is None else seed,
             device=configuration.device,
             **arguments,
         )
+        try_networks(model.policy)
     except AcktrError:
         raise
     except Exception as error:
@@ -127,6 +129,7 @@ def build_model(configuration: Configuration, env: VecEnv, seed: int | None = No
             f"ACKTR with {policy} cannot be built for {configuration.env_id}: "
             f"{' '.join(f'{kind} {error}'.split())}"
         ) from error
+    return model
 
 
 def choose_policy(configuration: Configuration, observation_space: spaces.Space) -> str:

@@ -1,11 +1,14 @@
-"""Checks of the sizes that a policy's networks are to have."""
+"""Checks of a policy's networks: before they are built, and before anything is learned."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
+from stable_baselines3.common.policies import ActorCriticPolicy
 
 from acktr.errors import ConfigurationError
+from acktr.examples import example_observations
 
 
 def check_widths(policy_kwargs: Mapping[str, Any] | None) -> None:
@@ -32,3 +35,25 @@ def _are_widths(value: Any) -> bool:
     return isinstance(value, list | tuple) and all(
         isinstance(x, int | np.integer) and not isinstance(x, bool) and x > 0 for x in value
     )
+
+
+def try_networks(policy: ActorCriticPolicy) -> None:
+    """Ask a policy once, where its networks are none of a user's own, who may know better what fits.
+
+    A class that is no activation, such as a container or a loss, is built like one, and fails at the
+    first step.
+
+    :param policy: as it was built; it stays as it is, and so do random numbers
+    :raises Exception: whatever its networks raise
+    """
+    known = {"torch", "stable_baselines3", "acktr"}
+    if any(type(module).__module__.split(".")[0] not in known for module in policy.modules()):
+        return
+    mode, device = policy.training, policy.device
+    devices = [device] if device.type == "cuda" else []
+    with torch.no_grad(), torch.random.fork_rng(devices):
+        policy.set_training_mode(False)
+        obs = next(example_observations(policy))
+        policy.get_distribution(obs)
+        policy.predict_values(obs)
+    policy.set_training_mode(mode)

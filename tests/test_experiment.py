@@ -213,6 +213,7 @@ def test_damaged_run_is_refused(tmp_path, trained, damage):
         evaluate(damaged, episodes=1)
 
 
+NONE = ("ModuleList", "GLU", "CrossEntropyLoss", "Module", "Linear")
 WIDTHS = ("[0]", "[-1]", "['a']", "[8, ~]", "[1.5]", "[true]", "{pi: 8}", "{xx: [8]}", "5", "[[8]]")
 
 
@@ -228,6 +229,7 @@ WIDTHS = ("[0]", "[-1]", "['a']", "[8, ~]", "[1.5]", "[true]", "{pi: 8}", "{xx: 
         (TOY, ["target_kl=-1"], "target_kl"),
         (TOY, ["policy_kwargs.optimizer_class=Adam"], "optimizer_class"),
         (TOY, ["policy_kwargs.net_arch=abc"], "net_arch in policy_kwargs must be a list of positive"),
+        *((TOY, [f"policy_kwargs.activation_fn={name}"], "cannot be built for") for name in NONE),
         *((TOY, [f"policy_kwargs.net_arch={bad}"], "net_arch in policy_kwargs must") for bad in WIDTHS),
         (TOY, ["device=tpu9"], "There is no device 'tpu9' here"),
     ],

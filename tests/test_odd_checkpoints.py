@@ -119,6 +119,7 @@ CASES = [
     ("learner.json", (), []),
     ("optimizer.json", ("param_groups", 0, "step"), "x"),
     ("optimizer.json", ("counters",), 5),
+    ("optimizer.json", ("curvature_calls",), []),
     ("critic_optimizer.json", ("param_groups", 0, "betas"), {"$": "tuple", "items": [1.0, 1.0]}),
     ("policy.json", (), {}),
     ("rank-0.json", (), 5),

@@ -28,6 +28,7 @@ from acktr.errors import (
     DamagedCheckpointError,
     UnsafeCheckpointError,
 )
+from acktr.networks import try_networks
 
 _Algorithm = TypeVar("_Algorithm", bound="OnPolicyAlgorithm")
 
@@ -130,6 +131,8 @@ def _optimizer_problem(optimizer: Optimizer, state: Any) -> str | None:
     if len(state["param_groups"]) != len(own["param_groups"]):
         return "it has other groups of parameters"
     compared = [*zip(*pairs[0], strict=True), (state.get("counters", {}), own.get("counters", {}))]
+    calls = "curvature_calls"  # of K-FAC
+    compared.append(({calls: state[calls]} if calls in state else {}, {calls: own.get(calls)}))
     for saved, ours in compared:
         if not isinstance(saved, Mapping):
             return f"{saved!r:.80} stands in the place of settings"
@@ -310,6 +313,7 @@ def build(
             raise DamagedCheckpointError(f"{where} holds what no model has: {error}") from error
         with parameters_within(parameters.get("policy")):
             model._setup_model()
+            try_networks(model.policy)
     except ConfigurationError as error:
         if given:
             raise

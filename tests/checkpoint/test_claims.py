@@ -197,6 +197,12 @@ def test_odd_values_are_named(unused, name, value):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["container.ModuleList", "loss.CrossEntropyLoss", "activation.GLU"])
+def test_an_activation_that_is_none(unused, name):
+    with pytest.raises(DamagedCheckpointError, match="No model can be built"):
+        ACKTR.load(saying(unused, policy_kwargs__activation_fn=a_class(f"torch.nn.modules.{name}")))
+
+
 def test_an_extractor_that_is_none(unused):
     relu = a_class("torch.nn.modules.activation.ReLU")
     with pytest.raises(DamagedCheckpointError, match="features_dim"):
