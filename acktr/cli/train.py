@@ -89,7 +89,7 @@ def train(
             with StopOnSignal() as stop:
                 experiment.follow(lambda: stop.requested)
             return stop.code or 0
-        for note in notes:
+        for note in (*notes, *experiment.model.notes):
             _note(note)
         run = old or Run.create(env, out)
         ranks = f", {distributed.size()} processes" if distributed.size() > 1 else ""
