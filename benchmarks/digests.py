@@ -295,9 +295,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         checkout = Path(folder, "before")
         git = ["git", "-C", str(ROOT), "worktree"]
-        subprocess.run(
-            [*git, "add", "--detach", str(checkout), given.before], check=True, capture_output=True
-        )
+        add = [*git, "add", "--detach", str(checkout), given.before]
+        subprocess.run(add, check=True, capture_output=True)
         try:
             before = _run(checkout, given.only)
         finally:
@@ -308,10 +307,8 @@ def main() -> int:
         pair = before.get(name, ("absent", "")), now.get(name, ("absent", ""))
         same = pair[0] == pair[1] and not pair[0][0].startswith(_FAILED)
         differing += not same
-        print(
-            f"{'same ' if same else 'OTHER'}  {name:<34} {' '.join(pair[0])}"
-            + ("" if same else f" -> {' '.join(pair[1])}")
-        )
+        line = f"{'same ' if same else 'OTHER'}  {name:<34} {' '.join(pair[0])}"
+        print(line if same else f"{line} -> {' '.join(pair[1])}")
     print(f"{len(before)} configurations, {differing} of them other than at {given.before}.")
     return int(differing > 0 or not before)
 
