@@ -7,13 +7,13 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from acktr.algorithm import ACKTR
     from acktr.kfac import KFAC
+    from acktr.learner.algorithm import ACKTR
 
 __version__ = version("acktr")
 __all__ = ["ACKTR", "KFAC", "__version__"]
 
-_HOME = {"ACKTR": "acktr.algorithm", "KFAC": "acktr.kfac"}
+_HOME = {"ACKTR": "acktr.learner.algorithm", "KFAC": "acktr.kfac"}
 
 
 def __getattr__(name: str) -> Any:

@@ -136,7 +136,7 @@ def as_discount(value: float | str | Schedule) -> CheckedSchedule:
     that of A to that of B (Francois-Lavet et al. 2015, arXiv 1512.02011, raise it too, by another rule).
     A long one from the start rewards caution before anything else is learned; a short one to the end
     does not see what a fall costs. ``"auto_A_B"`` is the same schedule, from which
-    :func:`acktr.advantages.set_discount` departs where no episode ends early.
+    :func:`acktr.learner.advantages.set_discount` departs where no episode ends early.
 
     :raises ConfigurationError: a string of another form, or discount factors that do not rise below 1
     """

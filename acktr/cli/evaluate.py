@@ -5,8 +5,8 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+from acktr.cli.units import whole_number
 from acktr.errors import printable
-from acktr.units import whole_number
 
 
 def evaluate(
@@ -25,8 +25,8 @@ def evaluate(
     :param best: use the model with the best evaluation instead of the last one
     :param allow_import: import modules and open files that config.yaml of the run names: runs their code
     """
-    from acktr.experiment import evaluate as evaluate_run
-    from acktr.runs import Run
+    from acktr.run.directory import Run
+    from acktr.run.experiment import evaluate as evaluate_run
 
     count = whole_number("--episodes", episodes)
     opened = Run.open(run)

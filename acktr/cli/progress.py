@@ -7,8 +7,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from stable_baselines3.common.callbacks import BaseCallback
 
-from acktr.callbacks import Evaluations
 from acktr.errors import printable
+from acktr.run.callbacks import Evaluations
 
 _SECONDS_BETWEEN_UPDATES = 0.25
 # Without a terminal, one line for each of this many parts of the training.

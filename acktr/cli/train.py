@@ -9,12 +9,12 @@ from tyro.conf import Positional, UseAppendAction, arg
 
 from acktr.cli.arguments import given_number
 from acktr.cli.stop import StopOnSignal
+from acktr.cli.units import duration
 from acktr.errors import CheckpointError, CheckpointWriteError, printable
-from acktr.units import duration
 
 if TYPE_CHECKING:
-    from acktr.experiment import Result
-    from acktr.runs import Run
+    from acktr.run.directory import Run
+    from acktr.run.experiment import Result
 
 
 def train(
@@ -53,10 +53,10 @@ def train(
 
     from acktr import distributed
     from acktr.cli.progress import ProgressCallback
-    from acktr.experiment import Experiment
-    from acktr.memory import keep_freed_memory
     from acktr.presets import resolve, resolve_resumed
-    from acktr.runs import Run
+    from acktr.run.directory import Run
+    from acktr.run.experiment import Experiment
+    from acktr.run.memory import keep_freed_memory
 
     resume = resume or distributed.restarted()
     old = _find_run(env, out) if resume else None
@@ -116,7 +116,7 @@ def train(
 
 def _find_run(env: str, out: str | None) -> "Run | None":
     """Find the run to resume; ``None`` where the directory that is named holds none yet."""
-    from acktr.runs import Run, holds_run, refuse_remains
+    from acktr.run.directory import Run, holds_run, refuse_remains
 
     if out is not None:
         refuse_remains(Path(out))

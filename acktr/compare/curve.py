@@ -12,7 +12,7 @@ import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 
 from acktr.errors import CheckpointError
-from acktr.runs import Run, Table, read_table
+from acktr.run.directory import Run, Table, read_table
 
 # The score at a step is the mean return of this many last episodes.
 SCORE_WINDOW = 100

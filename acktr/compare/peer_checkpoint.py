@@ -8,10 +8,10 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
-from acktr.checkpoint.durable import open_plain, write_file
 from acktr.compare.curve import LearningCurve
 from acktr.envs.normalization import normalization_state, set_normalization_state
 from acktr.errors import CheckpointWriteError
+from acktr.files.durable import open_plain, write_file
 
 FILE = "peer.pt"
 SECONDS_BETWEEN = 300.0

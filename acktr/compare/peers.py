@@ -24,7 +24,7 @@ from acktr.envs.lookup import evaluation_limit, family, find_spec, is_atari, is_
 from acktr.envs.pixels import FRAME_STACK, make_pixel_env, pixel_arguments
 from acktr.envs.spaces import fits_convolutions, numbers_alone
 from acktr.errors import ConfigurationError
-from acktr.policies import PixelCNN
+from acktr.networks.policies import PixelCNN
 
 PEERS = ("a2c", "ppo", "trpo")
 # What the values of the YAML may name.

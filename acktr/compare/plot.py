@@ -9,9 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
-from acktr.checkpoint.durable import write_file
 from acktr.errors import ConfigurationError
-from acktr.figures import add_legend, with_counts
+from acktr.files.durable import write_file
+from acktr.run.figures import add_legend, with_counts
 
 Curve = Mapping[str, np.ndarray]
 # From returns, (n_points, n_seeds), to a centre and the two ends of an interval, (n_points, 3).

@@ -14,11 +14,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
-from acktr.checkpoint.durable import WriteErrors, create_file, refuse_links
+from acktr.cli.units import duration
 from acktr.compare.store import Store
 from acktr.compare.trial import Trial, can_go_on, complete_settings, settings_hash, write_job
 from acktr.errors import ConfigurationError
-from acktr.units import duration
+from acktr.files.durable import WriteErrors, create_file, refuse_links
 
 _PROGRAM = (sys.executable, "-m", "acktr.compare.trial")
 _SECONDS_BETWEEN_LOOKS = 0.1

@@ -21,13 +21,13 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from acktr.checkpoint.durable import WriteErrors, refuse_links, write_file
 from acktr.compare.curve import COLUMNS as CURVE_COLUMNS
 from acktr.compare.curve import MILESTONES
 from acktr.errors import CheckpointError, ConfigurationError
-from acktr.lock import Lock
-from acktr.reading import read_plain
-from acktr.runs import read_table, versions
+from acktr.files.durable import WriteErrors, refuse_links, write_file
+from acktr.files.lock import Lock
+from acktr.files.reading import read_plain
+from acktr.run.directory import read_table, versions
 
 if TYPE_CHECKING:
     import numpy as np

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from acktr.checkpoint.durable import write_file
 from acktr.compare import peer_checkpoint, peers
 from acktr.compare.curve import LearningCurve
 from acktr.errors import AcktrError, ConfigurationError, DivergenceError
-from acktr.output import dropping
-from acktr.reading import MAX_TEXT, read_plain
+from acktr.files.durable import write_file
+from acktr.files.reading import MAX_TEXT, read_plain
+from acktr.run.output import dropping
 
 if TYPE_CHECKING:
     from acktr.presets import Configuration
@@ -165,8 +165,8 @@ def _configuration(trial: Trial) -> "Configuration":
 
 def _train_acktr(trial: Trial, curve: LearningCurve, folder: Path) -> dict[str, Any]:
     """Train as ``acktr train`` does; return the backend and the figures of the evaluation."""
-    from acktr.experiment import Experiment
-    from acktr.runs import Run, holds_run
+    from acktr.run.directory import Run, holds_run
+    from acktr.run.experiment import Experiment
 
     with Experiment(_configuration(trial)) as experiment:
         run = Run(folder / "run")
@@ -230,7 +230,7 @@ def main(path: Path) -> int:
     import torch
 
     from acktr.compare.store import Store, session
-    from acktr.memory import keep_freed_memory
+    from acktr.run.memory import keep_freed_memory
 
     # As `acktr train` does, and for the peers too: large batches of images gain from it.
     keep_freed_memory()

@@ -18,8 +18,8 @@ from typing import Any
 
 from gymnasium.envs.registration import load_env_creator
 
-from acktr.checkpoint.durable import open_plain
 from acktr.envs.lookup import find_spec
+from acktr.files.durable import open_plain
 
 # Their versions are compared anyway.
 _KNOWN = {"acktr", "envpool", "gymnasium", "mujoco", "numpy", "stable_baselines3", "torch"}

@@ -141,7 +141,7 @@ class HalvedVecEnv(VecEnv):
     """Two vector environments side by side; to wrappers and algorithms, one.
 
     Both halves step at once. :class:`~acktr.ACKTR` also steps one while its policy decides for the
-    other, see :mod:`acktr.stepping`: that saves time if ``step_async`` of the halves starts the work
+    other, see :mod:`acktr.rollout.steps`: that saves time if ``step_async`` of the halves starts the work
     elsewhere, in processes or threads.
 
     :param first: environments 0, 1, ...

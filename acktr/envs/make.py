@@ -72,7 +72,7 @@ def make_vec_env(
     :param frame_stack: how many observations to stack; by default 4 for Atari, 2 with pixels, else none
     :param monitor_dir: a directory for SB3's monitor files; by default none are written
     :param overlap: in two halves, of which ACKTR steps one while it decides for the other (see
-        :mod:`acktr.stepping`); gains nothing with "gymnasium", where nothing steps by itself
+        :mod:`acktr.rollout.steps`); gains nothing with "gymnasium", where nothing steps by itself
     :param worker_timeout: seconds that a process of "subproc" may take for a step or a reset before it
         counts as hanging; ``None`` for no limit
     :param worker_restarts: so many failed processes of "subproc" are replaced, see

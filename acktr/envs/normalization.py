@@ -8,9 +8,9 @@ import numpy as np
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecNormalize
 
-from acktr.checkpoint.durable import write_file
 from acktr.errors import DamagedCheckpointError
-from acktr.reading import read_plain
+from acktr.files.durable import write_file
+from acktr.files.reading import read_plain
 
 _MAX_FILE = 2**26  # bytes
 _SETTINGS = (

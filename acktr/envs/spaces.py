@@ -12,10 +12,10 @@ from stable_baselines3.common.preprocessing import is_image_space, is_image_spac
 from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, NatureCNN
 from torch import nn
 
-from acktr import policies
 from acktr.envs.adapter import Adapter
 from acktr.errors import ConfigurationError
-from acktr.extractors import MIN_IMAGE_SIDE, ImageNetwork, MixedExtractor, SmallCNN, is_large
+from acktr.networks import policies
+from acktr.networks.extractors import MIN_IMAGE_SIDE, ImageNetwork, MixedExtractor, SmallCNN, is_large
 
 _OBSERVATIONS = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 _SUPPORTED = "Box, Discrete, MultiDiscrete and MultiBinary"
@@ -199,7 +199,7 @@ def _reader(
     """Return the network that a policy reads observations with, and its arguments.
 
     ``None`` for a policy whose constructor or ``extract_features`` is its own: it may choose any. A
-    :class:`SmallCNN` stands for one of :class:`~acktr.policies.CnnPolicy`'s choice.
+    :class:`SmallCNN` stands for one of :class:`~acktr.networks.policies.CnnPolicy`'s choice.
     """
     kind = _NAMES.get(policy) if isinstance(policy, str) else policy
     given = policy_kwargs.get("features_extractor_class")

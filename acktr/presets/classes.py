@@ -11,11 +11,11 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
-from acktr import extractors, policies
-from acktr.algorithm import ACKTR
-from acktr.checkpoint.classes import is_class
 from acktr.envs.lookup import import_module
 from acktr.errors import ConfigurationError
+from acktr.files.allowed import is_class
+from acktr.learner.algorithm import ACKTR
+from acktr.networks import extractors, policies
 
 _Class = TypeVar("_Class")
 

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 from acktr.envs import lookup
 from acktr.envs.make import observes_images
 from acktr.errors import ConfigurationError
+from acktr.files.reading import parse_yaml, read_yaml
 from acktr.presets.received import check_received
 from acktr.presets.schema import Configuration, setting_names, unknown_setting, validate
-from acktr.reading import parse_yaml, read_yaml
 
 FAMILIES = ("classic", "mujoco", "atari", "pixels")
 FALLBACK, IMAGE_FALLBACK = "other", "images"  # sections of the presets for MuJoCo and Atari

@@ -23,12 +23,12 @@ from pydantic import (
     create_model,
 )
 
-from acktr.algorithm import ACKTR
 from acktr.envs.backends import check_backend
 from acktr.envs.make import MAX_ENVS, MAX_FRAMES
 from acktr.errors import ConfigurationError
-from acktr.foreign import REPLACED
-from acktr.options import valid_range
+from acktr.learner.algorithm import ACKTR
+from acktr.learner.foreign import REPLACED
+from acktr.learner.settings import valid_range
 from acktr.presets.classes import check_policy
 
 # What the run itself decides about the constructor's arguments.

@@ -1,1 +1,0 @@
-"""Exact, atomic checkpoints and saved models, in files that hold JSON and tensors alone."""

@@ -1,0 +1,133 @@
+"""The classes that a saved file may name: an allow-list of what is loaded anyway; none is imported."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeGuard
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common import buffers, policies, preprocessing, torch_layers
+from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
+from torch import nn
+
+import acktr.networks.policies
+import acktr.rollout.storage
+
+# Networks, policies and the storage of rollouts: all that a constructor argument may be a class of.
+_MODULES = (
+    nn,
+    torch_layers,
+    policies,
+    buffers,
+    preprocessing,
+    acktr.networks.policies,
+    acktr.rollout.storage,
+)
+_BASES = (nn.Module, buffers.BaseBuffer, acktr.rollout.storage.RolloutStorage, spaces.Space)
+SCHEDULES = {cls.__name__: cls for cls in (ConstantSchedule, FloatSchedule, LinearSchedule)}
+
+
+def is_class(value: Any) -> TypeGuard[type]:
+    """Tell whether a value is a class; ``dict[str, Tensor]`` is none.
+
+    On Python 3.10 ``isinstance(dict[str, Tensor], type)`` is true, and ``inspect.isclass`` with it: the
+    alias hands ``__class__`` through to ``dict``. ``issubclass`` then raises.
+    """
+    return issubclass(type(value), type)
+
+
+def name_of(cls: type) -> str:
+    """Return the dotted name of a class."""
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+@functools.cache
+def allowed_classes() -> Mapping[str, type]:
+    """Return the allowed classes by their dotted names."""
+    classes = {name_of(cls): cls for module in (*_MODULES, spaces) for cls in _classes_in(module)}
+    # As earlier files name it.
+    return {**classes, "acktr.rollout.collect.RolloutStorage": acktr.rollout.storage.RolloutStorage}
+
+
+def _classes_in(module: Any) -> Iterator[type]:
+    for value in vars(module).values():
+        if is_class(value) and issubclass(value, _BASES):
+            yield value
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return the name of a torch dtype, such as ``"bfloat16"``."""
+    return str(dtype).removeprefix("torch.")
+
+
+@functools.cache
+def _dtypes() -> Mapping[str, torch.dtype]:
+    # Not getattr: torch imports modules for names that it does not know yet.
+    return {dtype_name(x): x for x in vars(torch).values() if isinstance(x, torch.dtype)}
+
+
+def find_dtype(name: str) -> torch.dtype:
+    """Return the torch dtype of a name.
+
+    :raises KeyError: there is none
+    """
+    return _dtypes()[name]
+
+
+ARRAYS = "?bBhHiIlLqQefd"  # numbers that are stored, by numpy's letters
+_ARRAY_DTYPES = {str(np.dtype(char)): np.dtype(char) for char in ARRAYS}
+
+
+def find_array_dtype(name: str) -> np.dtype:
+    """Return the numpy dtype of a name.
+
+    :raises KeyError: it is none of those that are stored
+    """
+    return _ARRAY_DTYPES[name]
+
+
+def space_to_plain(space: spaces.Space) -> dict[str, Any] | None:
+    """Describe one of gymnasium's spaces by plain values and arrays; ``None`` for any other."""
+    kind = type(space)
+    if kind is spaces.Box:
+        assert isinstance(space, spaces.Box)
+        return {"type": "Box", "low": space.low, "high": space.high, "dtype": str(space.dtype)}
+    if kind is spaces.Discrete:
+        assert isinstance(space, spaces.Discrete)
+        return {"type": "Discrete", "n": int(space.n), "start": int(space.start)}
+    if kind is spaces.MultiDiscrete:
+        assert isinstance(space, spaces.MultiDiscrete)
+        plain = {"nvec": space.nvec, "start": space.start, "dtype": str(space.dtype)}
+        return {"type": "MultiDiscrete", **plain}
+    if kind is spaces.MultiBinary:
+        assert isinstance(space, spaces.MultiBinary)
+        sizes = np.asarray(space.n).tolist()  # a number, or one for each axis
+        return {"type": "MultiBinary", "n": sizes}
+    if kind is spaces.Dict:
+        assert isinstance(space, spaces.Dict)
+        parts = {key: space_to_plain(part) for key, part in space.spaces.items()}
+        return None if None in parts.values() else {"type": "Dict", "spaces": parts}
+    return None
+
+
+def space_from_plain(plain: Mapping[str, Any]) -> spaces.Space:
+    """Undo :func:`space_to_plain`.
+
+    :raises ValueError: not a description of a space
+    """
+    kind = plain["type"]
+    if kind == "Box":
+        return spaces.Box(plain["low"], plain["high"], dtype=find_array_dtype(plain["dtype"]).type)
+    if kind == "Discrete":
+        return spaces.Discrete(plain["n"], start=plain["start"])
+    if kind == "MultiDiscrete":
+        dtype: Any = find_array_dtype(plain["dtype"]).type
+        return spaces.MultiDiscrete(plain["nvec"], dtype=dtype, start=plain["start"])
+    if kind == "MultiBinary":
+        return spaces.MultiBinary(plain["n"])
+    if kind == "Dict":
+        return spaces.Dict({key: space_from_plain(part) for key, part in plain["spaces"].items()})
+    raise ValueError(f"there is no space of type {kind!r}")

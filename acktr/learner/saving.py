@@ -1,0 +1,329 @@
+"""``save``, ``load`` and ``set_parameters`` of an SB3 algorithm, without pickle."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import os
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.save_util import load_from_zip_file, recursive_getattr
+from stable_baselines3.common.type_aliases import GymEnv, TensorDict
+from stable_baselines3.common.utils import get_system_info
+from stable_baselines3.common.vec_env.patch_gym import _convert_space
+
+from acktr.errors import (
+    CheckpointMismatchError,
+    ConfigurationError,
+    DamagedCheckpointError,
+)
+from acktr.files.codec import Absent
+from acktr.files.model_file import (
+    DATA,
+    NORMALIZATION,
+    ModelFile,
+    ModelPath,
+    foreign_refusal,
+    is_foreign,
+    read_model,
+    shown,
+    write_model,
+)
+from acktr.learner.claims import NEEDED, build, check_optimizer, constructor_arguments
+from acktr.learner.fit import check_architecture, check_spaces
+from acktr.learner.foreign import REPLACED, own_arguments
+
+_Self = TypeVar("_Self", bound="SafeAlgorithm")
+
+# Made anew from the arguments they belong to; all but the first were attributes once.
+DERIVED = {
+    "lr_schedule",
+    "target_kl_schedule",
+    "gamma_schedule",
+    "std_scale_schedule",
+    "corrected_lr_schedule",
+    "critic_lr_schedule",
+}
+
+
+class SafeAlgorithm(OnPolicyAlgorithm):
+    """An on-policy algorithm whose files hold JSON and tensors, and run nothing when they are read."""
+
+    # What models were whose files say nothing of an attribute: they are from before it existed.
+    _implied: ClassVar[Mapping[str, Any]] = {}
+    _mark: ClassVar[str] = ""  # an attribute that no other algorithm has
+
+    def save(
+        self,
+        path: ModelPath,
+        exclude: Iterable[str] | None = None,
+        include: Iterable[str] | None = None,
+        *,
+        normalization: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Save arguments, attributes and all parameters, whole or not at all.
+
+        What is neither data nor a class of torch's, SB3's or acktr's, such as a lambda, is only named,
+        with a warning: give it again to :meth:`load`.
+
+        :param path: to which ``.zip`` is added if it has no suffix, or a file open for writing
+        :param exclude: names of attributes to leave out
+        :param include: names of attributes to keep that are left out by default
+        :param normalization: statistics to keep in the same file, see
+            :func:`acktr.envs.normalization.normalization_content`; loading a model leaves them alone
+        :raises CheckpointWriteError: it could not be written; an earlier file is as it was
+        """
+        left_out = {*(exclude or ()), *self._excluded_save_params()} - set(include or ())
+        names, _ = self._get_torch_save_params()
+        left_out |= {*DERIVED, *(name.split(".")[0] for name in names)}
+        data = {name: value for name, value in vars(self).items() if name not in left_out}
+        components: dict[str, Any] = {DATA: data, **self.get_parameters()}
+        if normalization is not None:
+            components[NORMALIZATION] = normalization
+        missing = write_model(path, components)
+        if missing:
+            listed = ", ".join(f"{name.removeprefix('data: ')} ({of})" for name, of in missing.items())
+            warnings.warn(
+                f"Saved without {listed}: load needs custom_objects with it.", UserWarning, stacklevel=2
+            )
+
+    @classmethod
+    def load(
+        cls: type[_Self],
+        path: ModelPath,
+        env: GymEnv | None = None,
+        device: torch.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        *,
+        trust: bool = False,
+        **kwargs: Any,
+    ) -> _Self:
+        """Load a model; nothing in the file is executed.
+
+        A file of SB3's A2C or PPO, or of sb3-contrib's TRPO, gives its policy, its discount factor and
+        its counters; all other settings are those of a new model, because theirs are of another
+        optimiser.
+
+        :param path: with or without ``.zip``, or a file open for reading
+        :param env: to go on learning in; must have the saved spaces
+        :param device: where to compute
+        :param custom_objects: in the place of stored attributes, and of those that could not be stored;
+            a dotted path reaches into a mapping: ``{"policy_kwargs.features_extractor_class": MyCNN}``;
+            what the model does not have is left out
+        :param print_system_info: of the machine that saved it, and of this one
+        :param force_reset: begin new episodes before going on to learn
+        :param trust: unpickle a file of SB3's own, which may run any code
+        :param kwargs: arguments of the constructor, or other attributes, to change
+        :raises ConfigurationError: one of ``kwargs`` is no such thing, or out of its range
+        :raises CheckpointMismatchError: the environment has other spaces, or parameters do not fit
+        :raises CheckpointError: of the kind that tells why else it cannot be used
+        """
+        if is_foreign(path):
+            if not trust:
+                raise foreign_refusal(shown(path))
+            path = os.fspath(path) if isinstance(path, os.PathLike) else path
+            said, parameters, _ = load_from_zip_file(
+                path, device=device, custom_objects=custom_objects, print_system_info=print_system_info
+            )
+            said = said or {}
+            kwargs = cls._known_changes(kwargs, said)
+            if cls._mark not in said:  # another algorithm's
+                changes = {**_own_objects(custom_objects or {}), **kwargs}
+                return _adopt(cls, str(path), said, changes, parameters or {}, env, device)
+            unsaid = {name: value for name, value in cls._implied.items() if name not in said}
+            kwargs = {**unsaid, **kwargs}
+            model = super().load(path, env, device, custom_objects, False, force_reset, **kwargs)
+            model._check_arguments()
+            return model
+        file = read_model(path)
+        if print_system_info:
+            print("== CURRENT SYSTEM INFO ==")
+            get_system_info()
+            print("== SAVED MODEL SYSTEM INFO ==")
+            print(file.system_info)
+        data, parameters = _decode(cls, file, custom_objects or {}, kwargs)
+        kwargs = cls._known_changes(kwargs, data)
+        data = {**cls._implied, **data}
+        if "policy_kwargs" in kwargs:
+            given, saved = kwargs.pop("policy_kwargs"), data["policy_kwargs"]
+            if saved not in (given, cls._complete_policy_kwargs(given or {}, data["action_space"])):
+                raise CheckpointMismatchError(
+                    f"{file.where} has the policy_kwargs {saved}, not {given}: leave them out."
+                )
+        if env is not None:
+            env = cls._wrap_env(env, data.get("verbose", 0))
+            check_spaces(file.where, data, env)
+            data["n_envs"] = env.num_envs
+            if force_reset:
+                data["_last_obs"] = None
+        given = {*kwargs, *(custom_objects or {})}
+        model = build(cls, file.where, env, device, {**data, **kwargs}, given, parameters)
+        model._put_parameters(parameters, True, device, file.where)
+        return model
+
+    @classmethod
+    def _known_changes(cls, changes: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
+        """Refuse what is neither an argument nor an attribute, and what is another algorithm's."""
+        known = {*_arguments(cls), *(data.keys() - REPLACED.keys())}
+        return own_arguments(changes, known, cls.__name__)
+
+    def _check_arguments(self) -> None:
+        """Check what the constructor checks, of attributes that a file has given."""
+
+    @staticmethod
+    def _complete_policy_kwargs(given: Mapping[str, Any], action_space: spaces.Space) -> dict[str, Any]:
+        """Return what the algorithm makes of the policy's arguments before it builds the policy."""
+        return dict(given)
+
+    def set_parameters(
+        self,
+        load_path_or_dict: ModelPath | TensorDict,
+        exact_match: bool = True,
+        device: torch.device | str = "auto",
+        *,
+        trust: bool = False,
+    ) -> None:
+        """Put in the parameters of a saved model, or a dict of them (see ``get_parameters``).
+
+        :param load_path_or_dict: a path, an open file, or a dict
+        :param exact_match: whether every parameter must be there
+        :param device: ignored: parameters go where the model is
+        :param trust: read a file of SB3's own
+        :raises CheckpointMismatchError: they do not fit; nothing was changed
+        :raises CheckpointError: of the kind that tells why else the file cannot be used
+        """
+        if isinstance(load_path_or_dict, dict):
+            self._put_parameters(load_path_or_dict, exact_match, device, "The dict of parameters")
+        elif not is_foreign(load_path_or_dict):
+            file = read_model(load_path_or_dict)
+            names = {name.rsplit(".", 1)[0] for name in file.files} - {DATA, NORMALIZATION}
+            self._put_parameters(file.decode(names), exact_match, device, file.where)
+        elif trust:
+            path = load_path_or_dict
+            path = os.fspath(path) if isinstance(path, os.PathLike) else path
+            _, parameters, _ = load_from_zip_file(path, device=device, load_data=False)
+            found: dict[str, Any] = parameters or {}
+            if "curvature" not in found.get("policy.optimizer", {}):  # another algorithm's
+                found = {"policy": found.get("policy", {})}
+                check_architecture(self, found["policy"], str(path))
+                exact_match = False
+            self._put_parameters(found, exact_match, device, str(path))
+        else:
+            raise foreign_refusal(shown(load_path_or_dict))
+
+    def _put_parameters(
+        self, parameters: TensorDict, exact_match: bool, device: torch.device | str, where: str
+    ) -> None:
+        """Check everything, then change everything, or nothing."""
+        policy = parameters.get("policy")
+        if exact_match and policy is not None:
+            check_architecture(self, policy, where)
+        for name, state in parameters.items():
+            own = recursive_getattr(self, name, None)
+            if isinstance(own, torch.optim.Optimizer):
+                check_optimizer(own, state, where)
+        before = copy.deepcopy(self.get_parameters())
+        try:
+            super().set_parameters(parameters, exact_match, device)
+        except (
+            ArithmeticError,
+            AttributeError,
+            LookupError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ) as error:
+            # SB3 names the type of one module's parameters.
+            super().set_parameters(before, True, device)  # type: ignore[arg-type]
+            problem = " ".join(str(error).split())
+            raise CheckpointMismatchError(
+                f"{where} does not fit this model, which is as it was: {problem}"
+            ) from error
+
+
+def _decode(
+    cls: type, file: ModelFile, custom_objects: Mapping[str, Any], changes: Mapping[str, Any]
+) -> tuple[dict[str, Any], TensorDict]:
+    given = dict(custom_objects)
+    for path in file.manifest.info.get("missing", {}):
+        # What is changed anyway need not have been stored.
+        name = str(path).removeprefix("data: ").split(".")[0]
+        given.update({name: changes[name]} if name in changes else {})
+    try:
+        components = file.decode(given={"data": given})
+    except Absent as error:
+        name = str(error).split(" ")[0]
+        raise CheckpointMismatchError(
+            f"{file.where} was saved without {error}: pass custom_objects={{{name!r}: ...}}."
+        ) from error
+    data = components.pop(DATA, None)
+    components.pop(NORMALIZATION, None)
+    if not isinstance(data, dict) or any(name not in data for name in NEEDED):
+        raise DamagedCheckpointError(f"The data of {file.where} lack one of {', '.join(NEEDED)}.")
+    # Given where nothing was stored. What no model has is left out, as SB3 does.
+    known = (constructor_arguments(cls) | data.keys()) - REPLACED.keys() - DERIVED
+    data.update({name: value for name, value in given.items() if name in known})
+    return data, components
+
+
+def _own_objects(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out what is no part of this algorithm: scripts for PPO give ``clip_range`` at each load."""
+    return {n: value for n, value in given.items() if n not in REPLACED and n not in DERIVED}
+
+
+# What of another algorithm's file means the same here.
+_SHARED = (
+    *NEEDED,
+    *("n_envs", "gamma", "verbose", "seed", "tensorboard_log"),
+    *("num_timesteps", "ep_info_buffer", "ep_success_buffer"),
+)
+_NOT_OF_A_NETWORK = ("optimizer_class", "optimizer_kwargs", "device")
+
+
+def _adopt(
+    cls: type[_Self],
+    where: str,
+    said: Mapping[str, Any],
+    changes: Mapping[str, Any],
+    parameters: TensorDict,
+    env: GymEnv | None,
+    device: torch.device | str,
+) -> _Self:
+    """Build a model with the policy of an A2C, PPO or TRPO."""
+    if any(name not in said for name in NEEDED) or "policy" not in parameters:
+        raise DamagedCheckpointError(f"The data of {where} lack one of {', '.join(NEEDED)}.")
+    data = {name: said[name] for name in _SHARED if name in said}
+    for name in ("observation_space", "action_space"):
+        data[name] = _convert_space(data[name])  # those of gym become gymnasium's
+    of_policy = dict(data["policy_kwargs"] or {})
+    data["policy_kwargs"] = {n: x for n, x in of_policy.items() if n not in _NOT_OF_A_NETWORK}
+    if said.get("use_sde"):
+        data["policy_kwargs"]["use_sde"] = True  # which is refused by name
+    data.update(changes)
+    if env is not None:
+        env = cls._wrap_env(env, data.get("verbose", 0))
+        check_spaces(where, data, env)
+        data["n_envs"] = env.num_envs
+    try:
+        given = {*data, *changes} - ({"tensorboard_log"} - changes.keys())
+        model = build(cls, where, env, device, data, given, parameters)
+    except ConfigurationError as error:
+        raise CheckpointMismatchError(f"{where} is of another algorithm: {error}") from error
+    check_architecture(model, parameters["policy"], where)
+    model._put_parameters({"policy": parameters["policy"]}, False, device, where)
+    return model
+
+
+def _arguments(cls: type) -> set[str]:
+    """Name the arguments of an algorithm's constructor, and of those that it hands others on to."""
+    bases = [
+        base for base in cls.__mro__ if issubclass(base, SafeAlgorithm) and "__init__" in vars(base)
+    ]
+    return {name for base in bases for name in inspect.signature(base.__init__).parameters}

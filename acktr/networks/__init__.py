@@ -1,0 +1,1 @@
+"""Policies, feature extractors and what is asked of them."""

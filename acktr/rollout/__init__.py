@@ -1,0 +1,1 @@
+"""What is collected before an update: actions, steps, and the storage of both."""
