@@ -1,16 +1,180 @@
-"""Settings that change while training goes on: what they may be, and what they are now."""
+"""Settings that change while training goes on: objects that print what they are; their names in YAML.
+
+A schedule is a callable of the share of training that is left, from 1 to 0, as in Stable-Baselines3.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import Schedule
-from stable_baselines3.common.utils import ConstantSchedule, LinearSchedule
+from stable_baselines3.common.utils import ConstantSchedule
 
 from acktr.errors import AcktrError, ConfigurationError
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A value that goes linearly from one number to another.
+
+    :param start: at the beginning, 0 or more
+    :param end: at the end, 0 or more
+    :raises ConfigurationError: one is no such number
+    """
+
+    start: float
+    end: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_ends(self, math.inf)
+
+    def __call__(self, progress_remaining: float) -> float:
+        """Return the value at a share of training that is left."""
+        return self.start + (1 - progress_remaining) * (self.end - self.start)
+
+
+@dataclass(frozen=True)
+class Late:
+    """A value that stays for the first half of training and goes linearly to another in the second.
+
+    :param start: in the first half, 0 or more
+    :param end: at the end, 0 or more
+    :raises ConfigurationError: one is no such number
+    """
+
+    start: float
+    end: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_ends(self, math.inf)
+
+    def __call__(self, progress_remaining: float) -> float:
+        """Return the value at a share of training that is left."""
+        return Linear(self.start, self.end)(min(2 * progress_remaining, 1.0))
+
+
+@dataclass(frozen=True)
+class Horizon:
+    """A discount factor whose horizon ``1 / (1 - gamma)`` grows by the same factor with each step.
+
+    A long horizon from the start rewards caution before anything else is learned; a short one to the end
+    does not see what a fall costs. (Francois-Lavet et al. 2015, arXiv 1512.02011, raise it too, by
+    another rule.) It stays within the time limit of an episode
+    (:class:`acktr.learner.discount.Discount`).
+
+    :param start: gamma at the beginning
+    :param end: gamma at the end, at least ``start`` and below 1
+    :param at_once: have that of the end from the start where no episode ends but by time
+    :raises ConfigurationError: they do not rise within [0, 1)
+    """
+
+    start: float
+    end: float
+    at_once: bool = True
+
+    def __post_init__(self) -> None:
+        if not (_are_numbers(self.start, self.end) and 0 <= self.start <= self.end < 1):
+            raise ConfigurationError(f"Horizon(A, B) needs 0 <= A <= B < 1, got {self}.")
+
+    def __call__(self, progress_remaining: float) -> float:
+        """Return gamma at a share of training that is left."""
+        left = progress_remaining
+        return 1 - (1 - self.start) ** left * (1 - self.end) ** (1 - left)
+
+
+@dataclass(frozen=True)
+class TraceDecay:
+    """Lambda of GAE that is smaller where long episodes end by time alone.
+
+    :param usual: in [0, 1]
+    :param lasting: where long episodes end by time alone, in [0, 1]; see
+        :class:`acktr.learner.discount.Discount`
+    :raises ConfigurationError: one is beyond
+    """
+
+    usual: float
+    lasting: float
+
+    def __post_init__(self) -> None:
+        if not (
+            _are_numbers(self.usual, self.lasting) and 0 <= self.usual <= 1 and 0 <= self.lasting <= 1
+        ):
+            raise ConfigurationError(f"TraceDecay(A, B) needs A and B in [0, 1], got {self}.")
+
+
+def _are_numbers(*values: Any) -> bool:
+    return all(isinstance(value, Real) and not isinstance(value, bool) for value in values)
+
+
+def _check_ends(schedule: Linear | Late, below: float) -> None:
+    ends = schedule.start, schedule.end
+    if not (_are_numbers(*ends) and all(0 <= end < below for end in ends)):
+        raise ConfigurationError(
+            f"{type(schedule).__name__}(A, B) needs finite A and B, 0 or more, got {schedule}."
+        )
+
+
+# Names ---------------------------------------------------------------------------------------
+
+_NAMED: Mapping[str, Callable[[float, float], Any]] = {"lin": Linear, "late": Late}
+_OF_GAMMA: Mapping[str, Callable[[float, float], Any]] = {
+    "auto": Horizon,
+    "rise": lambda start, end: Horizon(start, end, at_once=False),
+}
+_OF_LAMBDA: Mapping[str, Callable[[float, float], Any]] = {"auto": TraceDecay}
+
+
+def parse(name: str, text: str) -> Any:
+    """Read a schedule as YAML and the command line write it.
+
+    ``lin_A_B`` and ``late_A_B`` (B is 0 if it is left out) for any argument but these two:
+    ``auto_A_B`` and ``rise_A_B`` for ``gamma``, ``auto_A_B`` for ``gae_lambda``.
+
+    :param name: of the argument; what stands before a dot does not count
+    :param text: what was written
+    :return: a :class:`Linear`, :class:`Late`, :class:`Horizon` or :class:`TraceDecay`
+    :raises ConfigurationError: it is none of these
+    """
+    kinds = {"gamma": _OF_GAMMA, "gae_lambda": _OF_LAMBDA}.get(name, _NAMED)
+    kind, *ends = text.split("_")
+    if kinds is _NAMED and len(ends) == 1:
+        ends.append("0")
+    try:
+        start, end = map(float, ends)
+        return kinds[kind](start, end)
+    except (KeyError, ValueError) as error:  # ConfigurationError is one
+        raise ConfigurationError(f"{name} must be {_forms(name)}, not {text!r}.") from error
+
+
+def _forms(name: str) -> str:
+    if name == "gamma":
+        return "a number, a callable, 'rise_A_B' or 'auto_A_B' with 0 <= A <= B < 1"
+    if name == "gae_lambda":
+        return (
+            "a number in [0, 1], or 'auto_A_B' with two of them, the second where long episodes end by "
+            "time alone"
+        )
+    return "a number, a callable, 'lin_A_B' or 'late_A_B' with A, B >= 0 (B is 0 if it is left out)"
+
+
+def written(value: Any) -> Any:
+    """Write a schedule as :func:`parse` reads it; anything else stays as it is."""
+    if isinstance(value, Linear | Late):
+        kind, ends = ("lin" if isinstance(value, Linear) else "late"), (value.start, value.end)
+    elif isinstance(value, Horizon):
+        kind, ends = ("auto" if value.at_once else "rise"), (value.start, value.end)
+    elif isinstance(value, TraceDecay):
+        kind, ends = "auto", (value.usual, value.lasting)
+    else:
+        return value
+    return "_".join([kind, *(str(end).removesuffix(".0") for end in ends)])
+
+
+# Values --------------------------------------------------------------------------------------
 
 
 class CheckedSchedule:
@@ -32,7 +196,7 @@ class CheckedSchedule:
 
         :raises ConfigurationError: it is no number in range, or the schedule itself raises
         """
-        progress_remaining = _clamp(progress_remaining)
+        progress_remaining = clamped(progress_remaining)
         try:
             value: Any = self.schedule(progress_remaining)
         except AcktrError:
@@ -61,7 +225,8 @@ class CheckedSchedule:
         return f"CheckedSchedule({self.name}, {self.schedule})"
 
 
-def _clamp(progress_remaining: float) -> float:
+def clamped(progress_remaining: float) -> float:
+    """Return a share of training within [0, 1]; the last rollout goes beyond the end."""
     return min(max(float(progress_remaining), 0.0), 1.0)
 
 
@@ -76,16 +241,13 @@ def _number(value: Any) -> float | None:
 
 
 def as_schedule(
-    value: float | str | Schedule, name: str = "A schedule", positive: bool = False
+    value: float | Schedule, name: str = "A schedule", positive: bool = False
 ) -> CheckedSchedule:
-    """Turn a number, a callable or a name into a schedule.
-
-    ``"lin_A_B"`` goes linearly from A to B, ``"late_A_B"`` is A for the first half of training and goes
-    linearly to B in the second; without B both end at 0.
+    """Turn a number or a callable into a schedule.
 
     :param name: of the argument, for messages
     :param positive: whether a value must be positive and finite, and not only 0 or more
-    :raises ConfigurationError: a string of another form, or a number below 0
+    :raises ConfigurationError: it is neither, or a number below 0; a string is told what it is now
     """
 
     def checked(schedule: Schedule) -> CheckedSchedule:
@@ -95,133 +257,56 @@ def as_schedule(
             )
         return CheckedSchedule(name, schedule, lambda x: x >= 0, "must not be negative")
 
-    if isinstance(value, str):
-        kind, *ends = value.split("_")
-        start, end = _ends(ends if len(ends) > 1 else [*ends, "0"])
-        if kind not in ("lin", "late") or not (0 <= start < math.inf and 0 <= end < math.inf):
-            raise _no_schedule(name, value)
-        linear = LinearSchedule(start, end, 1.0)
-        if kind == "lin":
-            return checked(linear)
-        return checked(lambda progress_remaining: linear(min(2 * progress_remaining, 1.0)))
     if callable(value):
         return checked(value)
-    number = _number(value)
-    if number is None:
-        raise _no_schedule(name, value)
+    number = _as_number(value, name, "a number or a callable")
     if not number >= 0:
         raise ConfigurationError(f"{name} must not be negative, got {value}.")
     return checked(ConstantSchedule(number))
 
 
-def _no_schedule(name: str, value: Any) -> ConfigurationError:
-    return ConfigurationError(
-        f"{name} must be a number, a callable, 'lin_A_B' or 'late_A_B' with A, B >= 0 (B is 0 if it is "
-        f"left out), not {value!r}."
-    )
+def as_discount(value: float | Schedule) -> CheckedSchedule:
+    """Turn a number, a :class:`Horizon` or another callable into a schedule of gamma.
 
-
-def _ends(ends: list[str]) -> tuple[float, float]:
-    try:
-        start, end = map(float, ends)
-    except ValueError:
-        return math.nan, math.nan
-    return start, end
-
-
-def as_discount(value: float | str | Schedule) -> CheckedSchedule:
-    """Turn a number, ``"rise_A_B"``, ``"auto_A_B"`` or a callable into a schedule of gamma.
-
-    With ``"rise_A_B"`` the horizon ``1 / (1 - gamma)`` grows by the same factor with each step, from
-    that of A to that of B (Francois-Lavet et al. 2015, arXiv 1512.02011, raise it too, by another rule).
-    A long one from the start rewards caution before anything else is learned; a short one to the end
-    does not see what a fall costs. ``"auto_A_B"`` is the same schedule, from which
-    :func:`acktr.learner.advantages.set_discount` departs where no episode ends early.
-
-    :raises ConfigurationError: a string of another form, or discount factors that do not rise below 1
+    :raises ConfigurationError: a number beyond [0, 1], or something else
     """
 
     def checked(schedule: Schedule) -> CheckedSchedule:
         return CheckedSchedule("gamma", schedule, lambda x: 0 <= x <= 1, "must lie in [0, 1]")
 
-    if not isinstance(value, str):
-        if callable(value):
-            return checked(value)
-        number = _number(value)
-        if number is None or not 0 <= number <= 1:
-            raise ConfigurationError(f"gamma must lie in [0, 1], got {value!r}.")
-        return checked(ConstantSchedule(number))
-    kind, *ends = value.split("_")
-    start, end = _ends(ends)
-    if kind not in ("rise", "auto") or not 0 <= start <= end < 1:
-        raise ConfigurationError(
-            "gamma must be a number, a callable, 'rise_A_B' or 'auto_A_B' with 0 <= A <= B < 1, "
-            f"not {value!r}."
-        )
-    return checked(lambda progress: 1 - (1 - start) ** progress * (1 - end) ** (1 - progress))
+    if callable(value):
+        return checked(value)
+    number = _as_number(value, "gamma", "a number in [0, 1] or a callable")
+    if not 0 <= number <= 1:
+        raise ConfigurationError(f"gamma must lie in [0, 1], got {value!r}.")
+    return checked(ConstantSchedule(number))
 
 
-def is_schedule(value: Any) -> bool:
-    """Say whether a setting is a schedule (a callable, or its name) and not a number."""
-    return callable(value) or isinstance(value, str)
+def as_trace_decay(value: float | TraceDecay) -> TraceDecay:
+    """Turn a number into a lambda of GAE that is the same everywhere.
 
-
-class Scheduled(OnPolicyAlgorithm):
-    """An algorithm whose settings may be schedules, each made of what its argument is at the time.
-
-    As in SB3 the learning rate alone is turned into a schedule once, when the model is built:
-    ``lr_schedule`` may be exchanged, ``learning_rate`` is not looked at again.
+    :raises ConfigurationError: a number beyond [0, 1], or something else
     """
+    if isinstance(value, TraceDecay):
+        return value
+    number = _as_number(value, "gae_lambda", "a number in [0, 1] or a TraceDecay")
+    if not 0 <= number <= 1:
+        raise ConfigurationError(f"gae_lambda must lie in [0, 1], got {value!r}.")
+    return TraceDecay(number, number)
 
-    learning_rate: Any
-    target_kl: Any
-    std_scale: Any
-    gamma: Any
-    corrected_learning_rate: Any
-    critic_learning_rate: Any
-    critic_norm: str
 
-    def _setup_lr_schedule(self) -> None:
-        self.lr_schedule = as_schedule(self.learning_rate, "learning_rate")
-
-    @property
-    def target_kl_schedule(self) -> CheckedSchedule:
-        """The radius of the trust region, nats."""
-        return as_schedule(self.target_kl, "target_kl")
-
-    @property
-    def std_scale_schedule(self) -> CheckedSchedule:
-        """What the learned standard deviation is multiplied with."""
-        return as_schedule(self.std_scale, "std_scale", positive=True)
-
-    @property
-    def gamma_schedule(self) -> CheckedSchedule:
-        """The discount factor."""
-        return as_discount(self.gamma)
-
-    @property
-    def corrected_lr_schedule(self) -> CheckedSchedule:
-        """eta_max in natural gradients as the measured KL corrects them; infinite for none."""
-        return as_schedule(self.corrected_learning_rate or math.inf, "corrected_learning_rate")
-
-    @property
-    def critic_lr_schedule(self) -> CheckedSchedule:
-        """The learning rate of a critic that learns by itself."""
-        rate = self.critic_learning_rate
-        if rate is None:
-            rate = 0.3 if self.critic_norm == "gauss-newton" else 1e-3
-        return as_schedule(rate, "critic_learning_rate")
-
-    def check_schedules(self) -> None:
-        """Ask for what the next update learns with, before it changes anything.
-
-        :raises ConfigurationError: a schedule's value is not in its range
-        """
-        as_schedule(self.lr_schedule, "learning_rate")(self._current_progress_remaining)
-        schedules = (self.target_kl_schedule, self.std_scale_schedule, self.corrected_lr_schedule)
-        for schedule in (*schedules, self.critic_lr_schedule):
-            schedule(self._current_progress_remaining)
-
-    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
-        # The last rollout goes beyond the end, where SB3's figure is negative.
-        self._current_progress_remaining = _clamp(1.0 - num_timesteps / max(total_timesteps, 1))
+def _as_number(value: Any, name: str, wanted: str) -> float:
+    number = _number(value)
+    if number is not None:
+        return number
+    if isinstance(value, str):
+        try:
+            now = parse(name.rpartition(".")[2], value)
+        except ConfigurationError:
+            pass
+        else:
+            raise ConfigurationError(
+                f"{name}={value!r} is how YAML and the command line write it: in Python give {now}, "
+                "from acktr.schedules."
+            )
+    raise ConfigurationError(f"{name} must be {wanted}, not {value!r}.")

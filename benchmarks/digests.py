@@ -110,7 +110,8 @@ CONFIGURATIONS: dict[str, tuple[str, dict[str, Any]]] = {
             "corrected_learning_rate": None,
             "learning_rate": "lin_0.25",
             "target_kl": 0.001,
-            "kfac_kwargs": {"fisher": "monte-carlo", "momentum": 0.9},
+            "kfac_kwargs.fisher": "monte-carlo",
+            "momentum": 0.9,
             "critic_trust_region": None,
             "critic_learning_rate": 0.001,
         },
@@ -134,18 +135,37 @@ def _first(*names: str) -> Any:
     return importlib.import_module(names[-1])
 
 
+def _in_present_words(moved: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Name settings as they are named now, by dotted keys."""
+    kept = {key: value for key, value in changes.items() if key.partition(".")[0] not in moved.MOVED}
+    old: dict[str, Any] = {}
+    for key in changes.keys() - kept.keys():
+        name, _, inner = key.partition(".")
+        if inner:
+            old.setdefault(name, {})[inner] = changes[key]
+        else:
+            old[name] = changes[key]
+    return {**kept, **dict(_dotted(moved.current_settings(old, "a configuration")[0]))}
+
+
+def _dotted(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            yield from _dotted(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
 def _experiment(name: str, updates: int) -> Any:
     env_id, changes = CONFIGURATIONS[name]
     changes = {"backend": "gymnasium", "eval_interval": 0, "n_final_eval_episodes": 0, **changes}
     loader = _first("acktr.presets.loader")
     try:
-        moved = importlib.import_module("acktr.presets.moved")
-    except ImportError:  # before they moved; momentum was an argument, not K-FAC's
-        if "momentum" in changes.get("kfac_kwargs", {}):
-            changes["kfac_kwargs"] = dict(changes["kfac_kwargs"])
-            changes["momentum"] = changes["kfac_kwargs"].pop("momentum")
+        moved = importlib.import_module("acktr.learner.moved")
+    except ImportError:  # before they moved
+        pass
     else:
-        changes = moved.new_overrides(changes)
+        changes = _in_present_words(moved, changes)
     overrides = [f"{key}={json.dumps(value)}" for key, value in changes.items()]
     first = loader.resolve(env_id, overrides=overrides, options={"seed": 3}).configuration
     n_steps = first.algorithm_arguments()["n_steps"] or max(512 // first.n_envs, 16)

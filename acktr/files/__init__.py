@@ -1,1 +1,1 @@
-"""Bytes on disk: trees as JSON and tensors, bundles, saved models, checkpoints, locks; no learner is known here."""
+"""Bytes on disk: trees as JSON and tensors, bundles, models, checkpoints, locks; no learner."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from types import ModuleType
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -13,21 +14,28 @@ from stable_baselines3.common import buffers, policies, preprocessing, torch_lay
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
 from torch import nn
 
-import acktr.networks.policies
-import acktr.rollout.storage
-
-# Networks, policies and the storage of rollouts: all that a constructor argument may be a class of.
-_MODULES = (
-    nn,
-    torch_layers,
-    policies,
-    buffers,
-    preprocessing,
-    acktr.networks.policies,
-    acktr.rollout.storage,
-)
-_BASES = (nn.Module, buffers.BaseBuffer, acktr.rollout.storage.RolloutStorage, spaces.Space)
+_MODULES: list[ModuleType] = [nn, torch_layers, policies, buffers, preprocessing, spaces]
+_BASES = (nn.Module, buffers.BaseBuffer, spaces.Space)
 SCHEDULES = {cls.__name__: cls for cls in (ConstantSchedule, FloatSchedule, LinearSchedule)}
+SETTINGS: dict[str, type] = {}  # dataclasses, by their name
+_EARLIER: dict[str, str] = {}  # module as earlier files name it, and as it is named now
+
+
+def allow(
+    modules: Iterable[ModuleType] = (),
+    settings: Iterable[type] = (),
+    earlier: Mapping[str, str] | None = None,
+) -> None:
+    """Let files name classes of one's own; who reads such files calls this when it is imported.
+
+    :param modules: whose networks, policies and buffers may be named
+    :param settings: dataclasses that check themselves, whose values are stored
+    :param earlier: for modules that have moved, as earlier files name them, where they are now
+    """
+    _MODULES.extend(modules)
+    SETTINGS.update({cls.__name__: cls for cls in settings})
+    _EARLIER.update(earlier or {})
+    allowed_classes.cache_clear()
 
 
 def is_class(value: Any) -> TypeGuard[type]:
@@ -47,9 +55,14 @@ def name_of(cls: type) -> str:
 @functools.cache
 def allowed_classes() -> Mapping[str, type]:
     """Return the allowed classes by their dotted names."""
-    classes = {name_of(cls): cls for module in (*_MODULES, spaces) for cls in _classes_in(module)}
-    # As earlier files name it.
-    return {**classes, "acktr.rollout.collect.RolloutStorage": acktr.rollout.storage.RolloutStorage}
+    classes = {name_of(cls): cls for module in _MODULES for cls in _classes_in(module)}
+    moved = {
+        name.replace(f"{now}.", f"{before}.", 1): cls
+        for before, now in _EARLIER.items()
+        for name, cls in classes.items()
+        if name.startswith(f"{now}.")
+    }
+    return {**moved, **classes}
 
 
 def _classes_in(module: Any) -> Iterator[type]:

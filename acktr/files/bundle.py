@@ -31,13 +31,14 @@ from acktr.errors import (
     DamagedCheckpointError,
     UnsafeCheckpointError,
 )
-from acktr.files.codec import Absent, Unstorable, decode, encode
+from acktr.files.codec import Absent, Encoded, Unstorable, decode, encode
 
-VERSION = 1
+VERSION = 2
 MANIFEST = "manifest.json"
 
-# From an older version to the next one: a function from components to components.
-MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+# From an older version to the next one: a function of components, and of what names them in messages.
+# Whoever knows what is in them registers it.
+MIGRATIONS: dict[int, Callable[[dict[str, Any], str], dict[str, Any]]] = {}
 
 _MEBI = 2**20
 MAX_MANIFEST = _MEBI
@@ -77,6 +78,27 @@ class Manifest(NamedTuple):
     info: dict[str, Any]
 
 
+class Packed(NamedTuple):
+    """A component as bytes.
+
+    :param json: of its tree
+    :param tensors: its safetensors file, empty if there are none
+    :param missing: what is only named, by the path to it
+    """
+
+    json: bytes
+    tensors: bytes
+    missing: dict[str, str]
+
+    def tree(self, name: str) -> Any:
+        """Return the component again.
+
+        :param name: names it in messages
+        """
+        with decoding(name, "the state"):
+            return decode(json.loads(self.json), load_tensors(self.tensors or None, name, name))
+
+
 def pack(
     kind: str,
     components: Mapping[str, Any],
@@ -87,7 +109,7 @@ def pack(
     """Turn components into files, the manifest last.
 
     :param kind: ``"model"`` or ``"checkpoint"``
-    :param components: a tree for each name
+    :param components: for each name a tree, or what :func:`pack_component` made of one
     :param info: plain values for the manifest
     :param name_missing: put a name in the place of a value that cannot be stored, and list it in the
         manifest under ``missing``
@@ -97,18 +119,11 @@ def pack(
     files: dict[str, bytes] = {}
     missing: dict[str, str] = {}
     for name, tree in components.items():
-        structure, tensors, left_out = encode(tree, name_missing=name_missing)
-        files[f"{name}.json"] = _dump(structure)
-        if tensors:
-            files[f"{name}.safetensors"] = safetensors.torch.save(tensors)
-        header = int.from_bytes(files.get(f"{name}.safetensors", b"")[:8], "little")
-        problem = _too_large(len(files[f"{name}.json"]), header)
-        if problem:
-            raise CheckpointWriteError(
-                f"{name} cannot be saved ({problem}): keep large data in tensors or arrays, or out of "
-                "what is saved."
-            )
-        missing.update({f"{name}: {path}": of for path, of in left_out.items()})
+        packed = tree if isinstance(tree, Packed) else pack_component(name, tree, name_missing)
+        files[f"{name}.json"] = packed.json
+        if packed.tensors:
+            files[f"{name}.safetensors"] = packed.tensors
+        missing.update({f"{name}: {path}": of for path, of in packed.missing.items()})
     content: dict[str, Any] = {
         "format": f"acktr-{kind}",
         "version": VERSION,
@@ -120,16 +135,39 @@ def pack(
     return files
 
 
-def check_size(tree: Any) -> None:
-    """Refuse what :func:`pack` would refuse, before it is asked to.
+def pack_component(name: str, tree: Any, name_missing: bool = False) -> Packed:
+    """Turn one component into bytes, from now on independent of it.
 
-    :param tree: a component, or a part of one
+    :param name: of the component
+    :param tree: the component
+    :param name_missing: as for :func:`pack`
+    :raises Unstorable: as :func:`pack`
+    :raises CheckpointWriteError: as :func:`pack`
+    """
+    structure, tensors, missing = encode(tree, name_missing=name_missing)
+    packed = Packed(_dump(structure), safetensors.torch.save(tensors) if tensors else b"", missing)
+    problem = _too_large(len(packed.json), int.from_bytes(packed.tensors[:8], "little"))
+    if problem:
+        raise CheckpointWriteError(
+            f"{name} cannot be saved ({problem}): keep large data in tensors or arrays, or out of what "
+            "is saved."
+        )
+    return packed
+
+
+def encode_part(tree: Any, *path: str) -> Encoded:
+    """Encode a part of a component, and refuse what :func:`pack` would refuse of it.
+
+    :param tree: the part
+    :param path: to its place in the component
     :raises Unstorable: a value that cannot be stored, or too many of them
     """
-    structure, tensors, _ = encode(tree)
-    problem = _too_large(len(_dump(structure)), sum(len(name) + _HEADER_ENTRY for name in tensors))
+    encoded = encode(tree, *path)
+    header = sum(len(name) + _HEADER_ENTRY for name in encoded.tensors)
+    problem = _too_large(len(_dump(encoded.structure)), header)
     if problem:
         raise Unstorable(problem)
+    return encoded
 
 
 def _too_large(json_size: int, header_size: int) -> str | None:
@@ -249,7 +287,8 @@ def unpack(
             tensors = load_tensors(files.get(f"{component}.safetensors"), component, where)
             components[component] = decode(structure, tensors, own)
     for version in range(manifest.version, VERSION):
-        components = MIGRATIONS[version](components)
+        with decoding(where, f"the state, of version {version}"):
+            components = MIGRATIONS[version](components, where)
     return components
 
 

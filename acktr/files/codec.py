@@ -7,10 +7,11 @@ an allow-list. What is none of these is named where it stood, and must be given 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import deque
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor
 from acktr.files.allowed import (
     ARRAYS,
     SCHEDULES,
+    SETTINGS,
     allowed_classes,
     dtype_name,
     find_array_dtype,
@@ -43,16 +45,30 @@ class Absent(ValueError):
     """A value that was not stored and is not given again; its text is the path to it and its type."""
 
 
-def encode(tree: Any, *, name_missing: bool = False) -> tuple[Json, dict[str, Tensor], dict[str, str]]:
+class Encoded(NamedTuple):
+    """A tree, or a part of one, that was encoded before the whole is.
+
+    :param structure: what JSON holds
+    :param tensors: by name, copies on the CPU
+    :param missing: what was named and not stored, by the path to it
+    """
+
+    structure: Json
+    tensors: dict[str, Tensor]
+    missing: dict[str, str]
+
+
+def encode(tree: Any, *path: str, name_missing: bool = False) -> Encoded:
     """Divide a tree into what JSON holds and its tensors.
 
-    :param tree: of dicts, lists, tuples, deques, plain values, tensors, arrays, classes and spaces
+    :param tree: of dicts, lists, tuples, deques, plain values, tensors, arrays, classes and spaces, and
+        of parts that were encoded already, for the places where they stand
+    :param path: to the place where it will stand in a larger tree
     :param name_missing: put a name in the place of a value that cannot be stored
-    :return: the JSON, the tensors (copies on the CPU), and what was named, by the path to it
     :raises Unstorable: a value that cannot be stored, unless it may be named
     """
     encoder = _Encoder(name_missing)
-    return encoder.node(tree, ()), encoder.tensors, encoder.missing
+    return Encoded(encoder.node(tree, path), encoder.tensors, encoder.missing)
 
 
 def decode(json: Json, tensors: Mapping[str, Tensor], given: Mapping[str, Any] | None = None) -> Any:
@@ -76,6 +92,10 @@ class _Encoder:
     def node(self, value: Any, path: tuple[str, ...]) -> Json:
         if value is None or type(value) in (bool, int, str):
             return value
+        if type(value) is Encoded:
+            self.tensors.update(value.tensors)
+            self.missing.update(value.missing)
+            return value.structure
         if type(value) is float:
             return value if math.isfinite(value) else {"$": "float", "value": repr(value)}
         if type(value) is dict or type(value).__name__ in ("OrderedDict", "defaultdict"):
@@ -101,6 +121,10 @@ class _Encoder:
             return {"$": "device", "name": str(value)}
         if is_class(value) and allowed_classes().get(name_of(value)) is value:
             return {"$": "class", "name": name_of(value)}
+        if SETTINGS.get(type(value).__name__) is type(value):
+            names = [field.name for field in dataclasses.fields(value)]  # type: ignore[arg-type]  # all are
+            fields = {name: getattr(value, name) for name in names}
+            return {"$": "settings", "name": type(value).__name__, "values": self._dict(fields, path)}
         if type(value) in SCHEDULES.values():
             state = self._dict(vars(value), path)
             return {"$": "schedule", "name": type(value).__name__, "state": state}
@@ -220,6 +244,8 @@ class _Decoder:
             schedule = object.__new__(SCHEDULES[json["name"]])
             schedule.__dict__.update(self.node(json["state"], path))
             return schedule
+        if kind == "settings":
+            return SETTINGS[json["name"]](**self.node(json["values"], path))
         if kind == "space":
             return space_from_plain(self.node(json["space"], path))
         if kind == "missing":

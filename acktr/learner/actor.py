@@ -1,187 +1,174 @@
-"""The update of the actor: natural-gradient steps inside one KL trust region.
+"""The update of the actor: a natural-gradient step inside a KL trust region.
 
-On a shared trunk with a Gauss-Newton critic the same steps move the critic.
+On a shared trunk with a natural critic the same step moves the critic.
 """
 
 from __future__ import annotations
 
+import math
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from acktr import distributed
 from acktr.kfac import KFAC
-from acktr.kfac.exact import detached, mean_kl
-from acktr.learner.natural_step import (
-    Undo,
-    capture,
-    check_losses,
-    run_step,
-    samples_fisher,
-    samples_statistics,
-    take_step,
-)
-from acktr.learner.trust_region import adapt_scale, check_own_loss, measure_or_restore, rescale_step
-from acktr.networks.outputs import Evaluation
-from acktr.rollout.collect import RolloutBatch
-
-if TYPE_CHECKING:
-    from acktr.learner.algorithm import ACKTR
+from acktr.kfac.exact import mean_kl
+from acktr.learner.natural_step import NaturalStep, Undo, check_losses, learns, without_graph
+from acktr.learner.trust_region import TrustRegion
+from acktr.learner.value_scale import ValueScale
+from acktr.networks.outputs import Evaluation, Outputs
+from acktr.rollout.batch import RolloutBatch
 
 
-class ActorStep(NamedTuple):
-    """What one natural-gradient step leaves behind.
+class ActorLimits(NamedTuple):
+    """What the actor's update is told of the time it is made at.
 
-    :param loss: before the step, 0-dim tensor
-    :param losses: its parts by the last part of their key in the log, 0-dim tensors
-    :param part: the samples whose curvature was taken
-    :param old: the model's distributions there before the step
-    :param log_prob: of the whole batch's actions before the step, ``(B,)``
+    :param target_kl: radius of the trust region, nats
+    :param rate: eta_max, in K-FAC's natural gradients
+    :param corrected_rate: eta_max, in natural gradients as the measured KL corrects them
+    :param ent_coef: weight of the entropy bonus
     """
 
-    loss: Tensor
-    losses: dict[str, Tensor]
-    part: RolloutBatch
-    old: list[Any]
-    log_prob: Tensor
+    target_kl: float
+    rate: float
+    corrected_rate: float
+    ent_coef: float
 
 
-def update_actor(model: ACKTR, batch: RolloutBatch, target_kl: float) -> tuple[dict[str, Tensor], float]:
-    """Make ``n_actor_updates`` steps on the whole batch that spend one KL budget together.
+class ActorUpdate:
+    """Moves the actor along the natural gradient, as far as the trust region goes.
 
-    Each step is promised an equal part of the bound. What they did together is measured, fed back into
-    the bound of the next rollout, and rescaled if it is far off (:mod:`acktr.learner.trust_region`).
-
-    :param model: its ``kfac`` steps the actor's parameters
-    :param batch: the rollout
-    :param target_kl: budget of all steps together, nats
-    :return: the losses before the last step, and the measured KL in nats
-    :raises DivergenceError: a loss is not finite, and its step is not taken; or the outputs are not
-        after the steps, and they are taken back
+    :param step: of K-FAC with the actor's parameters, a shared trunk among them
+    :param outputs: of the policy
+    :param value_scale: of the critic, whose distribution on a shared trunk is part of the joint one:
+        ``p(a|s) N(v|V(s), sigma^2)``; where the critic learns by itself, this keeps the actor's step
+        from moving the values
+    :param trust_region: holds the KL
+    :param vf_coef: weight of the critic's loss; ``None`` where it learns by itself
+    :param deferred: as for :class:`~acktr.learner.natural_step.NaturalStep`
     """
-    group = model.kfac.param_groups[0]
-    # The tiny floor: a linear schedule ends at a radius of 0, which is no trust region.
-    group["target_kl"] = max(target_kl * model.kl_scale / model.n_actor_updates, 1e-12)
-    corrected = model.corrected_lr_schedule(model._current_progress_remaining)
-    group["lr"] = min(group["lr"], corrected * model.kl_scale)
-    before = [p.detach().clone() for p in group["params"]]
-    held = _without_noise(model, batch) if model.outputs.noisy else None
-    undo = Undo(model.kfac) if model.defer_checks else None
-    first = last = run_step(model, "actor", partial(natural_step, model), batch, None)
-    # A copy for this rollout: what a distribution has worked out of itself it does not work out again,
-    # though a CUDA graph writes new parameters into it.
-    old = [_without_graph(d) for d in first.old] if held is None else held.distributions
-    part = first.part if held is None else batch
-    rooms, losses = [_room(model.kfac)], [first.loss.clone()]
-    for _ in range(1, model.n_actor_updates):
-        last = run_step(model, "actor", partial(natural_step, model), batch, first.log_prob)
-        rooms.append(_room(model.kfac))
-        losses.append(last.loss.clone())
-    if undo is not None:
-        check_losses(losses, undo, model.num_timesteps)
 
-    def measure() -> float:
-        with torch.no_grad(), model.outputs.quiet():
-            kl = mean_kl(old, model._distributions(part))
+    def __init__(
+        self,
+        step: NaturalStep,
+        outputs: Outputs,
+        value_scale: ValueScale,
+        trust_region: TrustRegion,
+        vf_coef: float | None,
+        deferred: bool = False,
+    ) -> None:
+        self._step = step
+        self._outputs = outputs
+        self._value_scale = value_scale
+        self._trust_region = trust_region
+        self._vf_coef = vf_coef
+        self._deferred = deferred
+        self._ent_coef = 0.0
+        self._limited = False  # whether the last step had a corrected rate
+
+    @property
+    def kfac(self) -> KFAC:
+        """What moves the parameters."""
+        return self._step.kfac
+
+    @property
+    def learns(self) -> bool:
+        """Whether any of the parameters is to be trained now."""
+        return learns(self.kfac)
+
+    def update(self, batch: RolloutBatch, limits: ActorLimits) -> tuple[dict[str, Tensor], float]:
+        """Make one step on the whole batch.
+
+        K-FAC promises the bound. What the step did is measured, fed back into the bound of the next
+        rollout, and rescaled if it is far off (:mod:`acktr.learner.trust_region`).
+
+        :param batch: the rollout, its advantages normalised if they are to be
+        :param limits: of now
+        :return: the losses before the step, and the measured KL in nats
+        :raises DivergenceError: the loss is not finite, and its step is not taken; or the outputs are
+            not after the step, and it is taken back
+        """
+        self._ent_coef, self._limited = limits.ent_coef, math.isfinite(limits.corrected_rate)
+        self._trust_region.bound(self.kfac, limits.target_kl, limits.rate, limits.corrected_rate)
+        before = [p.detach().clone() for p in self.kfac.param_groups[0]["params"]]
+        noisy = self._outputs.noisy
+        held = self._without_noise(batch).distributions if noisy else None
+        undo = Undo(self.kfac) if self._deferred else None
+        losses, part, old = self._step(self, batch)
+        # A copy for this rollout: what a distribution has worked out of itself it does not work out
+        # again, though a CUDA graph writes new parameters into it.
+        old = [without_graph(d) for d in old]
+        if undo is not None:
+            check_losses([losses["loss"].clone()], undo)
+        measure = partial(self._measure, held or old, batch if noisy else part)
+        kl = self._trust_region.settle(self.kfac, before, measure, limits.target_kl)
+        return {name: loss for name, loss in losses.items() if name != "loss"}, kl
+
+    def metrics(self) -> dict[str, Any]:
+        """Return the figures of the last step, for the log."""
+        group = self.kfac.param_groups[0]
+        if not self.learns:
+            return {"damping": group["damping"]}
+        info = self.kfac.last_step[0]
+        figures = {"predicted_kl": info.predicted_kl, "step_scale": info.step_scale}
+        if self._limited:
+            figures["max_step_scale"] = info.max_scale
+        if info.cg_residual is not None:
+            figures["cg_residual"] = info.cg_residual
+        return {**figures, "damping": group["damping"]}
+
+    def _measure(self, old: list[Any], part: RolloutBatch) -> float:
+        with torch.no_grad(), self._outputs.quiet():
+            kl = mean_kl(old, self.distributions(part))
         return distributed.mean(kl).item()
 
-    kl = measure_or_restore(measure, group["params"], before)
-    if model.kl_feedback and target_kl > 0:
-        room = torch.stack(rooms).min().item()
-        model.kl_scale = adapt_scale(model.kl_scale, kl, target_kl, room)
-        kl, rescales = rescale_step(group["params"], before, measure, kl, target_kl, room)
-        model.kl_rescales += rescales
-    return last.losses, kl
+    @torch.no_grad()
+    def _without_noise(self, batch: RolloutBatch) -> Evaluation:
+        with self._outputs.quiet():
+            return self.evaluate(batch)
 
+    # What a natural step asks -----------------------------------------------------------------
 
-def _room(kfac: KFAC) -> Tensor:
-    """How much longer the last step could have been before it met eta_max, 0-dim tensor."""
-    info = kfac.last_step[0]
-    return info.max_scale / info.step_scale.clamp_min(1e-12)
+    def evaluate(self, batch: RolloutBatch) -> Evaluation:
+        """Evaluate the actor on a batch, and on a shared trunk the critic, whose part is last."""
+        said = self._outputs.evaluate(batch.observations, batch.actions)
+        if said.values is not None:
+            said.distributions.append(self._value_scale.distribution(said.values))
+        return said
 
+    def distributions(self, batch: RolloutBatch) -> list[Any]:
+        """Return the distributions of :meth:`evaluate` alone."""
+        if self._outputs.shared:
+            return self.evaluate(batch).distributions
+        return self._outputs.distributions(batch.observations, batch.actions)
 
-def natural_step(model: ACKTR, batch: RolloutBatch, old_log_prob: Tensor | None = None) -> ActorStep:
-    """Make one natural-gradient step.
+    def losses(
+        self, said: Evaluation, batch: RolloutBatch, old_log_prob: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Policy gradient, entropy bonus and, where it learns with the actor, the critic's loss.
 
-    :param old_log_prob: of the policy that collected the batch, ``(B,)``; ``None`` if that is the policy
-        of now
-    :raises DivergenceError: the loss is not finite; the step is not taken
-    """
-    with capture(model, model.kfac):
-        seen = evaluated = model._model(batch)
-    loss, losses = actor_loss(model, evaluated, batch, old_log_prob)
-    check_own_loss(loss, model)
-    adapts = model.kfac.param_groups[0]["adapt_damping"]
-    before = _without_noise(model, batch) if adapts and model.outputs.noisy else evaluated
-    part = batch
-    if samples_statistics(model, model.kfac):
-        part = batch.sample(model.sub_sampling_factor)
-        with model.kfac.capture():
-            seen = model._model(part)
-    model.kfac.update_curvature(*seen.distributions)
-    if samples_fisher(model, model.kfac):
-        sample = batch.sample(model.sub_sampling_factor)
-        model.kfac.use_exact_fisher(*model._model(sample).distributions)
-    take_step(model, loss, model.kfac)
-    log_prob = evaluated.log_prob.detach()
-    if model.kfac.wants_reduction:
-        collected = before.log_prob.detach() if old_log_prob is None else old_log_prob
-        report_reduction(model, before, batch, collected)
-    losses = {name: part_of_it.detach() for name, part_of_it in losses.items()}
-    old = [_without_graph(d) for d in seen.distributions]
-    return ActorStep(loss.detach(), losses, part, old, log_prob)
+        :param said: of the batch
+        :param batch: with its advantages normalised, if they are to be
+        :param old_log_prob: of the policy that collected the batch, ``(B,)``, if it has moved since:
+            each sample then counts by its importance ratio
+        :return: the sum under ``"loss"``, and the parts by the last part of their key in the log
+        """
+        log_prob = said.log_prob
+        # At the policy that collected the batch both have the same gradient.
+        gain = log_prob if old_log_prob is None else (log_prob - old_log_prob).exp()
+        policy_loss = -(batch.advantages * gain).mean()
+        entropy_loss = -(log_prob if said.entropy is None else said.entropy).mean()
+        losses = {"policy_gradient_loss": policy_loss, "entropy_loss": entropy_loss}
+        loss = policy_loss + self._ent_coef * entropy_loss
+        if said.values is not None and self._vf_coef is not None:
+            losses["value_loss"] = self._value_scale.loss(said.values, batch.returns)
+            loss = loss + self._vf_coef * losses["value_loss"]
+        return {**losses, "loss": loss}
 
-
-@torch.no_grad()
-def _without_noise(model: ACKTR, batch: RolloutBatch) -> Evaluation:
-    """Evaluate a batch with the networks that act: without dropout."""
-    with model.outputs.quiet():
-        return model._model(batch)
-
-
-def _without_graph(distribution: Any) -> Any:
-    """Let go of a graph that nothing needs any more; an unknown distribution is kept as it is."""
-    try:
-        return detached(distribution)
-    except TypeError:
-        return distribution
-
-
-@torch.no_grad()
-def report_reduction(
-    model: ACKTR, before: Evaluation, batch: RolloutBatch, old_log_prob: Tensor
-) -> None:
-    """Tell K-FAC, whose damping adapts, by how much a step lowered the loss of the batch.
-
-    :param before: the model on the batch, before the step
-    :param old_log_prob: of the policy that collected the batch, ``(B,)``: both losses have its ratios
-    """
-    both = (before, _without_noise(model, batch))
-    losses = [actor_loss(model, of, batch, old_log_prob)[0] for of in both]
-    model.kfac.report_reduction(losses[0] - losses[1])
-
-
-def actor_loss(
-    model: ACKTR, evaluated: Evaluation, batch: RolloutBatch, old_log_prob: Tensor | None = None
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Policy gradient, entropy bonus and, where it learns with the actor, the critic's loss.
-
-    :param evaluated: the model on the batch
-    :param batch: with its advantages normalised, if they are to be
-    :param old_log_prob: of the policy that collected the batch, ``(B,)``, if it has moved since: each
-        sample then counts by its importance ratio
-    :return: the sum, and the parts by the last part of their key in the log
-    """
-    log_prob = evaluated.log_prob
-    # At the policy that collected the batch both have the same gradient.
-    gain = log_prob if old_log_prob is None else (log_prob - old_log_prob).exp()
-    policy_loss = -(batch.advantages * gain).mean()
-    entropy_loss = -(log_prob if evaluated.entropy is None else evaluated.entropy).mean()
-    losses = {"policy_gradient_loss": policy_loss, "entropy_loss": entropy_loss}
-    loss = policy_loss + model.ent_coef * entropy_loss
-    if evaluated.values is not None and model.critic_optimizer is None:
-        losses["value_loss"] = model._value_loss(evaluated.values, batch)
-        loss = loss + model.vf_coef * losses["value_loss"]
-    return loss, losses
+    def improvement(self, before: Evaluation, after: Evaluation, batch: RolloutBatch) -> Tensor:
+        """Return by how much a step lowered the loss of the batch, both with importance ratios."""
+        collected = before.log_prob.detach()
+        losses = [self.losses(said, batch, collected)["loss"] for said in (before, after)]
+        return losses[0] - losses[1]

@@ -7,14 +7,12 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.base_class import maybe_make_env
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv
 
 from acktr.envs.adapter import Adapter
-from acktr.envs.limits import time_limit
 from acktr.envs.spaces import adapt, check_spaces
 from acktr.errors import ConfigurationError
 
@@ -32,7 +30,6 @@ class AdaptedAlgorithm(OnPolicyAlgorithm):
     """
 
     adapter: Adapter
-    time_limit: int | None  # of an episode of the environment, if it is known
 
     def __init__(
         self, policy: str | type[ActorCriticPolicy], env: GymEnv | str | None, **settings: Any
@@ -61,14 +58,6 @@ class AdaptedAlgorithm(OnPolicyAlgorithm):
             super()._setup_model()
         finally:
             self.observation_space, self.action_space = own
-
-    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
-        assert self.env is not None
-        self.time_limit = time_limit(self.env)
-        return super()._setup_learn(*args, **kwargs)
-
-    def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "adapter"]
 
     def predict(
         self,

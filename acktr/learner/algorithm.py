@@ -1,13 +1,16 @@
 """ACKTR (Wu et al. 2017, arXiv 1708.05144) as a Stable-Baselines3 algorithm.
 
 Each iteration: collect one rollout, estimate advantages, then one natural-gradient step on the whole
-batch for the actor, inside a KL trust region, and one or more for the critic.
+batch for the actor, inside a KL trust region, and one or more for the critic. This is SB3's face: it
+builds the parts, each of which owns its state, and calls them in order.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import Any, ClassVar, cast
+from dataclasses import replace
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from gymnasium import spaces
@@ -15,99 +18,81 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
-from stable_baselines3.common.utils import update_learning_rate
+from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import VecEnv
-from torch import Tensor
-from torch.distributions import Normal
 
 from acktr import distributed
 from acktr.devices import usable_device
-from acktr.kfac import KFAC, Graphs
+from acktr.envs.limits import time_limit
+from acktr.errors import DivergenceError
+from acktr.kfac import KFAC
 from acktr.learner import foreign
-from acktr.learner.actor import update_actor
+from acktr.learner.actor import ActorLimits, ActorUpdate
 from acktr.learner.adapted import AdaptedAlgorithm
-from acktr.learner.advantages import normalize_advantages, set_discount
-from acktr.learner.critic import update_critic
-from acktr.learner.metrics import record_update
-from acktr.learner.natural_step import learns
-from acktr.learner.noise import fade_noise, resolve_log_std
+from acktr.learner.advantages import AdvantageScale
+from acktr.learner.critic import AdamCriticUpdate, CriticUpdate, NaturalCriticUpdate
+from acktr.learner.discount import Discount
+from acktr.learner.natural_step import NaturalStep
+from acktr.learner.noise import Noise, resolve_log_std
 from acktr.learner.optimizers import build_optimizers
-from acktr.learner.saving import SafeAlgorithm
-from acktr.learner.settings import check_arguments
+from acktr.learner.saving import Part, SafeAlgorithm
+from acktr.learner.settings import Critic, Natural, NaturalCritic, check_arguments
 from acktr.learner.timing import Timed
-from acktr.learner.value_scale import choose_value_scale, exact_parameters, sigma, update_scale
+from acktr.learner.trust_region import TrustRegion
+from acktr.learner.value_scale import ValueScale
 from acktr.networks.bfloat16 import available_precision, run_trunk_in_bfloat16
 from acktr.networks.images import standardize_images
-from acktr.networks.outputs import Evaluation, Outputs
+from acktr.networks.outputs import Outputs
 from acktr.networks.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
-from acktr.rollout.collect import RolloutBatch, RolloutStorage, collect_rollout
-from acktr.schedules import Scheduled
+from acktr.networks.value_head import ends_linearly, exact_parameters, normalize_value
+from acktr.rollout.actions import ActionSampler
+from acktr.rollout.batch import RolloutBatch
+from acktr.rollout.collect import End, collect_rollout
+from acktr.rollout.steps import Translator
+from acktr.rollout.storage import RolloutStorage
+from acktr.schedules import TraceDecay, as_schedule, clamped
 
 _BATCH_SIZE, _LEAST_STEPS = 512, 16  # of a rollout, where n_steps is not given
 _COMPARE_PERIOD = 100  # updates between two comparisons of the parameters of all ranks
 
 
-class ACKTR(Timed, Scheduled, AdaptedAlgorithm, SafeAlgorithm):
+class Now(NamedTuple):
+    """What the settings are at the time of an update, all of it checked before anything changes."""
+
+    actor: ActorLimits
+    critic_rate: float
+
+
+class ACKTR(Timed, AdaptedAlgorithm, SafeAlgorithm):
     """Actor-critic with Kronecker-factored natural gradients inside a KL trust region.
 
     Where actor and critic share no parameter (``MlpPolicy``) each has its own optimiser and trust
     region; on a shared trunk (``CnnPolicy``) one optimiser takes the Fisher of the joint distribution
     of action and value (paper, sec. 3.1).
 
+    What may be a schedule is a callable of the share of training that is left, from 1 to 0, or an object
+    of :mod:`acktr.schedules`.
+
     :param policy: ``"MlpPolicy"``, ``"CnnPolicy"``, ``"MultiInputPolicy"`` or a policy class
     :param env: environment, vector environment or registered id
-    :param learning_rate: eta_max, the actor's largest step; number, schedule or ``"lin_0.25"`` (to 0)
+    :param learning_rate: eta_max, the actor's largest step; number or schedule
     :param n_steps: steps of each environment per rollout; the batch is ``n_steps * n_envs``,
         with ``None`` 512, but of 16 steps at least
-    :param gamma: discount factor; number, schedule, ``"rise_0.99_0.998"`` or ``"auto_0.99_0.998"``, long
-        at once where episodes end by time alone (:func:`acktr.schedules.as_discount`); ``VecNormalize``
-        follows a schedule, and by name the horizon stays within the time limit of an episode
-    :param gae_lambda: lambda of GAE; 1 gives k-step returns, ``"auto_0.95_0.9"`` is 0.95, and 0.9 where
-        long episodes end by time alone (:func:`acktr.learner.advantages.set_discount`)
+    :param gamma: discount factor; number, or schedule such as :class:`~acktr.schedules.Horizon`, which
+        ``VecNormalize`` follows
+    :param gae_lambda: lambda of GAE; 1 gives k-step returns, a :class:`~acktr.schedules.TraceDecay` is
+        smaller where long episodes end by time alone
+    :param target_kl: radius of the trust region, nats per update; number or schedule
     :param ent_coef: weight of the entropy bonus
-    :param vf_coef: weight of the value loss on a shared trunk
-    :param target_kl: radius of the trust region, nats per update; number, schedule or ``"lin_0.02"``
-        (:func:`acktr.schedules.as_schedule` has the names that schedules may have)
-    :param std_scale: of a Gaussian policy's noise beside what it learns, :func:`acktr.learner.noise.fade_noise`;
-        schedule or ``"late_1_0.5"``, which halves it in the second half; a number changes nothing
-    :param n_actor_updates: natural-gradient steps of the actor per rollout, on the whole batch; they
-        spend ``target_kl`` together
-    :param kl_feedback: hold the *measured* KL at ``target_kl`` by scaling the bound that K-FAC is given
-    :param corrected_learning_rate: eta_max in natural gradients as the measured KL corrects them
-        (:mod:`acktr.learner.trust_region`), beside ``learning_rate``; number, schedule or ``"lin_10"``; ``None`` for none
-    :param damping: lambda of the actor's Fisher, or of the joint one
-    :param cg_iterations: conjugate-gradient iterations that correct K-FAC's direction for the actor, or
-        for both on a shared trunk, by the exact Fisher of the batch (:mod:`acktr.kfac.exact`); 0 for
-        K-FAC's own direction
-    :param sub_sampling_factor: the dearest curvature is taken of one sample in so many, drawn anew for
-        each update: the exact Fisher where there is one, else K-FAC's statistics and measured KL
-    :param precision: ``"fp32"`` or ``"bf16"``: trunks under autocast and K-FAC's statistics in bfloat16,
-        where the hardware has it (see :mod:`acktr.networks.bfloat16`); heads, losses and inverses stay in fp32
-    :param cuda_graphs: let a CUDA device repeat the updates by itself (see :mod:`acktr.kfac.graphs`);
-        elsewhere training goes on without, after a warning
-    :param momentum: of the natural gradient
-    :param weight_decay: decoupled
-    :param critic_norm: ``"gauss-newton"`` (K-FAC) or ``"euclidean"`` (first order: Adam)
-    :param critic_std: sigma of the critic's Gaussian output, or ``"adaptive"`` for the running standard
-        deviation of the Bellman error (the paper's "adaptive Gauss-Newton", sec. 5.3)
-    :param normalize_value_targets: the critic predicts returns in units of their running standard
-        deviation, about their mean (PopArt, :mod:`acktr.learner.value_scale`), ``critic_std`` too; ``None``:
-        where ``VecNormalize`` does not scale the rewards, :func:`acktr.learner.value_scale.choose_value_scale`
-    :param critic_learning_rate: of Adam, or eta_max of a separate critic with K-FAC; number, schedule or
-        ``"lin_0.00025"``; ``None`` for 1e-3 and 0.3
-    :param critic_damping: lambda of a separate critic's Gauss-Newton matrix
-    :param critic_trust_region: bound on the KL of one update of a separate critic,
-        ``E[(change of V)^2] / (2 sigma^2)``, as a fraction of its loss
-        ``E[(return - V)^2] / (2 sigma^2)``, so that it does not depend on the scale of rewards;
-        ``None`` for none
-    :param n_critic_updates: updates per rollout of a critic that learns by itself, 4 if ``None``
-    :param critic_batch_size: samples of each of them: they go through the shuffled rollout in parts, as
-        often as they need; ``None`` for the whole rollout each time
     :param normalize_advantage: to mean 0 and standard deviation 1: ``"running"`` by the root mean square
         of those of all rollouts, so that noise makes small steps, ``True`` by that of each rollout
-    :param kfac_kwargs: further arguments of :class:`acktr.kfac.KFAC` (``stat_decay``, ``inverse``, ...)
-    :param critic_kfac_kwargs: those in which a separate critic differs, and its ``cg_iterations``
-    :param use_sde: must be False: gSDE is not supported, and refused by name
+        (:class:`acktr.learner.advantages.AdvantageScale`)
+    :param std_scale: of a Gaussian policy's noise beside what it learns
+        (:class:`acktr.learner.noise.Noise`); a schedule such as :class:`~acktr.schedules.Late`; a number
+        changes nothing
+    :param natural: how the natural gradient is computed, and what else bounds it
+    :param critic: how the critic learns: :class:`~acktr.learner.settings.NaturalCritic`, the default, or
+        :class:`~acktr.learner.settings.AdamCritic`
     :param stats_window_size: episodes in the logged averages
     :param tensorboard_log: where TensorBoard's files go
     :param policy_kwargs: for the policy; ``log_std_init`` is a number or, without one, ``"auto"``
@@ -124,44 +109,25 @@ class ACKTR(Timed, Scheduled, AdaptedAlgorithm, SafeAlgorithm):
         "CnnPolicy": CnnPolicy,
         "MultiInputPolicy": MultiInputPolicy,
     }
-    _implied: ClassVar[Mapping[str, Any]] = {"normalize_value_targets": False}
-    _mark = "kfac_kwargs"
+    learning_rate: Any
+    gamma: Any
+    gae_lambda: Any
 
     @foreign.explain_arguments
     def __init__(
         self,
         policy: str | type[ActorCriticPolicy],
         env: GymEnv | str,
-        learning_rate: float | str | Schedule = 1.0,
+        learning_rate: float | Schedule = 1.0,
         n_steps: int | None = None,
-        gamma: float | str | Schedule = 0.99,
-        gae_lambda: float | str = 0.95,
+        gamma: float | Schedule = 0.99,
+        gae_lambda: float | TraceDecay = 0.95,
+        target_kl: float | Schedule = 0.01,
         ent_coef: float = 0.0,
-        vf_coef: float = 0.5,
-        target_kl: float | str | Schedule = 0.01,
-        std_scale: float | str | Schedule = 1.0,
-        n_actor_updates: int = 1,
-        kl_feedback: bool = True,
-        corrected_learning_rate: float | str | Schedule | None = None,
-        damping: float = 0.1,
-        cg_iterations: int = 0,
-        sub_sampling_factor: int = 1,
-        precision: str = "fp32",
-        cuda_graphs: bool = False,
-        momentum: float = 0.0,
-        weight_decay: float = 0.0,
-        critic_norm: str = "gauss-newton",
-        critic_std: float | str = 1.0,
-        normalize_value_targets: bool | None = None,
-        critic_learning_rate: float | str | Schedule | None = None,
-        critic_damping: float = 0.1,
-        critic_trust_region: float | None = 0.05,
-        n_critic_updates: int | None = None,
-        critic_batch_size: int | None = None,
         normalize_advantage: bool | str = "running",
-        kfac_kwargs: dict[str, Any] | None = None,
-        critic_kfac_kwargs: dict[str, Any] | None = None,
-        use_sde: bool = False,
+        std_scale: float | Schedule = 1.0,
+        natural: Natural = Natural(),  # noqa: B008  # frozen
+        critic: Critic = NaturalCritic(),  # noqa: B008
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
         policy_kwargs: dict[str, Any] | None = None,
@@ -175,12 +141,12 @@ class ACKTR(Timed, Scheduled, AdaptedAlgorithm, SafeAlgorithm):
         super().__init__(
             policy,
             env,
-            learning_rate=learning_rate,  # strings: _setup_lr_schedule
+            learning_rate=learning_rate,
             n_steps=n_steps,  # None: _setup_model
-            gamma=gamma,  # schedules: set_discount
-            gae_lambda=gae_lambda,  # a name: set_discount
+            gamma=gamma,  # what changes: Discount
+            gae_lambda=gae_lambda,
             ent_coef=ent_coef,
-            vf_coef=vf_coef,
+            vf_coef=0.0,  # the critic's settings
             max_grad_norm=float("inf"),  # the trust region bounds the step
             use_sde=False,
             sde_sample_freq=-1,
@@ -194,39 +160,13 @@ class ACKTR(Timed, Scheduled, AdaptedAlgorithm, SafeAlgorithm):
             _init_setup_model=False,
         )
         self.target_kl = target_kl
-        self.std_scale = std_scale
-        self.n_actor_updates = n_actor_updates
-        self.kl_feedback = kl_feedback
-        self.corrected_learning_rate = corrected_learning_rate
-        self.damping = damping
-        self.cg_iterations = cg_iterations
-        self.sub_sampling_factor = sub_sampling_factor
-        self.precision = precision
-        self.cuda_graphs = cuda_graphs
-        self.momentum = momentum
-        self.weight_decay = weight_decay
-        self.critic_norm = critic_norm
-        self.critic_std = critic_std
-        self.normalize_value_targets = normalize_value_targets
-        self.critic_learning_rate = critic_learning_rate
-        self.critic_damping = critic_damping
-        self.critic_trust_region = critic_trust_region
-        self.n_critic_updates = n_critic_updates
-        self.critic_batch_size = critic_batch_size
         self.normalize_advantage = normalize_advantage
-        self.kfac_kwargs = kfac_kwargs or {}
-        self.critic_kfac_kwargs = critic_kfac_kwargs or {}
-        self.advantage_variance = 0.0  # mean over all rollouts, with normalize_advantage="running"
-        self.advantage_count = 0
-        self.noise_scale: float | None = None  # what std_scale has multiplied the noise with
-        self.kl_scale = 1.0  # what the feedback multiplies target_kl with
-        self.kl_rescales = 0  # steps rescaled since the start
+        self.std_scale = std_scale
+        self.natural = natural
+        self.critic = critic
+        self.notes: list[str] = []  # what a user should know of how the model is built
         self._shared_moments: distributed.SharedMoments | None = None
-        self.time_limit: int | None = None  # of an episode of the environment, if it is known
-        self.endings: distributed.Flags = (False, False)  # episodes seen cut by time, and ended before
-        self.defer_checks = False  # whether a look at a value would wait for the device
-        self._graphs: dict[str, Graphs] = {}  # of the actor and of the critic, if they are asked for
-        self.bellman_std = 1.0  # running sigma of the critic when critic_std is "adaptive"
+        self.house = {*vars(self), "house"}
         if _init_setup_model:
             self._setup_model()
 
@@ -234,21 +174,89 @@ class ACKTR(Timed, Scheduled, AdaptedAlgorithm, SafeAlgorithm):
 
     def _setup_model(self) -> None:
         self.n_steps = self.n_steps or max(_BATCH_SIZE // self.n_envs, _LEAST_STEPS)
-        self.policy_kwargs = self._complete_policy_kwargs(self.policy_kwargs, self.action_space)
+        self.policy_kwargs = resolve_log_std(self.policy_kwargs, self.action_space)
         super()._setup_model()
         foreign.check_built_policy(self.policy)
         foreign.warn_of_masks(self.env)
         self.outputs = Outputs(self.policy)  # before normalised values, which all begin as 0
-        choose_value_scale(self)
-        self.used_precision = available_precision(self.precision, self.device)
+        self._choose_value_head()
+        self.used_precision = available_precision(self.natural.precision, self.device)
         if self.used_precision == "bf16":
             run_trunk_in_bfloat16(self.policy)
         distributed.share_parameters(self.policy)
-        self.defer_checks = self.device.type != "cpu"
-        self.notes: list[str] = []  # what a user should know of how the model is built
-        build_optimizers(self)
+        self._build_parts(deferred=self.device.type != "cpu")
+        self.house |= vars(self).keys() | {"_logger", "_clock_ahead"}  # the last two come with learn()
         if self.verbose >= 1:
             print(*self.notes, sep="\n", end="\n" if self.notes else "")
+
+    def _setup_lr_schedule(self) -> None:
+        self.lr_schedule = as_schedule(self.learning_rate, "learning_rate")
+
+    def _choose_value_head(self) -> None:
+        """Let the critic predict normalised values, if that is asked for, or needed and possible.
+
+        A Gauss-Newton step does not depend on the unit of the returns, but a damped one does: the larger
+        they are, the larger the last layer's weights and, with their square, the curvature of the layers
+        below, while that of the last layer stays, so no lambda fits both. Where ``VecNormalize`` scales
+        the rewards there is no need.
+        """
+        wanted = self.critic.normalize_targets
+        if wanted is None:
+            normalizer = self.get_vec_normalize_env()
+            scaled = normalizer is not None and normalizer.norm_reward
+            wanted = not scaled and ends_linearly(self.policy)
+            self.critic = replace(self.critic, normalize_targets=wanted)
+        if wanted:
+            normalize_value(self.policy)
+
+    def _build_parts(self, deferred: bool) -> None:
+        outputs, critic, factor = self.outputs, self.critic, self.natural.sub_sampling_factor
+        rates = self.lr_schedule(1.0), as_schedule(critic.learning_rate, "critic.learning_rate")(1.0)
+        built = build_optimizers(self.policy, outputs, self.natural, critic, rates, self.used_precision)
+        self.notes = built.notes
+        self.policy.optimizer = built.actor
+        # It lives beside `optimizer` on the policy, as no parameter of a module.
+        self.policy.__dict__["critic_optimizer"] = built.critic
+        quiet = outputs.quiet if outputs.noisy else None
+
+        def step(kfac: KFAC, graphs: Any) -> NaturalStep:
+            return NaturalStep(kfac, factor, quiet=quiet, deferred=deferred, graphs=graphs)
+
+        self.discount = Discount()
+        self.advantage_scale = AdvantageScale(self.normalize_advantage, bool(critic.normalize_targets))
+        self.value_scale = ValueScale(self.policy, outputs, critic.std)
+        self.noise = Noise()
+        self.trust_region = TrustRegion(self.natural.kl_feedback)
+        joint = isinstance(critic, NaturalCritic) and built.critic is None
+        self.actor_update = ActorUpdate(
+            step(built.actor, built.graphs[0]),
+            outputs,
+            self.value_scale,
+            self.trust_region,
+            critic.vf_coef if isinstance(critic, NaturalCritic) and joint else None,
+            deferred,
+        )
+        self.critic_update: CriticUpdate | None = None
+        if isinstance(critic, NaturalCritic) and isinstance(built.critic, KFAC):
+            step_of_critic = step(built.critic, built.graphs[1])
+            self.critic_update = NaturalCriticUpdate(
+                step_of_critic, outputs, self.value_scale, critic, deferred
+            )
+        elif not isinstance(critic, NaturalCritic) and isinstance(built.critic, torch.optim.Adam):
+            self.critic_update = AdamCriticUpdate(
+                built.critic, outputs, self.value_scale, critic, deferred, built.graphs[1]
+            )
+
+    @property
+    def parts(self) -> dict[str, Part]:
+        """What remembers something from one update to the next, besides networks and optimisers."""
+        return {
+            "discount": self.discount,
+            "advantage_scale": self.advantage_scale,
+            "value_scale": self.value_scale,
+            "noise": self.noise,
+            "trust_region": self.trust_region,
+        }
 
     @staticmethod
     def _complete_policy_kwargs(given: Mapping[str, Any], action_space: spaces.Space) -> dict[str, Any]:
@@ -261,7 +269,7 @@ class ACKTR(Timed, Scheduled, AdaptedAlgorithm, SafeAlgorithm):
 
     @property
     def kfac(self) -> KFAC:
-        """The actor's optimiser; on a shared trunk with a Gauss-Newton critic, that of both."""
+        """The actor's optimiser; on a shared trunk with a natural critic, that of both."""
         return cast(KFAC, self.policy.optimizer)
 
     @property
@@ -269,17 +277,10 @@ class ACKTR(Timed, Scheduled, AdaptedAlgorithm, SafeAlgorithm):
         """What steps the parameters that only the critic has; ``None`` if K-FAC steps them too."""
         return cast("torch.optim.Optimizer | None", getattr(self.policy, "critic_optimizer", None))
 
-    def _set_critic_optimizer(self, optimizer: torch.optim.Optimizer | None) -> None:
-        # It lives beside `optimizer` on the policy: on `self`, save() would pickle it.
-        self.policy.__dict__["critic_optimizer"] = optimizer
-
     def set_random_seed(self, seed: int | None = None) -> None:
         """Seed everything random; each rank draws other actions in other episodes."""
         n_envs = 1 if self.env is None else self.env.num_envs
         super().set_random_seed(None if seed is None else distributed.own_seed(int(seed), n_envs))
-
-    def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_shared_moments", "_graphs", "outputs", "notes"]
 
     def get_parameters(self) -> dict[str, dict[str, Any]]:
         """Return the parameters of policy and optimisers by name, with the moments of its values."""
@@ -304,80 +305,152 @@ class ACKTR(Timed, Scheduled, AdaptedAlgorithm, SafeAlgorithm):
         rollout_buffer: RolloutStorage,  # type: ignore[override]  # what __init__ gave SB3 to build
         n_rollout_steps: int,
     ) -> bool:
-        """Collect one rollout, see :func:`acktr.rollout.collect.collect_rollout`; all ranks go on, or none."""
+        """Collect one rollout (:mod:`acktr.rollout.collect`); all ranks go on, or none."""
         if self._shared_moments is None or self._shared_moments.env is not self._vec_normalize_env:
             self._shared_moments = distributed.SharedMoments(self._vec_normalize_env)
         try:
-            if self.noise_scale is None:
-                fade_noise(self)  # in force is what the schedule said last
-            self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
-            fade_noise(self)
-            set_discount(self, rollout_buffer)
-            went_on = collect_rollout(self, env, callback, rollout_buffer, n_rollout_steps)
+            end = self._collect(env, callback, rollout_buffer, n_rollout_steps)
         except Exception as error:
             try:
-                distributed.vote(distributed.FAILED, self.endings, self._shared_moments)
+                distributed.vote(distributed.FAILED, self.discount.endings, self._shared_moments)
             except RuntimeError as lost:  # the others are gone: what failed here is what to tell
                 raise error from lost
             raise
-        state = distributed.GO_ON if went_on else distributed.STOP
-        state, self.endings = distributed.vote(state, rollout_buffer.endings, self._shared_moments)
+        state = distributed.GO_ON if end.complete else distributed.STOP
+        state, self.discount.endings = distributed.vote(state, end.endings, self._shared_moments)
         return state == distributed.GO_ON
 
+    def _collect(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutStorage, n_rollout_steps: int
+    ) -> End:
+        if self.noise.scale is None:
+            self._follow_noise()  # in force is what the schedule said last
+        self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
+        self._follow_noise()
+        progress = self._current_progress_remaining
+        gamma, gae_lambda = self.discount.of_rollout(self.gamma, self.gae_lambda, progress)
+        rollout_buffer.gamma, rollout_buffer.gae_lambda = gamma, gae_lambda
+        normalize = self.get_vec_normalize_env()
+        if normalize is not None and callable(self.gamma):
+            # Rewards in units of what the same horizon sums up to leave the critic values of one scale,
+            # however far the horizon rises.
+            normalize.gamma = gamma
+        self.policy.set_training_mode(False)
+        rollout_buffer.begin(self.outputs, n_rollout_steps)
+        callback.on_rollout_start()
+
+        def on_step(names: dict[str, Any]) -> bool:
+            self.num_timesteps += env.num_envs * distributed.size()
+            callback.update_locals({**names, "self": self, "callback": callback})
+            goes_on = callback.on_step()
+            if goes_on:
+                self._update_info_buffer(names["infos"], names["dones"])
+            # Who goes on learning after a stop begins where the environments are.
+            self._last_obs, self._last_episode_starts = names["new_obs"], names["dones"]
+            return goes_on
+
+        assert self._last_episode_starts is not None
+        end = collect_rollout(
+            env,
+            rollout_buffer,
+            self.outputs,
+            ActionSampler(self.policy, self.outputs.acts_by_forward),
+            Translator(self.adapter, self.device),
+            self._last_obs,
+            self._last_episode_starts,
+            self.discount.endings,
+            self.num_timesteps,
+            on_step,
+        )
+        if end.complete:
+            callback.update_locals(end.names)
+            callback.on_rollout_end()
+        return end
+
     def train(self) -> None:
-        """Update the critic, then the actor, on the last rollout."""
-        self.check_schedules()
+        """Update the critic, then the actor, on the last rollout.
+
+        :raises ConfigurationError: a schedule's value is not in its range; nothing was changed
+        :raises DivergenceError: a value is not finite; the step that it belongs to is not taken
+        """
+        now = self._now()
         self.policy.set_training_mode(True)
-        batch = self.rollout_buffer.batch()  # type: ignore[attr-defined]  # a RolloutStorage
-        self.rollout_buffer.ask(None)  # type: ignore[attr-defined]  # it will be another policy
+        storage = cast(RolloutStorage, self.rollout_buffer)
+        batch = storage.batch()
+        storage.close()  # it will be another policy
         standardize_images(self.policy, batch.observations)
-        update_scale(self, batch)
-        normalize = normalize_advantages(self, batch)
+        self.value_scale.follow(batch, filter(None, (self.kfac, self.critic_optimizer)))
+        normalized = self.advantage_scale.begin(batch.advantages)
         losses, kl = {}, 0.0
-        if self.critic_optimizer is not None and learns(self.critic_optimizer):
-            rate = self.critic_lr_schedule(self._current_progress_remaining)
-            update_learning_rate(self.critic_optimizer, rate)
-            losses["value_loss"] = update_critic(self, batch)
-        batch = normalize()  # what this sent has travelled with the critic's first message
-        self._update_learning_rate(self.kfac)
-        target_kl = self.target_kl_schedule(self._current_progress_remaining)
-        if learns(self.kfac):
-            actor_losses, kl = update_actor(self, batch, target_kl)
-            losses.update(actor_losses)
-        fade_noise(self)
+        try:
+            if self.critic_update is not None and self.critic_update.learns:
+                losses["value_loss"] = self.critic_update.fit(batch, now.critic_rate)
+            # What this sent has travelled with the critic's first message.
+            batch = batch._replace(advantages=normalized())
+            if self.actor_update.learns:
+                of_actor, kl = self.actor_update.update(batch, now.actor)
+                losses.update(of_actor)
+        except DivergenceError as error:
+            raise DivergenceError(f"At step {self.num_timesteps:,}: {error}") from error
+        self._follow_noise()
         self._n_updates += 1
         if self._n_updates % _COMPARE_PERIOD == 0:
             distributed.check_same(self.policy.parameters())
-        record_update(self, batch, losses, kl, target_kl)
+        figures = {"kl": kl, "target_kl": now.actor.target_kl, "learning_rate": now.actor.rate}
+        self._record({**losses, **figures}, batch)
 
-    def _model(self, batch: RolloutBatch) -> Evaluation:
-        """Evaluate the actor on a batch, and in the joint model the critic: p(a|s) N(v|V(s), sigma^2).
+    def _now(self) -> Now:
+        """Ask all schedules for what the next update learns with.
 
-        Where the critic of a shared trunk learns by itself, this keeps the actor's step from moving the
-        values.
+        :raises ConfigurationError: a value is not in its range
         """
-        evaluated = self.outputs.evaluate(batch.observations, batch.actions)
-        if evaluated.values is not None:
-            evaluated.distributions.append(self._value_distribution(evaluated.values))
-        return evaluated
+        left = self._current_progress_remaining
+        as_schedule(self.std_scale, "std_scale", positive=True)(left)
+        corrected = self.natural.corrected_learning_rate
+        limits = ActorLimits(
+            target_kl=as_schedule(self.target_kl, "target_kl")(left),
+            rate=as_schedule(self.lr_schedule, "learning_rate")(left),
+            corrected_rate=as_schedule(
+                math.inf if corrected is None else corrected, "natural.corrected_learning_rate"
+            )(left),
+            ent_coef=self.ent_coef,
+        )
+        return Now(limits, as_schedule(self.critic.learning_rate, "critic.learning_rate")(left))
 
-    def _distributions(self, batch: RolloutBatch) -> list[Any]:
-        """The distributions of :meth:`_model` alone."""
-        if self.shared:
-            return self._model(batch).distributions
-        return self.outputs.distributions(batch.observations, batch.actions)
+    def _record(self, figures: Mapping[str, Any], batch: RolloutBatch) -> None:
+        """Log one update; ``docs/metrics.md`` says what each key means."""
+        storage, critic = self.rollout_buffer, self.critic_optimizer
+        guarded = [o for o in (self.kfac, critic) if isinstance(o, KFAC)]
+        figures = {
+            **figures,
+            **self.trust_region.metrics(),
+            "gamma": storage.gamma,
+            "gae_lambda": storage.gae_lambda,
+            **self.actor_update.metrics(),
+            "fallbacks": sum(sum(o.counters.values()) for o in guarded),
+            **({} if self.critic_update is None else self.critic_update.metrics()),
+            "explained_variance": explained_variance(
+                batch.values.cpu().numpy(), batch.returns.cpu().numpy()
+            ),
+            **self.value_scale.metrics(),
+        }
+        if hasattr(self.policy, "log_std"):
+            figures["std"] = self.policy.log_std.exp().mean()
+        for name, value in figures.items():
+            self.logger.record(f"train/{name}", value.item() if hasattr(value, "item") else value)
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
-    def _values(self, batch: RolloutBatch) -> Tensor:
-        """Values of the batch's observations, ``(B,)``."""
-        return self.outputs.values(batch.observations)
+    def _follow_noise(self) -> None:
+        self.noise.follow(self.policy, self.std_scale, self._current_progress_remaining)
 
-    def _value_loss(self, values: Tensor, batch: RolloutBatch) -> Tensor:
-        """Negative log-likelihood of the returns under N(V, sigma^2), without its constant."""
-        return 0.5 * ((batch.returns - values) / sigma(self, values)).square().mean()
+    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
+        # The last rollout goes beyond the end, where SB3's figure is negative.
+        self._current_progress_remaining = clamped(1.0 - num_timesteps / max(total_timesteps, 1))
 
-    def _value_distribution(self, values: Tensor) -> Normal:
-        # A check would look at all values from the host; the loss is looked at anyway.
-        return Normal(values, sigma(self, values), validate_args=False)
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        assert self.env is not None
+        self.discount.time_limit = time_limit(self.env)
+        return super()._setup_learn(*args, **kwargs)
 
     def learn(
         self,

@@ -8,7 +8,7 @@ import math
 import threading
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
 import torch
@@ -32,36 +32,49 @@ from acktr.networks.checks import try_networks
 
 _Algorithm = TypeVar("_Algorithm", bound="OnPolicyAlgorithm")
 
+
+class Learner(Protocol):
+    """What tells of itself which names it has."""
+
+    @property
+    def house(self) -> set[str]:
+        """Names of all attributes that are not the user's own."""
+
+    @property
+    def remembered(self) -> tuple[str, ...]:
+        """Names of those that it goes on with."""
+
+
 MAX_ROLLOUT = 2**31  # bytes of the storage that the numbers of steps and environments ask for
 _SLACK = 2**20  # bytes of parameters that a model may have and its file has not
 # What it writes and where is up to who loads it.
 _DESTINATIONS = frozenset({"tensorboard_log"})
 NEEDED = ("policy_class", "policy_kwargs", "observation_space", "action_space")
-_POSITIVE = {"kl_scale", "bellman_std", "noise_scale"}
+_POSITIVE = {"trust_region.scale", "value_scale.bellman_std", "noise.scale", "discount.time_limit"}
 
 
 def own_names(
-    model: OnPolicyAlgorithm, data: Mapping[str, Any], given: Collection[str], where: str
-) -> Any:
-    """Return of a file's attributes those that a learner takes from one.
+    model: Learner, data: Mapping[str, Any], given: Collection[str], where: str
+) -> dict[str, Any]:
+    """Return of a file's attributes those that a learner remembers: its counters, and the user's own.
 
-    :param model: constructed, and not yet set up
+    :param model: built
     :param data: the attributes by name
     :param given: names whose values are the caller's and not the file's
     :param where: names the file
     :raises UnsafeCheckpointError: a name that would take the place of a method or the like
     """
-    dropped = {*model._excluded_save_params(), *_DESTINATIONS} - set(given)
+    remembered = {*model.remembered, *given}
+    kept = {name: data[name] for name in data if name in remembered or name not in model.house}
     # What an older version kept, this one may compute.
-    dropped |= {name for name in data if isinstance(getattr(type(model), name, None), property)}
-    for name in data.keys() - dropped:
-        of_class = name not in vars(model) and hasattr(type(model), name)
-        if name not in given and (of_class or not name.isidentifier() or name.startswith("__")):
+    kept = {n: x for n, x in kept.items() if not isinstance(getattr(type(model), n, None), property)}
+    for name in kept.keys() - remembered:
+        if hasattr(type(model), name) or not name.isidentifier() or name.startswith("__"):
             raise UnsafeCheckpointError(
                 f"{where} has an attribute {name[:80]!r}, which is a part of {type(model).__name__} and "
                 "nothing that a file may set: not loaded."
             )
-    return {name: value for name, value in data.items() if name not in dropped}
+    return kept
 
 
 def check_state(
@@ -86,13 +99,29 @@ def check_state(
 def _problem(name: str, value: Any, own: Any) -> str | None:
     if name in ("ep_info_buffer", "ep_success_buffer"):
         return None if value is None or _are_episodes(name, value) else f"{name} holds no episodes"
-    if name in ("time_limit", "noise_scale", *_POSITIVE) and value is not None:
-        holds = is_number(value) and 0 < value < math.inf
-        return None if holds else f"{name} is no positive number"
-    if name == "action_noise" and value is not None:
-        return f"{name} is something"
     progress = name == "_current_progress_remaining"  # has been a little below 0
     return difference(value, own, name) or (None if progress else _sign(value, own, name))
+
+
+def check_parts(parts: Mapping[str, Any], state: Any, where: str) -> None:
+    """Refuse states of other kinds than those of a learner's parts.
+
+    :param parts: by name
+    :param state: theirs to be, by name
+    :param where: names the file
+    :raises DamagedCheckpointError: naming what differs
+    """
+    own = {name: part.state_dict() for name, part in parts.items()}
+    problem = difference(state, own, "parts")
+    for part in own if problem is None else ():
+        for key, value in state[part].items():
+            name = f"{part}.{key}"
+            if name in _POSITIVE and value is not None:
+                holds = is_number(value) and 0 < value < math.inf
+                problem = problem or (None if holds else f"{name} is no positive number")
+            problem = problem or _sign(value, own[part][key], name)
+    if problem:
+        raise DamagedCheckpointError(f"The state in {where} is none of a learner: {problem}.")
 
 
 def _sign(value: Any, own: Any, name: str) -> str | None:
@@ -190,20 +219,18 @@ def check_observations(
         )
 
 
-def check_classes(model: OnPolicyAlgorithm, data: Mapping[str, Any], given: Collection[str]) -> None:
-    """Refuse what has the place of a policy, a storage or a space and is none.
+def check_classes(data: Mapping[str, Any], given: Collection[str]) -> None:
+    """Refuse what has the place of a policy or a space and is none.
 
-    :param model: constructed, and not yet set up
     :param data: the attributes by name
     :param given: names whose values are the caller's
     :raises ValueError: naming it
     """
-    storage: Any = model.rollout_buffer_class
-    wanted: dict[str, Any] = {"policy_class": ActorCriticPolicy, "rollout_buffer_class": storage}
-    for name, base in wanted.items():
-        value = data.get(name, base)
-        if name not in given and not (isinstance(value, type) and issubclass(value, base)):
-            raise ValueError(f"{name} is {value!r:.80}")
+    value = data.get("policy_class")
+    if "policy_class" not in given and not (
+        isinstance(value, type) and issubclass(value, ActorCriticPolicy)
+    ):
+        raise ValueError(f"policy_class is {value!r:.80}")
     for name in ("observation_space", "action_space"):
         if not isinstance(data[name], spaces.Space):
             raise ValueError(f"{name} is {data[name]!r:.80}")
@@ -298,13 +325,14 @@ def build(
             device=device,
             _init_setup_model=False,
         )
-        data = own_names(model, data, given, where)
-        check_state(model, data, {*given, *constructor_arguments(cls), *NEEDED}, where)
-        check_classes(model, data, given)
+        data = {n: x for n, x in data.items() if n not in _DESTINATIONS or n in given}
+        state = data.pop("parts", None)
+        settings = {name: data[name] for name in model.described if name in data}
+        check_state(model, settings, {*given, *constructor_arguments(cls), *NEEDED}, where)
+        check_classes(data, given)
         if "n_steps" not in given:
             check_rollout(data, parameters.get("policy"))
-        vars(model).update(data)
-        check_observations(model, data, model.n_envs, where)
+        vars(model).update(settings)
         try:
             model._check_arguments()
         except ConfigurationError as error:
@@ -314,6 +342,12 @@ def build(
         with parameters_within(parameters.get("policy")):
             model._setup_model()
             try_networks(model.policy)
+        remembered = own_names(model, data, given, where)
+        check_state(model, remembered, {*given, *constructor_arguments(cls)}, where)
+        check_observations(model, remembered, model.n_envs, where)
+        vars(model).update(remembered)
+        if state is not None:
+            model.load_parts(state, where)
     except ConfigurationError as error:
         if given:
             raise

@@ -1,117 +1,215 @@
-"""The updates of a critic that learns by itself, whether from K-FAC or from Adam."""
+"""The updates of a critic that learns by itself, whether by natural gradients or by Adam."""
 
 from __future__ import annotations
 
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, Normal
+from torch.optim import Adam, Optimizer
 
-from acktr.kfac import KFAC
+from acktr.kfac import KFAC, Graphs
 from acktr.kfac.exact import detached, mean_kl
-from acktr.learner.natural_step import (
-    Undo,
-    capture,
-    check_losses,
-    run_step,
-    samples_fisher,
-    samples_statistics,
-    take_step,
-)
-from acktr.learner.trust_region import check_own_loss
-from acktr.rollout.collect import RolloutBatch
+from acktr.learner.natural_step import NaturalStep, Undo, check_losses, learns, run, take_step
+from acktr.learner.settings import AdamCritic, NaturalCritic
+from acktr.learner.value_scale import ValueScale
+from acktr.networks.outputs import Outputs
+from acktr.rollout.batch import RolloutBatch
 
-if TYPE_CHECKING:
-    from acktr.learner.algorithm import ACKTR
-
-_N_UPDATES = 4  # of a rollout, where the model has no number of its own
+_N_UPDATES = 4  # of a rollout, where the settings have no number
 
 
-def update_critic(model: ACKTR, batch: RolloutBatch) -> Tensor:
-    """Make all updates of one rollout, on the whole batch or on minibatches of it.
+class CriticUpdate(Protocol):
+    """The updates of a critic, of one rollout at a time."""
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """What moves the parameters."""
+
+    @property
+    def learns(self) -> bool:
+        """Whether any of its parameters is to be trained now."""
+
+    def fit(self, batch: RolloutBatch, rate: float) -> Tensor:
+        """Make all updates of one rollout, on the whole batch or on minibatches of it.
+
+        :param batch: the rollout
+        :param rate: the learning rate of now
+        :return: the loss before the last update, 0-dim tensor
+        :raises DivergenceError: a loss is not finite; its step is not taken
+        """
+
+    def metrics(self) -> dict[str, Any]:
+        """Return the figures of the last update, for the log."""
+
+
+class ValuesSaid(NamedTuple):
+    """What a critic says of B samples.
+
+    :param values: ``(B,)``
+    :param distributions: its Gaussian output alone
+    """
+
+    values: Tensor
+    distributions: list[Any]
+
+
+class NaturalCriticUpdate:
+    """Gauss-Newton steps of a critic with parameters of its own, by K-FAC.
+
+    :param step: of K-FAC with the critic's parameters
+    :param outputs: of the policy
+    :param value_scale: sigma, and the loss
+    :param settings: how many updates, and how they are bounded
+    :param deferred: as for :class:`~acktr.learner.natural_step.NaturalStep`
+    """
+
+    def __init__(
+        self,
+        step: NaturalStep,
+        outputs: Outputs,
+        value_scale: ValueScale,
+        settings: NaturalCritic,
+        deferred: bool = False,
+    ) -> None:
+        self.optimizer: KFAC = step.kfac
+        self._step = step
+        self._outputs = outputs
+        self._value_scale = value_scale
+        self._settings = settings
+        self._deferred = deferred
+
+    @property
+    def learns(self) -> bool:
+        """Whether any of the critic's parameters is to be trained now."""
+        return learns(self.optimizer)
+
+    def fit(self, batch: RolloutBatch, rate: float) -> Tensor:
+        """Make all updates of one rollout, see :meth:`CriticUpdate.fit`."""
+        set_rate(self.optimizer, rate)
+        undo = Undo(self.optimizer) if self._deferred else None
+        losses = []
+        for _chosen, part in parts(batch, self._settings):
+            losses.append(self._step(self, part, self._settings.trust_region).losses["loss"].clone())
+        if undo is not None:
+            check_losses(losses, undo)
+        return losses[-1]
+
+    def metrics(self) -> dict[str, Any]:
+        """Return the figures of the last update, for the log."""
+        if not self.learns:
+            return {}
+        group, info = self.optimizer.param_groups[0], self.optimizer.last_step[0]
+        figures = {"critic_step_scale": info.step_scale, "critic_predicted_kl": info.predicted_kl}
+        return {"critic_damping": group["damping"], **figures} if group["adapt_damping"] else figures
+
+    # What a natural step asks -----------------------------------------------------------------
+
+    def evaluate(self, batch: RolloutBatch) -> ValuesSaid:
+        """Evaluate the critic on a batch."""
+        values = self._outputs.values(batch.observations)
+        return ValuesSaid(values, [self._value_scale.distribution(values)])
+
+    def losses(self, said: ValuesSaid, batch: RolloutBatch) -> dict[str, Tensor]:
+        """Return the critic's loss."""
+        return {"loss": self._value_scale.loss(said.values, batch.returns)}
+
+    def improvement(self, before: ValuesSaid, after: ValuesSaid, batch: RolloutBatch) -> Tensor:
+        """Return by how much a step lowered the loss."""
+        return self.losses(before, batch)["loss"] - self.losses(after, batch)["loss"]
+
+
+class AdamCriticUpdate:
+    """Steps of Adam.
 
     On a shared trunk the policy is held where it is: its KL is part of the loss (as in phasic policy
     gradient, Cobbe et al. 2021).
 
-    :param model: its ``critic_optimizer`` steps the critic's parameters
-    :param batch: the rollout
-    :return: the loss before the last update, 0-dim tensor
-    :raises DivergenceError: the loss is not finite; its step is not taken
+    :param optimizer: of the critic's parameters, a shared trunk among them
+    :param outputs: of the policy
+    :param value_scale: sigma, and the loss
+    :param settings: how many updates
+    :param deferred: as for :class:`~acktr.learner.natural_step.NaturalStep`
+    :param graphs: repeats the step on a CUDA device; ``None`` if it is launched anew each time
     """
-    optimizer = model.critic_optimizer
-    assert optimizer is not None
-    undo = Undo(optimizer) if model.defer_checks else None
-    with torch.no_grad(), model.outputs.quiet():
-        policy = model._model(batch).distributions[:-1] if model.shared else []
-    losses = []
-    n_updates = model.n_critic_updates or _N_UPDATES
-    for chosen, part in batch.minibatches(model.critic_batch_size, n_updates):
-        if isinstance(optimizer, KFAC):
-            loss = run_step(model, "critic", partial(_step_natural, model, optimizer), part)
+
+    def __init__(
+        self,
+        optimizer: Adam,
+        outputs: Outputs,
+        value_scale: ValueScale,
+        settings: AdamCritic,
+        deferred: bool = False,
+        graphs: Graphs | None = None,
+    ) -> None:
+        self.optimizer = optimizer
+        self._outputs = outputs
+        self._value_scale = value_scale
+        self._settings = settings
+        self._deferred = deferred
+        self._graphs = graphs
+
+    @property
+    def learns(self) -> bool:
+        """Whether any of the critic's parameters is to be trained now."""
+        return learns(self.optimizer)
+
+    def fit(self, batch: RolloutBatch, rate: float) -> Tensor:
+        """Make all updates of one rollout, see :meth:`CriticUpdate.fit`."""
+        set_rate(self.optimizer, rate)
+        undo = Undo(self.optimizer) if self._deferred else None
+        policy = []
+        if self._outputs.shared:
+            with torch.no_grad(), self._outputs.quiet():
+                policy = self._outputs.evaluate(batch.observations, batch.actions).distributions
+        losses = []
+        for chosen, part in parts(batch, self._settings):
+            held = [_taken_apart(detached(d, chosen)) for d in policy]
+            losses.append(run(self._graphs, self._take, part, held).clone())
+        if undo is not None:
+            check_losses(losses, undo)
+        return losses[-1]
+
+    def metrics(self) -> dict[str, Any]:
+        """Adam has no figures of its own."""
+        return {}
+
+    def _take(
+        self, batch: RolloutBatch, policy: list[tuple[type[Distribution], dict[str, Any]]]
+    ) -> Tensor:
+        held: Tensor | float = 0.0
+        if self._outputs.shared:
+            joint = self._outputs.evaluate(batch.observations, batch.actions)
+            assert joint.values is not None
+            old = [kind(**parameters, validate_args=False) for kind, parameters in policy]
+            new = joint.distributions
+            if self._outputs.noisy:
+                with self._outputs.quiet():
+                    new = self._outputs.evaluate(batch.observations, batch.actions).distributions
+            values, held = joint.values, mean_kl(old, new)
         else:
-            held = [_parameters(detached(d, chosen)) for d in policy]
-            loss = run_step(model, "critic", partial(_step_euclidean, model, optimizer), part, held)
-        losses.append(loss.clone())
-    if undo is not None:
-        check_losses(losses, undo, model.num_timesteps)
-    return losses[-1]
+            values = self._outputs.values(batch.observations)
+        loss = self._value_scale.loss(values, batch.returns)
+        take_step(loss + held, self.optimizer, deferred=self._deferred)
+        return loss.detach()
 
 
-def _step_natural(model: ACKTR, optimizer: KFAC, batch: RolloutBatch) -> Tensor:
-    with capture(model, optimizer):
-        values = model._values(batch)
-    loss = model._value_loss(values, batch)
-    check_own_loss(loss, model)
-    before = loss
-    if model.outputs.noisy and optimizer.param_groups[0]["adapt_damping"]:
-        before = _loss_without_noise(model, batch)
-    seen = values
-    if samples_statistics(model, optimizer):
-        with optimizer.capture():
-            seen = model._values(batch.sample(model.sub_sampling_factor))
-    optimizer.update_curvature(model._value_distribution(seen))
-    if samples_fisher(model, optimizer):
-        part = model._values(batch.sample(model.sub_sampling_factor))
-        optimizer.use_exact_fisher(model._value_distribution(part))
-    take_step(model, loss, optimizer, model.critic_trust_region)
-    if optimizer.wants_reduction:
-        with torch.no_grad():
-            optimizer.report_reduction(before - _loss_without_noise(model, batch))
-    return loss.detach()
+def parts(
+    batch: RolloutBatch, settings: NaturalCritic | AdamCritic
+) -> Iterator[tuple[Tensor | slice, RolloutBatch]]:
+    """Divide a rollout into what a critic's updates learn from, one after another."""
+    return batch.minibatches(settings.batch_size, settings.n_updates or _N_UPDATES)
 
 
-@torch.no_grad()
-def _loss_without_noise(model: ACKTR, batch: RolloutBatch) -> Tensor:
-    with model.outputs.quiet():
-        return model._value_loss(model._values(batch), batch)
+def set_rate(optimizer: Optimizer, rate: float) -> None:
+    """Give an optimiser the learning rate of now."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
 
 
-def _step_euclidean(
-    model: ACKTR,
-    optimizer: torch.optim.Optimizer,
-    batch: RolloutBatch,
-    policy: list[tuple[type[Distribution], dict[str, Any]]],
-) -> Tensor:
-    held: Tensor | float = 0.0
-    if model.shared:
-        joint = model._model(batch)
-        assert joint.values is not None
-        old = [kind(**parameters, validate_args=False) for kind, parameters in policy]
-        new = joint.distributions
-        if model.outputs.noisy:
-            with model.outputs.quiet():
-                new = model._distributions(batch)
-        values, held = joint.values, mean_kl(old, new[:-1])
-    else:
-        values = model._values(batch)
-    loss = model._value_loss(values, batch)
-    take_step(model, loss + held, optimizer)
-    return loss.detach()
-
-
-def _parameters(distribution: Distribution) -> tuple[type[Distribution], dict[str, Any]]:
+def _taken_apart(distribution: Distribution) -> tuple[type[Distribution], dict[str, Any]]:
     """Take one of SB3's distributions apart, into tensors that a CUDA graph can be given."""
     names = ("loc", "scale") if isinstance(distribution, Normal) else ("logits",)
     return type(distribution), {name: getattr(distribution, name) for name in names}

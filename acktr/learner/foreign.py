@@ -18,6 +18,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
 from acktr.errors import ConfigurationError
+from acktr.learner.moved import gone, place
 
 _P = ParamSpec("_P")
 
@@ -28,35 +29,36 @@ _OFF_POLICY = "ACKTR learns on-policy and keeps no replay buffer"
 # ACKTR among them), and of off-policy algorithms.
 REPLACED: Mapping[str, str] = {
     "max_grad_norm": "target_kl and learning_rate bound each step, no gradient is clipped",
-    "rms_prop_eps": f"{_KFAC}, and damping takes its place",
-    "use_rms_prop": f"{_KFAC}; critic_norm='euclidean' gives the critic Adam",
+    "rms_prop_eps": f"{_KFAC}, and natural=Natural(damping=...) takes its place",
+    "use_rms_prop": f"{_KFAC}; critic=AdamCritic(...) gives the critic Adam",
+    "use_sde": "gSDE is not supported: its Fisher is not that of a Gaussian in the mean",
     "sde_sample_freq": "gSDE is not supported",
     "rollout_buffer_class": "its own storage of rollouts offers what SB3's RolloutBuffer does",
     "rollout_buffer_kwargs": "its own storage of rollouts has no options",
     "monitor_wrapper": "give a vector environment, which is taken as it is, to have no Monitor",
-    "n_epochs": "n_actor_updates and n_critic_updates say how often it learns from a rollout",
+    "n_epochs": "the actor learns once from a rollout, the critic n_updates times",
     "batch_size": "the actor learns from the whole rollout (n_steps * n_envs samples) at once, and "
-    "critic_batch_size is that of the critic",
+    "batch_size of critic is that of the critic",
     "clip_range": "target_kl, the radius of the trust region, takes its place",
-    "clip_range_vf": "critic_trust_region takes its place",
-    "cg_max_steps": "cg_iterations takes its place",
-    "cg_damping": "damping takes its place",
-    "line_search_shrinking_factor": "kl_feedback measures each step and rescales what went too far",
-    "line_search_max_iter": "kl_feedback measures each step and rescales what went too far",
-    "vf_fisher_coef": "critic_std takes its place",
+    "clip_range_vf": "critic=NaturalCritic(trust_region=...) takes its place",
+    "cg_max_steps": "natural=Natural(cg_iterations=...) takes its place",
+    "cg_damping": "natural=Natural(damping=...) takes its place",
+    "line_search_shrinking_factor": "natural=Natural(kl_feedback=True) rescales what goes too far",
+    "line_search_max_iter": "natural=Natural(kl_feedback=True) rescales what goes too far",
+    "vf_fisher_coef": "std of critic takes its place",
     "kfac_clip": "target_kl, in nats, takes its place",
-    "kfac_update": "kfac_kwargs={'inverse_period': ...} takes its place",
-    "async_eigen_decomp": "kfac_kwargs={'inverse_refresh': 'background'} takes its place",
-    "lr_schedule": "learning_rate may be a schedule: a callable, or 'lin_0.25', which goes to 0",
-    "alpha": f"{_KFAC}, and kfac_kwargs={{'stat_decay': ...}} takes its place",
-    "epsilon": f"{_KFAC}, and damping takes its place",
+    "kfac_update": "natural=Natural(kfac_kwargs={'inverse_period': ...}) takes its place",
+    "async_eigen_decomp": "natural=Natural(kfac_kwargs={'inverse_refresh': 'background'}) does it",
+    "lr_schedule": "learning_rate may be a schedule: a callable, or Linear(0.25), which goes to 0",
+    "alpha": f"{_KFAC}, and natural=Natural(kfac_kwargs={{'stat_decay': ...}}) takes its place",
+    "epsilon": f"{_KFAC}, and natural=Natural(damping=...) takes its place",
     "max_kl": "target_kl takes its place",
     "lam": "gae_lambda takes its place",
     "cliprange": "target_kl, the radius of the trust region, takes its place",
-    "cliprange_vf": "critic_trust_region takes its place",
-    "noptepochs": "n_actor_updates and n_critic_updates say how often it learns from a rollout",
+    "cliprange_vf": "critic=NaturalCritic(trust_region=...) takes its place",
+    "noptepochs": "the actor learns once from a rollout, the critic n_updates times",
     "nminibatches": "the actor learns from the whole rollout at once, the critic from "
-    "critic_batch_size samples",
+    "batch_size samples of critic",
     "n_cpu_tf_sess": "torch.set_num_threads takes its place",
     "full_tensorboard_log": "tensorboard_log has all there is",
     "create_eval_env": "give SB3's EvalCallback to learn",
@@ -73,6 +75,7 @@ REPLACED: Mapping[str, str] = {
 _HARMLESS: Mapping[str, Callable[[Any], bool]] = {
     "max_grad_norm": lambda x: x is None or x == math.inf,
     "use_rms_prop": lambda x: x is False,
+    "use_sde": lambda x: not x,
     "sde_sample_freq": lambda x: x is None or x == -1,
     "rollout_buffer_class": lambda x: x in (None, RolloutBuffer, DictRolloutBuffer),
     "rollout_buffer_kwargs": lambda x: not x,
@@ -112,6 +115,9 @@ def advice(name: str, known: Iterable[str]) -> str:
     """Say what takes the place of an argument, or which one was probably meant."""
     if name in REPLACED:
         return REPLACED[name]
+    moved = place(name) or gone(name)
+    if moved:
+        return moved
     nearest = difflib.get_close_matches(name, sorted(known), n=1)
     return f"did you mean {nearest[0]!r}?" if nearest else f"leave {name} out"
 

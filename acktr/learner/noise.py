@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from gymnasium import spaces
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import get_action_dim
+from stable_baselines3.common.type_aliases import Schedule
 
-from acktr.schedules import is_schedule
-
-if TYPE_CHECKING:
-    from acktr.learner.algorithm import ACKTR
+from acktr.schedules import as_schedule
 
 
 def auto_log_std(action_dim: int) -> float:
@@ -41,24 +40,43 @@ def resolve_log_std(policy_kwargs: Mapping[str, Any], space: spaces.Space) -> di
     return kwargs
 
 
-@torch.no_grad()
-def fade_noise(model: ACKTR) -> None:
-    """Let the standard deviation of a Gaussian policy follow the schedule ``std_scale``.
+class Noise:
+    """Lets the standard deviation of a Gaussian policy follow a schedule beside what it learns.
 
     What it learns is a factor of its own: ``log_std`` moves by the logarithm of what the schedule has
-    now over what is in force (``noise_scale``), so that however often ``learn`` is called, the noise is
-    what was learned times what the schedule says. What it says first is taken as in force already. (In
-    the runs of Schulman et al. 2017, arXiv 1707.06347, table 4, on Roboschool the standard deviation is
-    all schedule.) The KL of such a move, ``(change of log_std)^2`` for each dimension of an action, is
+    now over what is in force, so that however often ``learn`` is called, the noise is what was learned
+    times what the schedule says. What it says first is taken as in force already. (In the runs of
+    Schulman et al. 2017, arXiv 1707.06347, table 4, on Roboschool the standard deviation is all
+    schedule.) The KL of such a move, ``(change of log_std)^2`` for each dimension of an action, is
     thousands of times below the radius of a trust region, and not counted.
-
-    :param model: with its progress; its policy is left as it is if it is no Gaussian
-    :raises ConfigurationError: the schedule's value is no positive number
     """
-    log_std = getattr(model.policy, "log_std", None)
-    if log_std is None or not is_schedule(model.std_scale):
-        return
-    scale = model.std_scale_schedule(model._current_progress_remaining)
-    before, model.noise_scale = model.noise_scale, scale
-    if before is not None and before != scale:
-        log_std += math.log(scale / before)
+
+    def __init__(self) -> None:
+        self.scale: float | None = None  # in force
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is in force."""
+        return {"scale": self.scale}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Undo :meth:`state_dict`."""
+        self.scale = state["scale"]
+
+    @torch.no_grad()
+    def follow(
+        self, policy: ActorCriticPolicy, std_scale: float | Schedule, progress_remaining: float
+    ) -> None:
+        """Bring the noise of a policy to what the schedule says.
+
+        :param policy: left as it is if it is no Gaussian
+        :param std_scale: the setting; a number changes nothing
+        :param progress_remaining: the share of training that is left
+        :raises ConfigurationError: the schedule's value is no positive number
+        """
+        log_std = getattr(policy, "log_std", None)
+        if log_std is None or not callable(std_scale):
+            return
+        scale = as_schedule(std_scale, "std_scale", positive=True)(progress_remaining)
+        before, self.scale = self.scale, scale
+        if before is not None and before != scale:
+            log_std += math.log(scale / before)

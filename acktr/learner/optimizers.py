@@ -3,75 +3,97 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import torch
+from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
+from torch.optim import Adam
 
 from acktr import distributed
 from acktr.errors import ConfigurationError
 from acktr.kfac import KFAC, Graphs
 from acktr.kfac.graphs import CudaEngine
-from acktr.learner.settings import check_graphs, check_joint_critic
-
-if TYPE_CHECKING:
-    from acktr.learner.algorithm import ACKTR
+from acktr.learner.settings import AdamCritic, Critic, Natural, NaturalCritic
+from acktr.networks.outputs import Outputs
 
 # A factor up to the first width is kept whole, as that of the paper's fully connected layer (1569).
 # Wider ones have diagonal blocks: 3,000 inputs take 0.9 s a rollout where whole they take 4.1.
 _WIDEST_FACTOR, _BLOCK = 2048, 1024
 
 
-def build_optimizers(model: ACKTR) -> None:
-    """Give a model's parameters to the optimisers that its settings ask for.
+class Optimizers(NamedTuple):
+    """What moves the parameters of a policy.
 
-    :param model: with its policy and its schedules
+    :param actor: the actor's, and on a shared trunk with a natural critic all of them
+    :param critic: those that only the critic has, on a shared trunk all of the critic's; ``None`` where
+        the actor's optimiser moves them
+    :param graphs: that repeat the steps of each on a CUDA device, ``None`` for none
+    :param notes: what a user should know of them, in sentences
+    """
+
+    actor: KFAC
+    critic: KFAC | Adam | None
+    graphs: tuple[Graphs | None, Graphs | None]
+    notes: list[str]
+
+
+def build_optimizers(
+    policy: ActorCriticPolicy,
+    outputs: Outputs,
+    natural: Natural,
+    critic: Critic,
+    rates: tuple[float, float],
+    precision: str,
+) -> Optimizers:
+    """Give a policy's parameters to the optimisers that the settings ask for.
+
+    :param policy: the policy
+    :param outputs: its parameters by whom they belong to
+    :param natural: how natural gradients are computed
+    :param critic: how the critic learns
+    :param rates: the first learning rate of the actor, and of a critic that learns by itself
+    :param precision: of the networks, as it is available
     :raises ConfigurationError: settings that do not go together
     """
-    actor, critic = model.outputs.actor, model.outputs.critic
-    trunk = set(actor) & set(critic)
-    gauss_newton = model.critic_norm == "gauss-newton"
-    if model.shared and gauss_newton:
-        check_joint_critic(model.n_critic_updates, model.critic_batch_size)
-        actor, critic = actor + [p for p in critic if p not in trunk], []
-    of_actor = {"damping": model.damping, "momentum": model.momentum, "lr": model.lr_schedule(1.0)}
-    model.policy.optimizer = _kfac(model, actor, {"cg_iterations": model.cg_iterations}, of_actor)
-    rate = model.critic_lr_schedule(1.0)
-    optimizer: torch.optim.Optimizer | None = None
-    graphs = _wants_graphs(model)
-    if critic and gauss_newton:
-        of_critic = {"damping": model.critic_damping, "lr": rate}
-        optimizer = _kfac(model, critic, model.critic_kfac_kwargs, of_critic)
-    elif critic:
-        optimizer = torch.optim.Adam(critic, lr=rate, capturable=graphs)
-    model._set_critic_optimizer(optimizer)
-    model._graphs = {}
-    if graphs:
+    of_actor, of_critic = outputs.actor, outputs.critic
+    if outputs.shared and isinstance(critic, NaturalCritic):
+        critic.check_joint()
+        trunk = set(of_actor)
+        of_actor, of_critic = of_actor + [p for p in of_critic if p not in trunk], []
+    notes: list[str] = []
+    common: dict[str, Any] = {"process_group": distributed.group(), "target_kl": None}
+    if precision == "bf16":
+        common["statistics_dtype"] = torch.bfloat16
+    common.update(natural.kfac_kwargs)
+
+    def kfac(params: list[nn.Parameter], rate: float, of: Natural | NaturalCritic) -> KFAC:
+        kwargs = {**common, **of.kfac_kwargs, "cg_iterations": of.cg_iterations}
+        wide = _wide_layers(policy, params)
+        if wide and "max_factor_size" not in kwargs:
+            kwargs["max_factor_size"] = _BLOCK
+            notes.append(
+                f"K-FAC keeps the factors of {', '.join(wide)} as blocks of at most {_BLOCK} "
+                "coordinates: whole ones of that width are slow. "
+                "natural=Natural(kfac_kwargs=dict(max_factor_size=None)) keeps them whole."
+            )
+        return KFAC(policy, lr=rate, damping=of.damping, param_groups=[{"params": params}], **kwargs)
+
+    actor = kfac(of_actor, rates[0], natural)
+    optimizer: KFAC | Adam | None = None
+    wants_graphs = _wants_graphs(outputs, natural, critic, policy.device)
+    if of_critic and isinstance(critic, NaturalCritic):
+        optimizer = kfac(of_critic, rates[1], critic)
+    elif of_critic:
+        optimizer = Adam(of_critic, lr=rates[1], capturable=wants_graphs)
+    graphs: tuple[Graphs | None, Graphs | None] = (None, None)
+    if wants_graphs:
         try:
             engine = CudaEngine()
-            model._graphs["actor"] = Graphs(model.kfac, engine)
-            if optimizer is not None:
-                model._graphs["critic"] = Graphs(optimizer, engine)
+            graphs = Graphs(actor, engine), None if optimizer is None else Graphs(optimizer, engine)
         except ValueError as error:
             raise ConfigurationError(f"cuda_graphs=True is not possible. {error}") from error
-
-
-def _kfac(
-    model: ACKTR, params: list[nn.Parameter], own_kwargs: dict[str, Any], group: dict[str, Any]
-) -> KFAC:
-    own: dict[str, Any] = {"weight_decay": model.weight_decay}
-    if model.used_precision == "bf16":
-        own["statistics_dtype"] = torch.bfloat16
-    own["process_group"] = distributed.group()
-    kwargs = {**own, "target_kl": None, **model.kfac_kwargs, **own_kwargs}
-    wide = _wide_layers(model.policy, params)
-    if wide and "max_factor_size" not in kwargs:
-        kwargs["max_factor_size"] = _BLOCK
-        model.notes.append(
-            f"K-FAC keeps the factors of {', '.join(wide)} as blocks of at most {_BLOCK} coordinates: "
-            "whole ones of that width are slow. kfac_kwargs=dict(max_factor_size=None) keeps them whole."
-        )
-    return KFAC(model.policy, param_groups=[{"params": params, **group}], **kwargs)
+    return Optimizers(actor, optimizer, graphs, notes)
 
 
 def _wide_layers(policy: nn.Module, params: list[nn.Parameter]) -> list[str]:
@@ -86,20 +108,25 @@ def _wide_layers(policy: nn.Module, params: list[nn.Parameter]) -> list[str]:
     ]
 
 
-def _wants_graphs(model: ACKTR) -> bool:
-    if not model.cuda_graphs:
+def _wants_graphs(outputs: Outputs, natural: Natural, critic: Critic, device: torch.device) -> bool:
+    """Whether a CUDA graph repeats the steps; refuse what it cannot repeat."""
+    if not natural.cuda_graphs:
         return False
-    check_graphs(model.critic_std)
-    if model.outputs.noisy and model.shared and model.critic_norm == "euclidean":
+    if critic.std == "adaptive":  # a graph repeats the number that it saw
         raise ConfigurationError(
-            "cuda_graphs=True does not go with a first-order critic on a shared trunk that draws random "
-            "numbers, such as dropout: leave one of them out."
+            "natural.cuda_graphs=True does not go with critic.std='adaptive', which is another number "
+            "in every update: leave one of them out."
         )
-    if model.device.type == "cuda":
+    if outputs.noisy and outputs.shared and isinstance(critic, AdamCritic):
+        raise ConfigurationError(
+            "natural.cuda_graphs=True does not go with an AdamCritic on a shared trunk that draws "
+            "random numbers, such as dropout: leave one of them out."
+        )
+    if device.type == "cuda":
         return True
     warnings.warn(
-        f"cuda_graphs=True needs a CUDA device: this model is on {model.device.type}, and training goes "
-        "on without.",
+        f"natural.cuda_graphs=True needs a CUDA device: this model is on {device.type}, and training "
+        "goes on without.",
         UserWarning,
         stacklevel=2,
     )

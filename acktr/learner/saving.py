@@ -7,7 +7,7 @@ import inspect
 import os
 import warnings
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
 from gymnasium import spaces
@@ -22,6 +22,7 @@ from acktr.errors import (
     ConfigurationError,
     DamagedCheckpointError,
 )
+from acktr.files.allowed import allow
 from acktr.files.codec import Absent
 from acktr.files.model_file import (
     DATA,
@@ -34,29 +35,103 @@ from acktr.files.model_file import (
     shown,
     write_model,
 )
-from acktr.learner.claims import NEEDED, build, check_optimizer, constructor_arguments
+from acktr.learner.claims import (
+    NEEDED,
+    build,
+    check_optimizer,
+    check_parts,
+    constructor_arguments,
+)
 from acktr.learner.fit import check_architecture, check_spaces
 from acktr.learner.foreign import REPLACED, own_arguments
+from acktr.learner.migrations import current_data, is_ours
+from acktr.learner.settings import AdamCritic, Natural, NaturalCritic
+from acktr.networks import extractors, policies
+from acktr.rollout import storage
+from acktr.schedules import Horizon, Late, Linear, TraceDecay
 
 _Self = TypeVar("_Self", bound="SafeAlgorithm")
 
-# Made anew from the arguments they belong to; all but the first were attributes once.
-DERIVED = {
-    "lr_schedule",
-    "target_kl_schedule",
-    "gamma_schedule",
-    "std_scale_schedule",
-    "corrected_lr_schedule",
-    "critic_lr_schedule",
-}
+# What a file may name besides classes of torch's and SB3's.
+allow(
+    modules=(extractors, policies, storage),
+    settings=(Natural, NaturalCritic, AdamCritic, Linear, Late, Horizon, TraceDecay),
+    earlier={
+        "acktr.policies": "acktr.networks.policies",
+        "acktr.extractors": "acktr.networks.extractors",
+        "acktr.storage": "acktr.rollout.storage",
+        "acktr.rollout": "acktr.rollout.storage",
+    },
+)
+
+PARTS = "parts"
+# What SB3's loop counts and remembers, and goes on with.
+COUNTERS = (
+    "num_timesteps",
+    "_total_timesteps",
+    "_num_timesteps_at_start",
+    "_current_progress_remaining",
+    "_episode_num",
+    "_n_updates",
+    "start_time",
+)
+# Where its environments are.
+EPISODES = (
+    "_last_obs",
+    "_last_episode_starts",
+    "_last_original_obs",
+    "ep_info_buffer",
+    "ep_success_buffer",
+)
+_DESCRIPTION = ("policy_class", "observation_space", "action_space", "n_envs", "_stats_window_size")
+
+
+class Part(Protocol):
+    """What remembers something from one update to the next, as torch's optimisers do."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return it as plain values."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Undo :meth:`state_dict`."""
 
 
 class SafeAlgorithm(OnPolicyAlgorithm):
     """An on-policy algorithm whose files hold JSON and tensors, and run nothing when they are read."""
 
-    # What models were whose files say nothing of an attribute: they are from before it existed.
-    _implied: ClassVar[Mapping[str, Any]] = {}
-    _mark: ClassVar[str] = ""  # an attribute that no other algorithm has
+    house: set[str]  # names of all attributes that are not the user's own
+    remembered: ClassVar[tuple[str, ...]] = (*COUNTERS, *EPISODES)  # names of those that it goes on with
+
+    @property
+    def described(self) -> list[str]:
+        """Names of the attributes that a learner is built by."""
+        return [*_DESCRIPTION, *_settings(type(self))]
+
+    @property
+    def parts(self) -> dict[str, Part]:
+        """What remembers something from one update to the next, besides networks and optimisers."""
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return counters, the state of each part, and attributes of the user's own, by name."""
+        names = [*COUNTERS, *(name for name in vars(self) if name not in self.house)]
+        parts = {name: part.state_dict() for name, part in self.parts.items()}
+        return {**{name: getattr(self, name) for name in names}, PARTS: parts}
+
+    def _excluded_save_params(self) -> list[str]:
+        # Of SB3's own format, which is not written here: it pickles whatever is not left out.
+        return sorted(self.house - {*self.described, *self.remembered})
+
+    def load_parts(self, state: Mapping[str, Any], where: str) -> None:
+        """Give each part its state back.
+
+        :param state: by name of the part
+        :param where: names the file
+        :raises DamagedCheckpointError: it is of other kinds than the parts'; nothing was changed
+        """
+        check_parts(self.parts, state, where)
+        for name, part in self.parts.items():
+            part.load_state_dict(state[name])
 
     def save(
         self,
@@ -66,22 +141,23 @@ class SafeAlgorithm(OnPolicyAlgorithm):
         *,
         normalization: Mapping[str, Any] | None = None,
     ) -> None:
-        """Save arguments, attributes and all parameters, whole or not at all.
+        """Save arguments, the state of each part and all parameters, whole or not at all.
+
+        So are attributes of your own.
 
         What is neither data nor a class of torch's, SB3's or acktr's, such as a lambda, is only named,
         with a warning: give it again to :meth:`load`.
 
         :param path: to which ``.zip`` is added if it has no suffix, or a file open for writing
         :param exclude: names of attributes to leave out
-        :param include: names of attributes to keep that are left out by default
+        :param include: names of further attributes to keep
         :param normalization: statistics to keep in the same file, see
             :func:`acktr.envs.normalization.normalization_content`; loading a model leaves them alone
         :raises CheckpointWriteError: it could not be written; an earlier file is as it was
         """
-        left_out = {*(exclude or ()), *self._excluded_save_params()} - set(include or ())
-        names, _ = self._get_torch_save_params()
-        left_out |= {*DERIVED, *(name.split(".")[0] for name in names)}
-        data = {name: value for name, value in vars(self).items() if name not in left_out}
+        names = [*self.described, *EPISODES, *(include or ())]
+        data = {name: vars(self)[name] for name in names if name in vars(self)} | self.state_dict()
+        data = {name: value for name, value in data.items() if name not in (exclude or ())}
         components: dict[str, Any] = {DATA: data, **self.get_parameters()}
         if normalization is not None:
             components[NORMALIZATION] = normalization
@@ -132,16 +208,11 @@ class SafeAlgorithm(OnPolicyAlgorithm):
             said, parameters, _ = load_from_zip_file(
                 path, device=device, custom_objects=custom_objects, print_system_info=print_system_info
             )
-            said = said or {}
-            kwargs = cls._known_changes(kwargs, said)
-            if cls._mark not in said:  # another algorithm's
-                changes = {**_own_objects(custom_objects or {}), **kwargs}
-                return _adopt(cls, str(path), said, changes, parameters or {}, env, device)
-            unsaid = {name: value for name, value in cls._implied.items() if name not in said}
-            kwargs = {**unsaid, **kwargs}
-            model = super().load(path, env, device, custom_objects, False, force_reset, **kwargs)
-            model._check_arguments()
-            return model
+            if "n_steps" not in (said or {}):
+                raise DamagedCheckpointError(f"The data of {path} are none of an on-policy algorithm.")
+            return cls._from_pickles(
+                str(path), said or {}, parameters or {}, custom_objects or {}, kwargs, env, device
+            )
         file = read_model(path)
         if print_system_info:
             print("== CURRENT SYSTEM INFO ==")
@@ -150,7 +221,6 @@ class SafeAlgorithm(OnPolicyAlgorithm):
             print(file.system_info)
         data, parameters = _decode(cls, file, custom_objects or {}, kwargs)
         kwargs = cls._known_changes(kwargs, data)
-        data = {**cls._implied, **data}
         if "policy_kwargs" in kwargs:
             given, saved = kwargs.pop("policy_kwargs"), data["policy_kwargs"]
             if saved not in (given, cls._complete_policy_kwargs(given or {}, data["action_space"])):
@@ -166,6 +236,32 @@ class SafeAlgorithm(OnPolicyAlgorithm):
         given = {*kwargs, *(custom_objects or {})}
         model = build(cls, file.where, env, device, {**data, **kwargs}, given, parameters)
         model._put_parameters(parameters, True, device, file.where)
+        return model
+
+    @classmethod
+    def _from_pickles(
+        cls: type[_Self],
+        where: str,
+        said: dict[str, Any],
+        parameters: TensorDict,
+        objects: Mapping[str, Any],
+        changes: Mapping[str, Any],
+        env: GymEnv | None,
+        device: torch.device | str,
+    ) -> _Self:
+        """Build a model from a file of SB3's format: ACKTR's, or with another algorithm's policy."""
+        changes = cls._known_changes(changes, said)
+        if not is_ours(said):
+            return _adopt(
+                cls, where, said, {**_own_objects(objects), **changes}, parameters, env, device
+            )
+        data = {**current_data(said, where), **changes}
+        if env is not None:
+            env = cls._wrap_env(env, data.get("verbose", 0))
+            check_spaces(where, data, env)
+            data.update(n_envs=env.num_envs, _last_obs=None)
+        model = build(cls, where, env, device, data, {*changes, *objects}, parameters)
+        model._put_parameters(parameters, True, device, where)
         return model
 
     @classmethod
@@ -268,14 +364,14 @@ def _decode(
     if not isinstance(data, dict) or any(name not in data for name in NEEDED):
         raise DamagedCheckpointError(f"The data of {file.where} lack one of {', '.join(NEEDED)}.")
     # Given where nothing was stored. What no model has is left out, as SB3 does.
-    known = (constructor_arguments(cls) | data.keys()) - REPLACED.keys() - DERIVED
+    known = (constructor_arguments(cls) | data.keys()) - REPLACED.keys()
     data.update({name: value for name, value in given.items() if name in known})
     return data, components
 
 
 def _own_objects(given: Mapping[str, Any]) -> dict[str, Any]:
     """Leave out what is no part of this algorithm: scripts for PPO give ``clip_range`` at each load."""
-    return {n: value for n, value in given.items() if n not in REPLACED and n not in DERIVED}
+    return {n: value for n, value in given.items() if n not in REPLACED}
 
 
 # What of another algorithm's file means the same here.
@@ -327,3 +423,8 @@ def _arguments(cls: type) -> set[str]:
         base for base in cls.__mro__ if issubclass(base, SafeAlgorithm) and "__init__" in vars(base)
     ]
     return {name for base in bases for name in inspect.signature(base.__init__).parameters}
+
+
+def _settings(cls: type) -> list[str]:
+    """Name the arguments that a model keeps as attributes."""
+    return sorted(_arguments(cls) - {"self", "policy", "env", "device", "_init_setup_model"})

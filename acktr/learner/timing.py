@@ -16,9 +16,6 @@ class Timed(OnPolicyAlgorithm):
 
     _clock_ahead = 0  # of the wall clock before one that nobody sets, nanoseconds
 
-    def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_clock_ahead"]
-
     def _setup_learn(self, *args: Any, **kwargs: Any) -> Any:
         self._clock_ahead = _ahead()
         return super()._setup_learn(*args, **kwargs)

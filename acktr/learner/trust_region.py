@@ -16,46 +16,86 @@ holds a step.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from acktr import distributed
 from acktr.errors import DivergenceError
-
-if TYPE_CHECKING:
-    from acktr.learner.algorithm import ACKTR
+from acktr.kfac import KFAC
 
 KL_TOLERANCE = 1.5  # a step is rescaled if its measured KL is off by more than this factor
 MAX_RESCALES = 2  # of one step
 MAX_EXTENSION = 2.0  # no step is made longer than this at once
 MAX_ADAPTATION = 1.4  # of the bound, in one update
+LEAST_KL = 1e-12  # nats: a schedule ends at a radius of 0, and a loss of 0 leaves nothing to bound
 
 
-def check_loss(loss: Tensor, num_timesteps: int) -> None:
-    """Refuse a loss before any step is taken on it.
+class TrustRegion:
+    """Holds the KL of the actor's steps at its target.
 
-    :param loss: 0-dim tensor
-    :param num_timesteps: environment steps so far, for the message
-    :raises DivergenceError: the loss is not finite
+    :param feedback: whether the measured KL is fed back; else K-FAC's promise is all there is
     """
-    if not math.isfinite(loss.item()):
-        raise DivergenceError(
-            f"The loss is not finite at step {num_timesteps} and its step was not taken: lower "
-            "target_kl or raise damping, and look at the returns."
-        )
+
+    def __init__(self, feedback: bool = True) -> None:
+        self._feedback = feedback
+        self.scale = 1.0  # what the feedback multiplies the bound with
+        self.rescales = 0  # steps rescaled since the start
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the next update depends on."""
+        return {"scale": self.scale, "rescales": self.rescales}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Undo :meth:`state_dict`."""
+        self.scale, self.rescales = state["scale"], state["rescales"]
+
+    def metrics(self) -> dict[str, float]:
+        """Return what the log says of it."""
+        return {"kl_scale": self.scale, "kl_rescales": self.rescales}
+
+    def bound(self, kfac: KFAC, target_kl: float, rate: float, corrected_rate: float) -> None:
+        """Give K-FAC the bounds of its next step.
+
+        :param target_kl: nats
+        :param rate: eta_max, in K-FAC's natural gradients
+        :param corrected_rate: eta_max, in natural gradients as the measured KL corrects them
+        """
+        group = kfac.param_groups[0]
+        group["target_kl"] = max(target_kl * self.scale, LEAST_KL)
+        group["lr"] = min(rate, corrected_rate * self.scale)
+
+    def settle(
+        self,
+        kfac: KFAC,
+        before: Sequence[Tensor],
+        measure: Callable[[], float],
+        target_kl: float,
+    ) -> float:
+        """Measure the step that K-FAC has made; feed it back and rescale it if it is far off.
+
+        :param kfac: after its step
+        :param before: its parameters before it
+        :param measure: measures the KL of the parameters as they are, nats
+        :param target_kl: nats; where it is 0 the step is left as it is
+        :return: the KL measured last, nats
+        :raises DivergenceError: the networks' outputs are not finite; the parameters are as before
+        """
+        params = kfac.param_groups[0]["params"]
+        kl = measure_or_restore(measure, params, before)
+        if self._feedback and target_kl > 0:
+            room = _room(kfac)
+            self.scale = adapt_scale(self.scale, kl, target_kl, room)
+            kl, rescales = rescale_step(params, before, measure, kl, target_kl, room)
+            self.rescales += rescales
+        return kl
 
 
-def check_own_loss(loss: Tensor, model: ACKTR) -> None:
-    """:func:`check_loss` before statistics are drawn, where no other rank must hear of it first.
-
-    Several ranks average losses and statistics in one message, and check before they use either. On an
-    accelerator a look would wait for it: there all losses are looked at after the steps.
-    """
-    if distributed.size() == 1 and not model.defer_checks:
-        check_loss(loss, model.num_timesteps)
+def _room(kfac: KFAC) -> float:
+    """How much longer the last step could have been before it met eta_max."""
+    info = kfac.last_step[0]
+    return (info.max_scale / info.step_scale.clamp_min(1e-12)).item()
 
 
 @torch.no_grad()

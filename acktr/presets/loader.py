@@ -6,7 +6,7 @@ what they name. Values of ``--set`` are YAML; a dotted key reaches into a mappin
 
 import difflib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from typing import Any, NamedTuple
 
@@ -14,8 +14,9 @@ from acktr.envs import lookup
 from acktr.envs.make import observes_images
 from acktr.errors import ConfigurationError
 from acktr.files.reading import parse_yaml, read_yaml
+from acktr.learner.moved import OF_BOTH_CRITICS
 from acktr.presets.received import check_received
-from acktr.presets.schema import Configuration, setting_names, unknown_setting, validate
+from acktr.presets.schema import GROUPS, Configuration, setting_names, unknown_setting, validate
 
 FAMILIES = ("classic", "mujoco", "atari", "pixels")
 FALLBACK, IMAGE_FALLBACK = "other", "images"  # sections of the presets for MuJoCo and Atari
@@ -63,7 +64,7 @@ def resolve(
         )
     sections, section, name = _find(preset, env_id)
     settings = _merge(sections.get("default", {}), sections.get(section, {}))
-    for override in overrides:
+    for override in _kind_first(overrides):
         _apply(settings, override)
     settings.update({k: v for k, v in (options or {}).items() if v is not None})
     settings.update(env_id=env_id, preset=name)
@@ -104,7 +105,7 @@ def resolve_resumed(
     :raises ConfigurationError: what is given contradicts the run, naming every such key
     """
     settings = dict(saved)
-    for override in overrides:
+    for override in _kind_first(overrides):
         _apply(settings, override)
     given = {key: value for key, value in (options or {}).items() if value is not None}
     # What "auto" stood for is in the saved settings.
@@ -117,17 +118,36 @@ def resolve_resumed(
         _apply(typed, override)
     check_received(settings, "the run's config.yaml", allow_import=allow_import, typed=typed)
     before, now = (validate(part, allow_import=allow_import) for part in (saved, settings))
-    differing = [
-        f"{key} is {new!r} and was {old!r}"
-        for key, old in before.model_dump().items()
-        if key not in CHANGEABLE and (new := now.model_dump()[key]) != old
-    ]
+    differing = differences(before.model_dump(), now.model_dump())
     if differing:
         raise ConfigurationError(
             f"The run cannot be resumed with other settings ({'; '.join(differing)}): leave them out, "
             "or begin a new run without --resume."
         )
     return now
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Name what differs between the settings of two runs that may not at a resume, with both values.
+
+    :param before: complete settings as plain values
+    :param now: likewise
+    """
+    return [
+        f"{key} is {new!r} and was {old!r}"
+        for key, old, new in _pairs(before, now)
+        if key not in CHANGEABLE and old != new
+    ]
+
+
+def _pairs(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    for key in now:
+        old, new = before.get(key, now[key]), now[key]
+        if key not in GROUPS:
+            yield key, old, new
+            continue
+        for name in dict.fromkeys([*old, *new]):
+            yield f"{key}.{name}", old.get(name), new.get(name)
 
 
 def _find(preset: str, env_id: str) -> tuple[dict[str, Any], str, str]:
@@ -190,6 +210,10 @@ def _apply(settings: dict[str, Any], override: str) -> None:
     keys = path.strip().split(".")
     if not separator or not all(keys):
         raise ConfigurationError(f"--set {override!r} is not of the form key=value.")
+    if keys == ["critic", "kind"]:
+        kind = _parse(text, f"--set {override!r}")
+        settings["critic"] = _merge_critic(settings.get("critic") or {}, {"kind": kind})
+        return
     known = setting_names()
     if keys[0] not in known:
         raise unknown_setting(keys[0], known, "--set")
@@ -219,8 +243,22 @@ def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
     for key, value in changes.items():
         inner = merged.get(key)
         both = isinstance(inner, Mapping) and isinstance(value, Mapping)
-        merged[key] = _merge(inner, value) if both else value  # type: ignore[arg-type]
+        merge = _merge_critic if key == "critic" else _merge
+        merged[key] = merge(inner, value) if both else value  # type: ignore[arg-type]
     return merged
+
+
+def _merge_critic(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge settings of a critic; one of another kind keeps what both kinds have in one meaning."""
+    kind = base.get("kind", "natural")
+    if changes.get("kind", kind) != kind:
+        base = {key: base[key] for key in OF_BOTH_CRITICS if key in base and key != "learning_rate"}
+    return _merge(base, changes)
+
+
+def _kind_first(overrides: Sequence[str]) -> list[str]:
+    """Choose the critic before anything is said of it."""
+    return sorted(overrides, key=lambda override: override.partition("=")[0].strip() != "critic.kind")
 
 
 def _parse(text: str, where: str) -> Any:

@@ -4,6 +4,8 @@ Settings of the run are the fields of :class:`Configuration`; the arguments of t
 are added to them from its signature, so that no hyperparameter is listed twice.
 """
 
+import collections.abc
+import dataclasses
 import difflib
 import functools
 import inspect
@@ -28,11 +30,17 @@ from acktr.envs.make import MAX_ENVS, MAX_FRAMES
 from acktr.errors import ConfigurationError
 from acktr.learner.algorithm import ACKTR
 from acktr.learner.foreign import REPLACED
-from acktr.learner.settings import valid_range
+from acktr.learner.migrations import CRITICS, parsed
+from acktr.learner.moved import GONE, MOVED, gone, new_key
+from acktr.learner.settings import Natural, valid_range
 from acktr.presets.classes import check_policy
+from acktr.schedules import TraceDecay
 
 # What the run itself decides about the constructor's arguments.
 _NOT_ARGUMENTS = {"self", "policy", "env", "seed", "device", "tensorboard_log", "_init_setup_model"}
+
+# Settings that are mappings of their own.
+GROUPS = ("normalize", "natural", "critic")
 
 # Beyond it floats, in which schedules and pictures count, skip numbers.
 Steps = Annotated[int, Field(gt=0, lt=2**53)]
@@ -93,21 +101,61 @@ class Configuration(_Strict):
     """What to do when a checkpoint cannot be written."""
 
     def algorithm_arguments(self) -> dict[str, Any]:
-        """Arguments for the ACKTR constructor, other than policy, env, seed and device."""
+        """Arguments for the ACKTR constructor, other than policy, env, seed and device.
+
+        :raises ConfigurationError: a schedule's name, or a value out of its range
+        """
         names = type(self).model_fields.keys() - Configuration.model_fields.keys()
-        return {name: getattr(self, name) for name in names}
+        return {name: _argument(name, getattr(self, name)) for name in names}
 
     def evaluation_interval(self) -> int:
         """Steps between evaluations during training, 0 for none."""
         return max(self.n_timesteps // 20, 1) if self.eval_interval is None else self.eval_interval
 
 
+def _argument(name: str, value: Any) -> Any:
+    """Turn a setting of YAML into an argument: names into schedules, mappings into settings."""
+    if isinstance(value, BaseModel):
+        of_group = {key: parsed(key, part) for key, part in value if key != "kind"}
+        kind = getattr(value, "kind", None)
+        return (Natural if kind is None else CRITICS[kind])(**of_group)
+    return parsed(name, value)
+
+
+def _typed(hint: Any) -> Any:
+    """Let a setting that may be a schedule be its name."""
+    arguments = typing.get_args(hint)
+    if any(typing.get_origin(part) is collections.abc.Callable for part in arguments):
+        return hint | str
+    return hint | str if TraceDecay in arguments else hint
+
+
+@functools.cache
+def _group(cls: type, kind: str | None) -> type[BaseModel]:
+    """Turn settings that check themselves into a model of their names and types."""
+    hints = typing.get_type_hints(cls)
+    fields: dict[str, Any] = {} if kind is None else {"kind": (Literal[kind], kind)}
+    for field in dataclasses.fields(cls):
+        default = field.default
+        if default is dataclasses.MISSING:
+            fields[field.name] = (hints[field.name], Field(default_factory=dict))
+        else:
+            fields[field.name] = (_typed(hints[field.name]), default)
+    return create_model(cls.__name__, __base__=_Strict, **fields)
+
+
 @functools.cache
 def complete_model() -> type[Configuration]:
     """:class:`Configuration` with one more field for each argument of the ACKTR constructor."""
     hints = typing.get_type_hints(ACKTR.__init__)
+    natural = _group(Natural, None)
+    critics = [_group(cls, kind) for kind, cls in CRITICS.items()]
+    groups: dict[str, Any] = {
+        "natural": (natural, natural()),
+        "critic": (Annotated[critics[0] | critics[1], Field(discriminator="kind")], critics[0]()),
+    }
     fields: dict[str, Any] = {
-        name: (hints.get(name, Any), parameter.default)
+        name: groups.get(name, (_typed(hints.get(name, Any)), parameter.default))
         for name, parameter in inspect.signature(ACKTR.__init__).parameters.items()
         if name not in _NOT_ARGUMENTS
     }
@@ -120,7 +168,7 @@ def setting_names() -> list[str]:
 
 
 def validate(settings: Mapping[str, Any], *, allow_import: bool = False) -> Configuration:
-    """Check a mapping of settings and fill in the defaults, ``normalize_value_targets`` by the rewards.
+    """Check a mapping of settings and fill in the defaults, ``normalize_targets`` by the rewards.
 
     :param settings: what a preset, the command line or a run's ``config.yaml`` gives
     :param allow_import: whether a class named as ``module:Class`` may be imported, which runs the
@@ -131,23 +179,35 @@ def validate(settings: Mapping[str, Any], *, allow_import: bool = False) -> Conf
     for name in settings:
         if not isinstance(name, str):  # YAML's keys may be anything
             raise unknown_setting(str(name), setting_names(), "the configuration")
-    try:
-        configuration = complete_model()(**settings)
-    except ValidationError as error:
-        raise ConfigurationError(_explain(error)) from error
-    if configuration.algorithm_arguments()["normalize_value_targets"] is None:
+    configuration = complete(settings)
+    arguments = configuration.algorithm_arguments()
+    if arguments["critic"].normalize_targets is None:
         # Not left to the constructor, which would not know what training had from the environment of an
         # evaluation.
-        wanted = not configuration.normalize.norm_reward
-        configuration = configuration.model_copy(update={"normalize_value_targets": wanted})
-    policy_kwargs = configuration.algorithm_arguments()["policy_kwargs"]
-    check_policy(configuration.policy, policy_kwargs, allow_import=allow_import)
+        wanted = {"normalize_targets": not configuration.normalize.norm_reward}
+        critic = configuration.critic.model_copy(update=wanted)  # type: ignore[attr-defined]  # a field
+        configuration = configuration.model_copy(update={"critic": critic})
+    check_policy(configuration.policy, arguments["policy_kwargs"], allow_import=allow_import)
     check_backend(configuration.backend)
     return configuration
 
 
+def complete(settings: Mapping[str, Any]) -> Configuration:
+    """Check names and types of settings, and fill in the defaults.
+
+    :raises ConfigurationError: for an unknown name or a value of another type
+    """
+    critic = settings.get("critic")
+    if isinstance(critic, Mapping):
+        settings = {**settings, "critic": {"kind": "natural", **critic}}
+    try:
+        return complete_model()(**settings)
+    except ValidationError as error:
+        raise ConfigurationError(_explain(error)) from error
+
+
 def unknown_setting(name: str, known: Iterable[str], where: str) -> ConfigurationError:
-    """Say that a setting does not exist, and which one was probably meant.
+    """Say that a setting does not exist, and where it is now, or which one was probably meant.
 
     :param name: the misspelt name
     :param known: the names that exist
@@ -156,7 +216,13 @@ def unknown_setting(name: str, known: Iterable[str], where: str) -> Configuratio
     known = sorted(known)
     nearest = difflib.get_close_matches(name, known, n=1)
     advice = f"did you mean {nearest[0]!r}?" if nearest else f"choose from {', '.join(known)}."
-    if name in REPLACED:  # a setting of A2C, PPO or another algorithm
+    if name in MOVED:
+        advice = f"it is now {new_key(name)}."
+        if name == "critic_norm":
+            advice = "it is now critic.kind, natural or adam."
+    elif name in GONE:
+        advice = f"{gone(name)}."
+    elif name in REPLACED:  # a setting of A2C, PPO or another algorithm
         advice = f"{REPLACED[name]}."
     return ConfigurationError(f"Unknown setting {name!r} in {where}: {advice}")
 
@@ -164,15 +230,22 @@ def unknown_setting(name: str, known: Iterable[str], where: str) -> Configuratio
 def _explain(error: ValidationError) -> str:
     problem = error.errors()[0]
     path = [str(part) for part in problem["loc"]]
+    model: type[BaseModel] = complete_model()
+    if path[0] == "critic" and len(path) > 1 and path[1] in CRITICS:
+        model = _group(CRITICS[path.pop(1)], None)
+    elif path[0] == "natural":
+        model = _group(Natural, None)
+    elif path[0] == "normalize":
+        model = Normalize
     if problem["type"] == "extra_forbidden":
-        nested = path[0] == "normalize" and len(path) > 1
-        model = Normalize if nested else complete_model()
-        where = "normalize" if nested else "the configuration"
+        where = path[0] if len(path) > 1 else "the configuration"
         return str(unknown_setting(path[-1], model.model_fields, where))
     # The rest of the path names the branch of a union: only a nested model has settings inside.
-    name = ".".join(path[:2]) if path[0] == "normalize" else path[0]
+    name = ".".join(path[:2]) if path[0] in ("normalize", "natural", "critic") else path[0]
     if problem["type"] == "missing":
         return f"The setting {name!r} is missing: give it in the preset or with --set {name}=VALUE."
+    if problem["type"].startswith("union_tag"):
+        name, problem = "critic.kind", {**problem, "msg": f"it must be {' or '.join(CRITICS)}"}
     wanted = valid_range(name)
     said = problem["msg"].lower() + (f"; it {wanted}" if wanted else "")
     return f"The setting {name} = {problem['input']!r} is not valid: {said}."

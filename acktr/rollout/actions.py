@@ -33,7 +33,7 @@ from acktr.networks.policies import CnnPolicy
 _METHODS = ("forward", "get_distribution", "_get_action_dist_from_latent", "extract_features")
 
 
-class Actor:
+class ActionSampler:
     """Draws raw actions from a policy as it is now: build one for each rollout.
 
     :param policy: in evaluation mode; its networks must not be exchanged while this is in use

@@ -1,10 +1,9 @@
-"""One rollout: where it is kept, as SB3's buffer gives it, and as the learner takes it."""
+"""Where a rollout is kept, and what SB3's buffer offers of it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import repeat
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,58 +15,10 @@ from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import Tensor
 
-from acktr import distributed
+from acktr.errors import ConfigurationError
 from acktr.networks.outputs import Outputs
+from acktr.rollout.batch import Observations, RolloutBatch
 from acktr.rollout.later import Asked
-
-Observations = Tensor | dict[str, Tensor]
-
-
-class RolloutBatch(NamedTuple):
-    """One rollout, flattened over steps and environments: B = n_steps n_envs.
-
-    :param observations: ``(B, *obs)``, or a dict of such tensors
-    :param actions: ``(B, action_dim)``; ``(B,)`` for Discrete
-    :param values: the critic's values when the rollout ended, ``(B,)``
-    :param advantages: ``(B,)``
-    :param returns: ``advantages + values``, ``(B,)``
-    """
-
-    observations: Observations
-    actions: Tensor
-    values: Tensor
-    advantages: Tensor
-    returns: Tensor
-
-    def sample(self, factor: int) -> RolloutBatch:
-        """Draw one sample in ``factor`` without replacement, at least one."""
-        return self._pick(self._shuffled()[: max(len(self.returns) // factor, 1)])
-
-    def minibatches(self, size: int | None, count: int) -> Iterator[tuple[Tensor | slice, RolloutBatch]]:
-        """Go through the shuffled batch in parts, and through it again in another order.
-
-        :param size: of each part; the last of a pass may be smaller. ``None`` for the whole batch
-        :param count: of parts
-        :return: which samples, and their part of the batch
-        """
-        if size is None:
-            yield from repeat((slice(None), self), count)
-            return
-        left = self._shuffled()
-        for _ in range(count):
-            if not len(left):
-                left = self._shuffled()
-            chosen, left = left[:size], left[size:]
-            yield chosen, self._pick(chosen)
-
-    def _shuffled(self) -> Tensor:
-        return torch.randperm(len(self.returns), device=self.returns.device)
-
-    def _pick(self, chosen: Tensor) -> RolloutBatch:
-        def pick(part: Observations) -> Any:
-            return {k: x[chosen] for k, x in part.items()} if isinstance(part, dict) else part[chosen]
-
-        return RolloutBatch(*map(pick, self))
 
 
 class RolloutStorage(RolloutBuffer):
@@ -104,8 +55,7 @@ class RolloutStorage(RolloutBuffer):
         BaseBuffer.__init__(self, buffer_size, observation_space, action_space, device, n_envs)
         self.gae_lambda = gae_lambda
         self.gamma = gamma
-        self.endings: distributed.Flags = (False, False)  # episodes seen cut by time, and ended before
-        self._asked = Asked(None)
+        self.asked = Asked(None)  # what the policy that acts is asked, and answers when it is read
         self._allocate()
         self.reset()
 
@@ -145,14 +95,28 @@ class RolloutStorage(RolloutBuffer):
         if self._shown:
             self._allocate()
 
-    def ask(self, outputs: Outputs | None) -> Asked:
-        """Take the policy to ask for what is not known, as long as it is the one that acts.
+    def begin(self, outputs: Outputs, n_steps: int) -> None:
+        """Begin a new rollout of the policy that acts now.
 
-        :param outputs: the policy's, before the rollout; ``None`` before its update
+        :param outputs: the policy's, to ask for what is not known, until :meth:`close`
+        :param n_steps: of each environment
+        :raises ConfigurationError: the storage is for another number of steps
         """
-        self._asked.close()
-        self._asked = Asked(outputs)
-        return self._asked
+        if n_steps != self.buffer_size:
+            raise ConfigurationError(
+                f"n_steps is {n_steps} now, and the model was built for rollouts of "
+                f"{self.buffer_size}: give n_steps to ACKTR or to ACKTR.load."
+            )
+        self.reset()
+        self._ask(outputs)
+
+    def close(self) -> None:
+        """Compute what somebody still holds and has not read: the policy will learn."""
+        self._ask(None)
+
+    def _ask(self, outputs: Outputs | None) -> None:
+        self.asked.close()
+        self.asked = Asked(outputs)
 
     def write(
         self, step: int, obs: Observations, actions: Tensor, rewards: np.ndarray, starts: np.ndarray
@@ -252,7 +216,7 @@ class RolloutStorage(RolloutBuffer):
     @property
     def values(self) -> np.ndarray:
         """The critic's, ``(n_steps, n_envs)``."""
-        self._complete("values", self._values, lambda obs, _: self._asked.values(obs))
+        self._complete("values", self._values, lambda obs, _: self.asked.values(obs))
         return _array(self._values)
 
     @values.setter
@@ -262,7 +226,7 @@ class RolloutStorage(RolloutBuffer):
     @property
     def log_probs(self) -> np.ndarray:
         """Of the actions, ``(n_steps, n_envs)``; computed when they are read, before the update."""
-        self._complete("log_probs", self._log_probs, lambda *batch: self._asked.log_probs(*batch))
+        self._complete("log_probs", self._log_probs, lambda *batch: self.asked.log_probs(*batch))
         return _array(self._log_probs)
 
     @log_probs.setter

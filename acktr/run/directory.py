@@ -24,7 +24,7 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ from acktr.files.durable import WriteErrors, open_plain, refuse_links, remove_fi
 from acktr.files.lock import Lock
 from acktr.files.model_file import NORMALIZATION, ModelPath, read_component
 from acktr.files.reading import read_yaml
+from acktr.learner.moved import current_settings
 from acktr.learner.saving import SafeAlgorithm
 from acktr.run.tables import Kept, ProgressTable, RunLogger, Table, read_table
 
@@ -150,10 +151,11 @@ class Run:
         self._write_json("versions.json", versions())
         write_file(self.path / _MARKER, text.encode())
 
-    def read_configuration(self) -> dict[str, Any]:
-        """Read ``config.yaml``.
+    def read_configuration(self, tell: Callable[[str], None] = lambda sentence: None) -> dict[str, Any]:
+        """Read ``config.yaml``; settings of an earlier version are brought to where they are now.
 
-        :raises CheckpointError: if it is damaged
+        :param tell: called with a sentence about each setting that is gone
+        :raises CheckpointError: if it is damaged, or a setting that is gone made a difference
         """
         path = self.path / _MARKER
         try:
@@ -163,7 +165,13 @@ class Run:
             raise CheckpointError(f"{path} cannot be read ({problem}): restore it.") from error
         if not isinstance(configuration, dict) or "env_id" not in configuration:
             raise CheckpointError(f"{path} is not the configuration of a run: env_id is missing.")
-        return configuration
+        try:
+            settings, notes = current_settings(configuration, str(path))
+        except (AttributeError, ConfigurationError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{path} cannot be used: {error}") from error
+        for note in notes:
+            tell(note)
+        return settings
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write ``result.json``: the figures that sum up the run."""

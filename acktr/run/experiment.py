@@ -22,7 +22,6 @@ from acktr.envs.video import Film, check_film_packages, prepare_rendering
 from acktr.errors import AcktrError, CheckpointError, ConfigurationError
 from acktr.files.durable import write_file
 from acktr.learner.algorithm import ACKTR
-from acktr.learner.settings import as_discount
 from acktr.networks.checks import try_networks
 from acktr.presets import Configuration, Normalize, validate
 from acktr.presets.classes import resolve_classes, resolve_policy
@@ -30,6 +29,7 @@ from acktr.presets.received import check_received
 from acktr.run.callbacks import Evaluation, play
 from acktr.run.directory import Run
 from acktr.run.training import Result, follow_training, run_training
+from acktr.schedules import as_discount
 
 # Environments of an evaluation start from seeds that training with small seeds does not use.
 _EVALUATION_SEED = 1_000_000

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,11 +18,13 @@ from acktr.files.checkpoints import Checkpoint
 from acktr.files.reading import MAX_TEXT, read_plain
 from acktr.learner.algorithm import ACKTR
 from acktr.presets import Configuration
-from acktr.presets.loader import CHANGEABLE
+from acktr.presets.loader import differences
+from acktr.presets.schema import complete
 from acktr.run.directory import Run, holds_run
 from acktr.run.remembered import check_run
 from acktr.run.state import check_learner, restore_learner
 from acktr.run.tables import read_columns
+from acktr.schedules import Horizon, Late, Linear
 
 # Versions that rounding may depend on.
 _NUMERICAL = ("python", "torch", "numpy", "gymnasium", "stable-baselines3", "mujoco", "envpool", "acktr")
@@ -51,13 +54,9 @@ def find_checkpoint(
     check_learner(model, checkpoint.components, str(checkpoint.path))
     state: Any = checkpoint.components.get("run")
     check_run(state, checkpoint.info, str(checkpoint.path))
-    saved = state["configuration"]
-    now = configuration.model_dump(mode="json")
-    differing = [
-        f"{key} is {now[key]!r} and was {saved[key]!r}"
-        for key in now
-        if key in saved and key not in CHANGEABLE and now[key] != saved[key]
-    ]
+    differing = differences(
+        complete(state["configuration"]).model_dump(mode="json"), configuration.model_dump(mode="json")
+    )
     if differing:
         raise CheckpointMismatchError(
             f"{checkpoint.path} was made with other settings than {run.path / 'config.yaml'} has now "
@@ -147,15 +146,20 @@ def _differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 def _other_end(saved: Mapping[str, Any], configuration: Configuration) -> list[str]:
     """Name schedules that fall to another end than they did."""
     before, now = saved.get("n_timesteps"), configuration.n_timesteps
-    named = [
-        name
-        for name, value in configuration.algorithm_arguments().items()
-        if isinstance(value, str)
-        and value.startswith(("lin_", "late_", "rise_", *(["auto_"] if name == "gamma" else [])))
-    ]
+    named = list(_scheduled(configuration.algorithm_arguments()))
     if before in (now, None) or not named:
         return []
     return [f"{', '.join(named)} ended at step {before:,} and end at {now:,} now"]
+
+
+def _scheduled(arguments: Mapping[str, Any]) -> Iterator[str]:
+    """Name the arguments, and parts of them, that change until the end."""
+    for name, value in arguments.items():
+        if isinstance(value, Linear | Late | Horizon):
+            yield name
+        elif dataclasses.is_dataclass(value):
+            own = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+            yield from (f"{name}.{inner}" for inner in _scheduled(own))
 
 
 def _refuse_lost_checkpoints(run: Run) -> None:

@@ -25,34 +25,17 @@ from acktr.envs.generators import set_legacy_state, set_python_state, set_state
 from acktr.envs.normalization import normalization_state, set_normalization_state
 from acktr.envs.state import NotCapturable, capture, restore
 from acktr.errors import DamagedCheckpointError
-from acktr.files.bundle import MANIFEST, check_size, pack, read_manifest, unpack
-from acktr.files.codec import Unstorable
-from acktr.learner.claims import check_observations, check_state, constructor_arguments
+from acktr.files.bundle import Packed, encode_part, pack_component
+from acktr.files.codec import Encoded, Unstorable
+from acktr.learner.claims import check_observations, check_parts, check_state
 from acktr.learner.fit import check_architecture
-from acktr.learner.saving import (
-    DERIVED,
-    SafeAlgorithm,
-)
+from acktr.learner.saving import EPISODES, PARTS, SafeAlgorithm
 
-# Attributes that each process has for itself.
-_OWN = ("_last_obs", "_last_episode_starts", "_last_original_obs", "ep_info_buffer", "ep_success_buffer")
-_EPISODES = ("ep_info_buffer", "ep_success_buffer")
+# Of what a learner goes on with, that of each process.
+_DEQUES = ("ep_info_buffer", "ep_success_buffer")
 _RANK = {"environment", "evaluation", "normalization", "attributes", "random"}
-# Attributes that the settings, the device or the clock decide.
-_NOT_STATE = {
-    "start_time",
-    *DERIVED,
-    "policy_class",
-    "action_noise",
-    "n_envs",
-    "rollout_buffer_class",
-    "rollout_buffer_kwargs",
-    "observation_space",
-    "action_space",
-    "used_precision",
-    "_stats_window_size",
-    "_total_timesteps",
-}
+# Counters that the clock, or who trains on, sets anew.
+_NOT_STATE = ("start_time", "_total_timesteps")
 
 Components = dict[str, Any]
 
@@ -64,55 +47,65 @@ def capture_learner(
 
     :param model: between two updates
     :param evaluation: the environments of evaluations, if there are any
-    :return: trees by name, and the reasons why going on from them is not exact, if there are any
+    :return: components by name, each encoded once and from now on independent of the learner, and the
+        reasons why going on from them is not exact, if there are any
     """
     reasons: list[str] = []
-    left_out = _left_out(model)
-    state = {name: value for name, value in vars(model).items() if name not in left_out}
-    for name in list(state):
-        try:
-            check_size(state[name])
-        except Unstorable as error:
-            del state[name]
-            reasons.append(f"the attribute {name} of {type(model).__name__} is no data ({error})")
     components: Components = {
-        name.replace("policy.", ""): part for name, part in model.get_parameters().items()
+        name.replace("policy.", ""): pack_component(name, part)
+        for name, part in model.get_parameters().items()
     }
-    assert model.env is not None
-    normalize = model.get_vec_normalize_env()
-    components["learner"] = state
-    own = {
-        "environment": _capture(model.env, "the environments", reasons),
-        "evaluation": None
-        if evaluation is None
-        else _capture(evaluation, "the environments of evaluations", reasons),
-        "normalization": None if normalize is None else normalization_state(normalize),
-        "attributes": {name: getattr(model, name) for name in _OWN},
-        "random": random_state(model.action_space),
-    }
-    for rank, files in enumerate(distributed.gather(_to_bytes({"state": own, "reasons": reasons}))):
-        of_rank = _from_bytes(files, f"rank {rank}")
-        components[f"rank-{rank}"] = of_rank["state"]
+    components["learner"] = _pack_learner(model, reasons)
+    own = _pack_rank(model, evaluation, reasons)
+    for rank, data in enumerate(distributed.gather(_to_bytes(own, reasons))):
+        components[f"rank-{rank}"], of_rank = _from_bytes(data)
         if rank:
-            reasons += [f"rank {rank}: {reason}" for reason in of_rank["reasons"]]
+            reasons += [f"rank {rank}: {reason}" for reason in of_rank]
     return components, reasons
 
 
-def _to_bytes(tree: Any) -> bytes:
-    """Turn a tree into bytes that can travel: the files of a bundle, one after the other."""
-    files = pack("checkpoint", {"rank": tree}, {})
-    head = json.dumps({name: len(data) for name, data in files.items()}).encode()
-    return len(head).to_bytes(8, "little") + head + b"".join(files.values())
+def _pack_learner(model: SafeAlgorithm, reasons: list[str]) -> Packed:
+    """Pack counters and the state of the parts; attributes of the user's own as far as they are data."""
+    state: dict[str, Any] = {n: x for n, x in model.state_dict().items() if n not in _NOT_STATE}
+    for name in [name for name in state if name not in (*model.remembered, PARTS)]:
+        try:
+            state[name] = encode_part(state[name], name)
+        except Unstorable as error:
+            del state[name]
+            reasons.append(f"the attribute {name} of {type(model).__name__} is no data ({error})")
+    return pack_component("learner", state)
 
 
-def _from_bytes(data: bytes, where: str) -> Any:
+def _pack_rank(model: SafeAlgorithm, evaluation: VecEnv | None, reasons: list[str]) -> Packed:
+    assert model.env is not None
+    normalize = model.get_vec_normalize_env()
+    state = {
+        "environment": _capture(model.env, "environment", "the environments", reasons),
+        "evaluation": None
+        if evaluation is None
+        else _capture(evaluation, "evaluation", "the environments of evaluations", reasons),
+        "normalization": None if normalize is None else normalization_state(normalize),
+        "attributes": {name: getattr(model, name) for name in EPISODES},
+        "random": random_state(model.action_space),
+    }
+    return pack_component("rank", state)
+
+
+def _to_bytes(packed: Packed, reasons: list[str]) -> bytes:
+    """Turn the state of a rank into bytes that can travel."""
+    head = json.dumps([len(packed.json), reasons]).encode()
+    return len(head).to_bytes(8, "little") + head + packed.json + packed.tensors
+
+
+def _from_bytes(data: bytes) -> tuple[Packed, list[str]]:
     start = 8 + int.from_bytes(data[:8], "little")
-    files = {}
-    for name, length in json.loads(data[8:start]).items():
-        files[name] = data[start : start + length]
-        start += length
-    manifest = read_manifest(files.pop(MANIFEST), "checkpoint", where)
-    return unpack(files, manifest, where)["rank"]
+    length, reasons = json.loads(data[8:start])
+    return Packed(data[start : start + length], data[start + length :], {}), reasons
+
+
+def trees(components: Mapping[str, Any]) -> Components:
+    """Return components as trees, whether they were packed or read."""
+    return {n: c.tree(n) if isinstance(c, Packed) else c for n, c in components.items()}
 
 
 def check_learner(model: SafeAlgorithm, components: Mapping[str, Any], where: str) -> None:
@@ -124,6 +117,7 @@ def check_learner(model: SafeAlgorithm, components: Mapping[str, Any], where: st
     :raises CheckpointMismatchError: another architecture
     :raises DamagedCheckpointError: a component is missing
     """
+    components = trees(components)
     needed = {*(name.replace("policy.", "") for name in model._get_torch_save_params()[0])}
     for name in ("learner", "rank-0", *sorted(needed)):
         if name not in components:
@@ -131,11 +125,11 @@ def check_learner(model: SafeAlgorithm, components: Mapping[str, Any], where: st
     check_architecture(model, components["policy"], where)
     if not all(bool(x.isfinite().all()) for x in components["policy"].values()):
         raise DamagedCheckpointError(f"The parameters in {where} are not finite.")
-    learner, excluded = components["learner"], _left_out(model)
+    learner = components["learner"]
     if not isinstance(learner, Mapping):
         raise DamagedCheckpointError(f"The attributes in {where} are no mapping.")
-    kept = {name: value for name, value in learner.items() if name in vars(model).keys() - excluded}
-    check_state(model, kept, (), where)
+    check_state(model, _counters(model, learner), (), where)
+    check_parts(model.parts, learner.get(PARTS), where)
     for name in {"rank-0", f"rank-{distributed.rank()}"} & components.keys():
         own = components[name]
         if (
@@ -145,9 +139,9 @@ def check_learner(model: SafeAlgorithm, components: Mapping[str, Any], where: st
         ):
             raise DamagedCheckpointError(f"{name} of {where} lacks a part, or is none.")
         attributes = own["attributes"]
-        if set(_OWN) - attributes.keys():
+        if set(EPISODES) - attributes.keys():
             raise DamagedCheckpointError(f"{name} of {where} lacks an attribute.")
-        check_state(model, {key: attributes[key] for key in _EPISODES}, (), where)
+        check_state(model, {key: attributes[key] for key in _DEQUES}, (), where)
 
 
 def restore_learner(
@@ -162,14 +156,13 @@ def restore_learner(
     :return: what could not be restored, so that going on is not exact; empty if all was
     :raises CheckpointError: the state is of another learner
     """
+    components = trees(components)
     check_learner(model, components, where)
     names = model._get_torch_save_params()[0]
     parameters = {name: components[name.replace("policy.", "")] for name in names}
     model._put_parameters(parameters, True, model.device, where)
-    states = vars(model).keys() - _left_out(model)
-    for name, value in components["learner"].items():
-        if name in states:
-            setattr(model, name, value)
+    vars(model).update(_counters(model, components["learner"]))
+    model.load_parts(components["learner"][PARTS], where)
     made_by = sum(name.startswith("rank-") for name in components)
     assert model.env is not None
     if made_by != distributed.size():
@@ -183,7 +176,7 @@ def restore_learner(
     problems: list[str] = []
     check_observations(model, own["attributes"], model.env.num_envs, where)
     if own["environment"] is not None and _restore(model.env, own["environment"], problems):
-        for name in _OWN:
+        for name in EPISODES:
             setattr(model, name, own["attributes"][name])
     else:
         _begin_anew(model, own)
@@ -194,19 +187,18 @@ def restore_learner(
     return problems
 
 
-def _left_out(model: SafeAlgorithm) -> set[str]:
-    excluded = {*model._excluded_save_params(), *_NOT_STATE, *_OWN}
-    return excluded | constructor_arguments(type(model))
+def _counters(model: SafeAlgorithm, learner: Mapping[str, Any]) -> dict[str, Any]:
+    """Return counters, and attributes of the user's own that this learner has too."""
+    names = model.state_dict().keys() - {PARTS, *_NOT_STATE}
+    return {name: value for name, value in learner.items() if name in names}
 
 
-def _capture(env: VecEnv, what: str, reasons: list[str]) -> Any:
+def _capture(env: VecEnv, name: str, what: str, reasons: list[str]) -> Encoded | None:
     try:
-        state = capture(env)
-        check_size(state)
+        return encode_part(capture(env), name)
     except (NotCapturable, Unstorable) as error:
         reasons.append(f"{what} begin anew: {error}")
         return None
-    return state
 
 
 def _restore(env: VecEnv, state: Any, problems: list[str]) -> bool:
@@ -228,7 +220,7 @@ def _begin_anew(model: SafeAlgorithm, own: Mapping[str, Any]) -> None:
     model._last_episode_starts = np.ones(model.env.num_envs, dtype=bool)
     if normalize is not None:
         model._last_original_obs = normalize.get_original_obs()
-    for name in _EPISODES:
+    for name in _DEQUES:
         setattr(model, name, own["attributes"][name])
 
 

@@ -1,0 +1,98 @@
+"""From the layout that saved learners had in 0.1.0 to that of now."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from acktr.files.bundle import MIGRATIONS
+from acktr.learner.moved import GONE, MOVED, current_settings
+from acktr.learner.settings import AdamCritic, Natural, NaturalCritic
+from acktr.schedules import parse
+
+CRITICS = {"natural": NaturalCritic, "adam": AdamCritic}
+_SCHEDULES = ("learning_rate", "target_kl", "std_scale", "gamma", "gae_lambda")
+# Attribute in 0.1.0: part, name in its state, and what it was before the attribute existed.
+_OF_PARTS: Mapping[str, tuple[str, str, Any]] = {
+    "endings": ("discount", "endings", (False, False)),
+    "time_limit": ("discount", "time_limit", None),
+    "advantage_variance": ("advantage_scale", "variance", 0.0),
+    "advantage_count": ("advantage_scale", "count", 0),
+    "bellman_std": ("value_scale", "bellman_std", 1.0),
+    "noise_scale": ("noise", "scale", None),
+    "kl_scale": ("trust_region", "scale", 1.0),
+    "kl_rescales": ("trust_region", "rescales", 0),
+}
+# Attributes that were kept, and that settings or the device decide.
+_DERIVED = {
+    *("lr_schedule", "target_kl_schedule", "gamma_schedule", "std_scale_schedule"),
+    *("corrected_lr_schedule", "critic_lr_schedule", "used_precision", "defer_checks"),
+    *("use_sde", "sde_sample_freq", "max_grad_norm", "action_noise"),
+    *("rollout_buffer_class", "rollout_buffer_kwargs"),
+}
+
+
+def is_ours(data: Mapping[str, Any]) -> bool:
+    """Whether attributes are those of an ACKTR, and of no other algorithm."""
+    return "kfac_kwargs" in data or "natural" in data
+
+
+def current_data(data: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Turn what a saved learner says of itself into the layout of now.
+
+    :param data: arguments and attributes by name, of 0.1.0 or of now
+    :param where: names the file
+    :raises ConfigurationError: a setting that is gone made a difference
+    """
+    if "parts" in data:
+        return dict(data)
+    state: dict[str, dict[str, Any]] = {}
+    for name, (part, key, before) in _OF_PARTS.items():
+        state.setdefault(part, {})[key] = data.get(name, before)
+    state["value_scale"]["begun"] = bool(data.get("_n_updates"))
+    left_out = {*_OF_PARTS, *_DERIVED, *MOVED, *GONE}
+    kept = {name: value for name, value in data.items() if name not in left_out}
+    return {**kept, **_settings(data, where), "parts": state}
+
+
+def _settings(data: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Build the settings of a model; none of what is no model but a checkpoint's state."""
+    if "natural" in data or "kfac_kwargs" not in data:
+        return {}
+    # Models from before it existed predicted returns as they are.
+    flat = {"normalize_value_targets": False, **data}
+    nested, _ = current_settings(flat, where)
+    natural, critic = nested.get("natural", {}), nested.get("critic", {})
+    settings = {name: parsed(name, nested[name]) for name in _SCHEDULES if name in nested}
+    kind = CRITICS[critic.pop("kind", "natural")]
+    return {
+        **settings,
+        "natural": Natural(**{name: parsed(name, value) for name, value in natural.items()}),
+        "critic": kind(**{name: parsed(name, value) for name, value in critic.items()}),
+    }
+
+
+def parsed(name: str, value: Any) -> Any:
+    """Return the schedule that a string names; what no schedule may stand for stays as it is.
+
+    :param name: of the setting, without its group
+    :param value: as YAML, or as 0.1.0, has it
+    """
+    is_schedule = name in _SCHEDULES or name.endswith("learning_rate")
+    return parse(name, value) if is_schedule and isinstance(value, str) else value
+
+
+def _components_of_version_1(components: dict[str, Any], where: str) -> dict[str, Any]:
+    """Migrate a saved model, whose attributes are ``data``, or a checkpoint, whose are ``learner``."""
+    migrated = dict(components)
+    for name in ("data", "learner"):
+        if isinstance(components.get(name), Mapping):
+            migrated[name] = current_data(components[name], where)
+    run = components.get("run")
+    if isinstance(run, Mapping) and isinstance(run.get("configuration"), Mapping):
+        settings, _ = current_settings(run["configuration"], where)
+        migrated["run"] = {**run, "configuration": settings}
+    return migrated
+
+
+MIGRATIONS[1] = _components_of_version_1
