@@ -23,7 +23,7 @@ from acktr.cli.record import record
 from acktr.cli.stop import INTERRUPTED, ignore_signals
 from acktr.cli.train import train
 from acktr.errors import AcktrError, ConfigurationError
-from acktr.run.output import dropping, occupy_standard_descriptors
+from acktr.files.streams import dropping, occupy_standard_descriptors
 
 _COMMANDS: dict[str, Callable[..., int]] = {
     "train": train,

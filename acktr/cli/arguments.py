@@ -2,7 +2,7 @@
 
 import re
 
-from acktr.cli.units import whole_number
+from acktr.run.units import whole_number
 
 
 def given_number(option: str, text: str | None) -> int | None:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import Positional, arg
 
 from acktr.cli.arguments import given_number
-from acktr.cli.units import duration, whole_number
 from acktr.errors import printable
+from acktr.run.units import duration, whole_number
 
 if TYPE_CHECKING:
     from acktr.compare.comparison import Comparison

@@ -5,8 +5,8 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from acktr.cli.units import whole_number
 from acktr.errors import printable
+from acktr.run.units import whole_number
 
 
 def evaluate(
@@ -26,7 +26,7 @@ def evaluate(
     :param allow_import: import modules and open files that config.yaml of the run names: runs their code
     """
     from acktr.run.directory import Run
-    from acktr.run.experiment import evaluate as evaluate_run
+    from acktr.run.play import evaluate as evaluate_run
 
     count = whole_number("--episodes", episodes)
     opened = Run.open(run)

@@ -6,7 +6,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from acktr.cli.arguments import given_number
-from acktr.cli.units import whole_number
+from acktr.run.units import whole_number
 
 
 def record(
@@ -30,7 +30,7 @@ def record(
     :param allow_import: import modules and open files that config.yaml of the run names: runs their code
     """
     from acktr.run.directory import Run
-    from acktr.run.experiment import record as record_run
+    from acktr.run.play import record as record_run
 
     count, number = whole_number("--episodes", episodes), given_number("--seed", seed)
     path, evaluation = record_run(

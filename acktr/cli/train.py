@@ -9,8 +9,8 @@ from tyro.conf import Positional, UseAppendAction, arg
 
 from acktr.cli.arguments import given_number
 from acktr.cli.stop import StopOnSignal
-from acktr.cli.units import duration
 from acktr.errors import CheckpointError, CheckpointWriteError, printable
+from acktr.run.units import duration
 
 if TYPE_CHECKING:
     from acktr.run.directory import Run

@@ -12,10 +12,9 @@ import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 
 from acktr.errors import CheckpointError
-from acktr.run.directory import Run, Table, read_table
+from acktr.run.directory import Run
+from acktr.run.tables import SCORE_WINDOW, Table, read_table
 
-# The score at a step is the mean return of this many last episodes.
-SCORE_WINDOW = 100
 N_POINTS = 100
 COLUMNS = ("steps", "seconds", "cpu_seconds", "return")
 _TIMES = COLUMNS[:3]

@@ -16,20 +16,17 @@ from stable_baselines3.common.atari_wrappers import AtariWrapper
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
-from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
 from torch import nn
 
 from acktr.envs.lookup import evaluation_limit, family, find_spec, is_atari, is_installed
 from acktr.envs.pixels import FRAME_STACK, make_pixel_env, pixel_arguments
-from acktr.envs.spaces import fits_convolutions, numbers_alone
+from acktr.envs.spaces import fitting_policy, numbers_alone
 from acktr.errors import ConfigurationError
-from acktr.networks.policies import PixelCNN
+from acktr.presets.classes import resolve_classes
+from acktr.schedules import parse
 
 PEERS = ("a2c", "ppo", "trpo")
-# What the values of the YAML may name.
-_CLASSES: dict[str, Any] = {"ReLU": nn.ReLU, "Tanh": nn.Tanh, "ELU": nn.ELU}
-_CLASSES |= {"RMSpropTFLike": RMSpropTFLike, "PixelCNN": PixelCNN}
 _SCHEDULES = ("learning_rate", "clip_range")
 _NOT_ARGUMENTS = (
     "n_timesteps",
@@ -96,7 +93,7 @@ def build_model(algo: str, env_id: str, settings: Mapping[str, Any], seed: int) 
     arguments = {key: value for key, value in settings.items() if key not in _NOT_ARGUMENTS}
     for key in _SCHEDULES:
         if isinstance(arguments.get(key), str):
-            arguments[key] = LinearSchedule(float(arguments[key].removeprefix("lin_")), 0.0, 1.0)
+            arguments[key] = parse(key, arguments[key])
     if "policy_kwargs" in arguments:
         arguments["policy_kwargs"] = _with_classes(arguments["policy_kwargs"])
     # Small networks gain nothing from an accelerator, and SB3 warns of one.
@@ -174,9 +171,8 @@ def _find_entry(entries: Mapping[str, Any], env_id: str) -> str:
 
 def _fitting_policy(policy: str, observation_space: spaces.Space) -> str:
     """Take the policy for images or dictionaries where the Zoo's default cannot read them well."""
-    if isinstance(observation_space, spaces.Dict):
-        return "MultiInputPolicy"
-    return "CnnPolicy" if fits_convolutions(observation_space) else policy
+    fitting = fitting_policy(observation_space)
+    return policy if fitting == "MlpPolicy" else fitting
 
 
 def _class(algo: str) -> type[OnPolicyAlgorithm]:
@@ -189,6 +185,7 @@ def _class(algo: str) -> type[OnPolicyAlgorithm]:
 
 
 def _with_classes(policy_kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        key: _CLASSES[value] if isinstance(value, str) else value for key, value in policy_kwargs.items()
-    }
+    kwargs = resolve_classes(policy_kwargs)
+    if kwargs.get("optimizer_class") == "RMSpropTFLike":
+        kwargs["optimizer_class"] = RMSpropTFLike
+    return kwargs

@@ -14,13 +14,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
-from acktr.cli.units import duration
+from acktr.compare.process import can_go_on, write_job
 from acktr.compare.store import Store
-from acktr.compare.trial import Trial, can_go_on, complete_settings, settings_hash, write_job
+from acktr.compare.trial import Trial, complete_settings, settings_hash
 from acktr.errors import ConfigurationError
 from acktr.files.durable import WriteErrors, create_file, refuse_links
+from acktr.run.units import duration
 
-_PROGRAM = (sys.executable, "-m", "acktr.compare.trial")
+_PROGRAM = (sys.executable, "-m", "acktr.compare.process")
 _SECONDS_BETWEEN_LOOKS = 0.1
 _SECONDS_TO_END = 10.0
 Cores = tuple[int, ...] | None  # those that a process may use; None for any

@@ -23,16 +23,17 @@ from typing import TYPE_CHECKING, Any
 
 from acktr.compare.curve import COLUMNS as CURVE_COLUMNS
 from acktr.compare.curve import MILESTONES
+from acktr.compare.trial import Outcome, Trial, file_name, settings_hash
 from acktr.errors import CheckpointError, ConfigurationError
 from acktr.files.durable import WriteErrors, refuse_links, write_file
 from acktr.files.lock import Lock
 from acktr.files.reading import read_plain
-from acktr.run.directory import read_table, versions
+from acktr.run.tables import read_table
+from acktr.run.versions import versions
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from acktr.compare.trial import Outcome, Trial
 
 COLUMNS = (
     "env", "label", "seed", "algo", "n_timesteps", "steps", "episodes", "last_100_return", "eval_mean",
@@ -70,7 +71,7 @@ class Store:
             raise CheckpointError(f"{self.table} is not a table of trials: restore it, or remove it.")
         return rows
 
-    def find(self, trial: "Trial") -> dict[str, str] | None:
+    def find(self, trial: Trial) -> dict[str, str] | None:
         """Return the row of a trial, ``None`` if there is none, whatever settings it was made with."""
         name = _name(trial)
         return next((row for row in self.rows() if _key(row) == name), None)
@@ -97,7 +98,7 @@ class Store:
                 f"{self.path} cannot be written ({error.strerror}): give another directory with --out."
             ) from error
 
-    def folder(self, trial: "Trial") -> Path:
+    def folder(self, trial: Trial) -> Path:
         """Return the folder for the files of a trial.
 
         :raises UnsafeCheckpointError: it is a link
@@ -107,8 +108,8 @@ class Store:
 
     def add(
         self,
-        trial: "Trial",
-        outcome: "Outcome",
+        trial: Trial,
+        outcome: Outcome,
         settings: Mapping[str, Any],
         session: Mapping[str, Any],
     ) -> None:
@@ -121,8 +122,6 @@ class Store:
         :param settings: all of them
         :param session: as :func:`session` returned it when training began
         """
-        from acktr.compare.trial import settings_hash
-
         hashed, session_id = settings_hash(settings), _digest(session)
         curve = [
             (p.steps, f"{p.seconds:.2f}", f"{p.cpu_seconds:.2f}", _number(p.mean_return, "nan"))
@@ -153,8 +152,6 @@ class Store:
         :return: the number of its rows
         :raises CheckpointError: if it holds no results, or a row lacks its files; nothing is taken then
         """
-        from acktr.compare.trial import file_name
-
         rows = other.rows()
         if not rows:
             raise CheckpointError(f"{other.path} holds no results: there is no runs.csv with a row.")
@@ -232,7 +229,7 @@ def session(command: str, threads: int = 1) -> dict[str, Any]:
     }
 
 
-def _name(trial: "Trial") -> tuple[str, str, str]:
+def _name(trial: Trial) -> tuple[str, str, str]:
     return trial.env_id, trial.label, str(trial.seed)
 
 

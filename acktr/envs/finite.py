@@ -11,6 +11,16 @@ from acktr.envs.resets import TellsResets
 from acktr.errors import DivergenceError, WorkerError
 
 
+def is_finite(values: np.ndarray) -> bool:
+    """Whether all numbers of an array are finite; integers, such as images, always are."""
+    return values.dtype.kind != "f" or bool(np.isfinite(values).all())
+
+
+def not_finite(values: np.ndarray) -> np.ndarray:
+    """Return the numbers of the environments, ``(n_envs, ...)``, that gave one that is not finite."""
+    return np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(axis=1))
+
+
 class VecCheckFinite(TellsResets, VecEnvWrapper):
     """Raise :class:`~acktr.errors.DivergenceError` when an environment returns NaN or infinity.
 
@@ -42,7 +52,7 @@ class VecCheckFinite(TellsResets, VecEnvWrapper):
                 f"The environments returned rewards of the shape {rewards.shape} and dones of the shape "
                 f"{dones.shape} for {self.num_envs} environments: a reward must be a number."
             )
-        if not np.isfinite(rewards).all():
+        if not is_finite(rewards):
             self._refuse("reward", rewards)
         self._check_observations(observations)
         if dones.any():
@@ -60,19 +70,17 @@ class VecCheckFinite(TellsResets, VecEnvWrapper):
                     f"The environments returned observations {key} of the shape {part.shape[1:]}, where "
                     f"their space has {space.shape}: mend them or their observation_space."
                 )
-            # Integers, such as images, are always finite.
-            if part.dtype.kind == "f" and not np.isfinite(part).all():
+            if not is_finite(part):
                 self._refuse(f"observation {key}".rstrip(), part)
 
     def _check_terminal(self, index: int, observation: Any) -> None:
         parts = observation.values() if isinstance(observation, dict) else (observation,)
         for part in parts:
-            if part is not None and not np.isfinite(part).all():
+            if part is not None and not is_finite(np.asarray(part)):
                 self._raise("last observation", index, np.asarray(part))
 
     def _refuse(self, what: str, values: np.ndarray) -> None:
-        finite = np.isfinite(values).reshape(self.num_envs, -1).all(axis=1)
-        index = int(np.flatnonzero(~finite)[0])
+        index = int(not_finite(values)[0])
         self._raise(what, index, np.asarray(values[index]))
 
     def _raise(self, what: str, index: int, values: np.ndarray) -> None:

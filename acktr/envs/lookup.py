@@ -114,6 +114,11 @@ def is_atari(spec: EnvSpec) -> bool:
     return _origin(spec) is _ATARI
 
 
+# Environments of an evaluation start from seeds that training with small seeds does not use.
+EVALUATION_SEED = 1_000_000
+MAX_EVALUATION_ENVS = 10
+
+
 def evaluation_limit(env_id: str) -> dict[str, int]:
     """Return arguments for ``gymnasium.make`` by which an evaluation ends.
 

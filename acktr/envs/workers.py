@@ -23,7 +23,7 @@ from stable_baselines3.common.vec_env.base_vec_env import CloudpickleWrapper, Ve
 from stable_baselines3.common.vec_env.subproc_vec_env import _stack_obs, _worker
 
 from acktr.errors import WorkerError
-from acktr.run.output import dropping
+from acktr.files.streams import dropping
 
 _STOPS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
 

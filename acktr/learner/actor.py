@@ -15,8 +15,9 @@ from torch import Tensor
 from acktr import distributed
 from acktr.kfac import KFAC
 from acktr.kfac.exact import mean_kl
-from acktr.learner.natural_step import NaturalStep, Undo, check_losses, learns, without_graph
+from acktr.learner.natural_step import NaturalStep, check_losses, learns, without_graph
 from acktr.learner.trust_region import TrustRegion
+from acktr.learner.undo import Undo
 from acktr.learner.value_scale import ValueScale
 from acktr.networks.outputs import Evaluation, Outputs
 from acktr.rollout.batch import RolloutBatch
@@ -92,18 +93,17 @@ class ActorUpdate:
         """
         self._ent_coef, self._limited = limits.ent_coef, math.isfinite(limits.corrected_rate)
         self._trust_region.bound(self.kfac, limits.target_kl, limits.rate, limits.corrected_rate)
-        before = [p.detach().clone() for p in self.kfac.param_groups[0]["params"]]
+        undo = Undo(self.kfac)
         noisy = self._outputs.noisy
         held = self._without_noise(batch).distributions if noisy else None
-        undo = Undo(self.kfac) if self._deferred else None
         losses, part, old = self._step(self, batch)
         # A copy for this rollout: what a distribution has worked out of itself it does not work out
         # again, though a CUDA graph writes new parameters into it.
         old = [without_graph(d) for d in old]
-        if undo is not None:
+        if self._deferred:
             check_losses([losses["loss"].clone()], undo)
         measure = partial(self._measure, held or old, batch if noisy else part)
-        kl = self._trust_region.settle(self.kfac, before, measure, limits.target_kl)
+        kl = self._trust_region.settle(self.kfac, undo, measure, limits.target_kl)
         return {name: loss for name, loss in losses.items() if name != "loss"}, kl
 
     def metrics(self) -> dict[str, Any]:

@@ -12,8 +12,9 @@ from torch.optim import Adam, Optimizer
 
 from acktr.kfac import KFAC, Graphs
 from acktr.kfac.exact import detached, mean_kl
-from acktr.learner.natural_step import NaturalStep, Undo, check_losses, learns, run, take_step
+from acktr.learner.natural_step import NaturalStep, check_losses, learns, run, take_step
 from acktr.learner.settings import AdamCritic, NaturalCritic
+from acktr.learner.undo import Undo
 from acktr.learner.value_scale import ValueScale
 from acktr.networks.outputs import Outputs
 from acktr.rollout.batch import RolloutBatch

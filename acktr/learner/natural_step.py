@@ -17,6 +17,7 @@ from acktr.kfac import KFAC, Graphs
 from acktr.kfac.exact import detached
 from acktr.kfac.graphs import CaptureError
 from acktr.learner.trust_region import LEAST_KL
+from acktr.learner.undo import Undo
 from acktr.rollout.batch import RolloutBatch
 
 
@@ -201,31 +202,6 @@ def check_loss(loss: Tensor) -> None:
             "The loss is not finite and its step was not taken: lower target_kl or raise damping, and "
             "look at the returns."
         )
-
-
-class Undo:
-    """Takes an update back: what an optimiser moves, as it was.
-
-    :param optimizer: whose parameters and their state are copied
-    """
-
-    def __init__(self, optimizer: Optimizer) -> None:
-        self._optimizer = optimizer
-        self._params = [p for group in optimizer.param_groups for p in group["params"]]
-        self._before = [x.detach().clone() for x in self._tensors()]
-
-    def _tensors(self) -> list[Tensor]:
-        state = [x for p in self._params for x in self._optimizer.state.get(p, {}).values()]
-        return [*self._params, *(x for x in state if isinstance(x, Tensor))]
-
-    @torch.no_grad()
-    def __call__(self) -> None:
-        """Put everything back."""
-        places = self._tensors()
-        for place, value in zip(places, self._before, strict=False):  # parameters come first
-            place.copy_(value)
-        if len(places) > len(self._before):
-            self._optimizer.state.clear()  # there was none yet
 
 
 def check_losses(losses: list[Tensor], undo: Undo) -> None:

@@ -16,14 +16,14 @@ holds a step.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from acktr.errors import DivergenceError
 from acktr.kfac import KFAC
+from acktr.learner.undo import Undo
 
 KL_TOLERANCE = 1.5  # a step is rescaled if its measured KL is off by more than this factor
 MAX_RESCALES = 2  # of one step
@@ -69,25 +69,24 @@ class TrustRegion:
     def settle(
         self,
         kfac: KFAC,
-        before: Sequence[Tensor],
+        undo: Undo,
         measure: Callable[[], float],
         target_kl: float,
     ) -> float:
         """Measure the step that K-FAC has made; feed it back and rescale it if it is far off.
 
         :param kfac: after its step
-        :param before: its parameters before it
+        :param undo: made before it
         :param measure: measures the KL of the parameters as they are, nats
         :param target_kl: nats; where it is 0 the step is left as it is
         :return: the KL measured last, nats
-        :raises DivergenceError: the networks' outputs are not finite; the parameters are as before
+        :raises DivergenceError: the networks' outputs are not finite; the step is taken back
         """
-        params = kfac.param_groups[0]["params"]
-        kl = measure_or_restore(measure, params, before)
+        kl = measure_or_undo(measure, undo)
         if self._feedback and target_kl > 0:
             room = _room(kfac)
             self.scale = adapt_scale(self.scale, kl, target_kl, room)
-            kl, rescales = rescale_step(params, before, measure, kl, target_kl, room)
+            kl, rescales = rescale_step(undo, measure, kl, target_kl, room)
             self.rescales += rescales
         return kl
 
@@ -98,21 +97,16 @@ def _room(kfac: KFAC) -> float:
     return (info.max_scale / info.step_scale.clamp_min(1e-12)).item()
 
 
-@torch.no_grad()
-def measure_or_restore(
-    measure: Callable[[], float], params: Sequence[nn.Parameter], before: Sequence[Tensor]
-) -> float:
+def measure_or_undo(measure: Callable[[], float], undo: Undo) -> float:
     """Measure the KL of a step; take back a step that left the networks without finite outputs.
 
     :param measure: measures the KL of the parameters as they are, nats
-    :param params: as they are after the step
-    :param before: what they were before it
-    :raises DivergenceError: the outputs are not finite; the parameters are as before the step
+    :param undo: made before the step
+    :raises DivergenceError: the outputs are not finite; the step is taken back
     """
     kl = measure()
     if not math.isfinite(kl):
-        for p, start in zip(params, before, strict=True):
-            p.copy_(start)
+        undo()
         raise DivergenceError(
             "The last step made the networks' outputs not finite and was taken back: lower target_kl or "
             "learning_rate, or raise damping."
@@ -138,8 +132,7 @@ def adapt_scale(scale: float, kl: float, target_kl: float, room: float) -> float
 
 @torch.no_grad()
 def rescale_step(
-    params: Sequence[nn.Parameter],
-    before: Sequence[Tensor],
+    undo: Undo,
     measure: Callable[[], float],
     kl: float,
     target_kl: float,
@@ -149,21 +142,20 @@ def rescale_step(
 
     KL grows with the square of the step, so ``sqrt(target_kl / kl)`` is the factor to try.
 
-    :param params: as they are after the step
-    :param before: what they were before it
+    :param undo: made before the step
     :param measure: measures the KL of the parameters as they are, nats
     :param kl: measured after the step, nats
     :param target_kl: nats
     :param room: how much longer the step may become before it meets eta_max
     :return: the KL measured last, and how often the step was rescaled
-    :raises DivergenceError: as :func:`measure_or_restore`
+    :raises DivergenceError: as :func:`measure_or_undo`
     """
     for rescales in range(MAX_RESCALES):
         factor = min((target_kl / max(kl, 1e-12)) ** 0.5, MAX_EXTENSION, room)
         if not factor or 1.0 / KL_TOLERANCE <= factor**2 <= KL_TOLERANCE:
             return kl, rescales
         room /= factor
-        for p, start in zip(params, before, strict=True):
+        for p, start in zip(undo.params, undo.before, strict=True):
             p.copy_(start + factor * (p - start))
-        kl = measure_or_restore(measure, params, before)
+        kl = measure_or_undo(measure, undo)
     return kl, MAX_RESCALES

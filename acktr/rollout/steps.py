@@ -14,6 +14,7 @@ from torch import Tensor
 
 from acktr import distributed
 from acktr.envs.adapter import Adapter
+from acktr.envs.finite import is_finite, not_finite
 from acktr.errors import DivergenceError
 from acktr.rollout.actions import ActionSampler
 
@@ -150,20 +151,19 @@ def check_finite(env: VecEnv, result: Result, num_timesteps: int) -> None:
     :raises DivergenceError: names what is not finite, the step and the environment
     """
     for index, end in last_observations(result.dones, result.infos).items():
-        if not all(map(_is_finite, _arrays(end))):
+        if not all(map(is_finite, _arrays(end))):
             raise _divergence("last observation", index, num_timesteps)
     arrays, rewards = _arrays(result.new_obs), result.rewards
-    if all(map(_is_finite, (*arrays, rewards))):
+    if all(map(is_finite, (*arrays, rewards))):
         return
     normalize = unwrap_vec_normalize(env)
     if isinstance(normalize, VecNormalize):  # one bad observation has spoiled the mean of all
         arrays = _arrays(normalize.get_original_obs())
         rewards = normalize.get_original_reward()
     for what, parts in (("reward", [rewards]), ("observation", arrays)):
-        bad = [~np.isfinite(x).reshape(env.num_envs, -1).all(1) for x in parts]
-        culprits = np.flatnonzero(np.any(bad, axis=0))
-        if len(culprits):
-            raise _divergence(what, int(culprits[0]), num_timesteps)
+        culprits = [int(index) for part in parts for index in not_finite(part)]
+        if culprits:
+            raise _divergence(what, min(culprits), num_timesteps)
     raise DivergenceError(
         f"Normalisation gave a value that is not finite at step {num_timesteps}; no parameter "
         "was changed: bound what the environment returns."
@@ -172,11 +172,6 @@ def check_finite(env: VecEnv, result: Result, num_timesteps: int) -> None:
 
 def _arrays(obs: Any) -> list[np.ndarray]:
     return [np.asarray(x) for x in (obs.values() if isinstance(obs, dict) else [obs])]
-
-
-def _is_finite(array: np.ndarray) -> bool:
-    # Integers, such as images, always are.
-    return array.dtype.kind != "f" or bool(np.isfinite(array).all())
 
 
 def _divergence(what: str, index: int, num_timesteps: int) -> DivergenceError:

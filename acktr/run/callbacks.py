@@ -16,11 +16,8 @@ from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization
 
 from acktr.files.durable import WriteErrors, write_file
 from acktr.presets import Configuration
-from acktr.run.directory import EPISODE_COLUMNS, EVALUATION_COLUMNS, Run, Table
-from acktr.run.tables import Kept
-
-# The score of a run is the mean training return of this many last episodes.
-SCORE_WINDOW = 100
+from acktr.run.directory import EPISODE_COLUMNS, EVALUATION_COLUMNS, Run
+from acktr.run.tables import SCORE_WINDOW, Kept, Table
 
 
 @dataclass(frozen=True)

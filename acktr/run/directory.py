@@ -17,13 +17,8 @@
 """
 
 import glob
-import importlib.metadata
 import json
 import os
-import platform
-import shlex
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -47,17 +42,8 @@ from acktr.files.model_file import NORMALIZATION, ModelPath, read_component
 from acktr.files.reading import read_yaml
 from acktr.learner.moved import current_settings
 from acktr.learner.saving import SafeAlgorithm
-from acktr.run.tables import Kept, ProgressTable, RunLogger, Table, read_table
-
-__all__ = [
-    "EPISODE_COLUMNS",
-    "EVALUATION_COLUMNS",
-    "Run",
-    "Table",
-    "find_runs",
-    "read_table",
-    "versions",
-]
+from acktr.run.tables import Kept, ProgressTable, RunLogger, read_table
+from acktr.run.versions import versions
 
 EPISODE_COLUMNS = ("steps", "return", "length", "seconds", "env")
 EVALUATION_COLUMNS = ("steps", "mean_return", "std_return", "episodes", "mean_length", "seconds")
@@ -67,18 +53,6 @@ _TRACES = (
     "checkpoints/*", "progress.csv", "episodes.csv", "evaluations.csv", "evaluations.npz", "model.zip",
     "best_model.zip", "result.json",
 )  # fmt: skip
-_PACKAGES = (
-    "acktr",
-    "torch",
-    "stable-baselines3",
-    "gymnasium",
-    "numpy",
-    "mujoco",
-    "envpool",
-    "ale-py",
-    "opencv-python-headless",
-    "safetensors",
-)
 
 
 class Run:
@@ -340,41 +314,6 @@ def find_runs(path: str | os.PathLike[str]) -> list[Run]:
         if found:
             return [Run(directory) for directory in found]
     return [Run.open(path)]
-
-
-def versions() -> dict[str, Any]:
-    """Collect the versions, machine and command that a result may depend on."""
-    installed = {}
-    for package in _PACKAGES:
-        try:
-            installed[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return {
-        "python": platform.python_version(),
-        **installed,
-        "platform": platform.platform(),
-        "processors": os.cpu_count(),
-        "git_commit": _git_commit(),
-        "command": shlex.join(sys.argv),
-    }
-
-
-def _git_commit() -> str | None:
-    """Return the commit of the checkout that this package runs from, with "+" if changed."""
-    if _git("ls-files", "--error-unmatch", "runs.py") is None:
-        return None  # installed, perhaps inside a checkout of something else
-    commit = _git("rev-parse", "HEAD")
-    return commit and commit + ("+" if _git("status", "--porcelain", "--", ".") else "")
-
-
-def _git(*arguments: str) -> str | None:
-    command = ["git", "-C", str(Path(__file__).resolve().parent), *arguments]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return answer.stdout.strip() if answer.returncode == 0 else None
 
 
 def _directory_name(env_id: str) -> str:

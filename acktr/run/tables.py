@@ -21,6 +21,10 @@ _MARK = "\ufeff"  # what some editors put before the first line
 _LOST = "Rows are missing from now on."
 
 
+# The score of a training is the mean return of this many last episodes.
+SCORE_WINDOW = 100
+
+
 class Kept(NamedTuple):
     """What of a table goes on with the run that a checkpoint holds.
 

@@ -18,12 +18,13 @@ from acktr.files.durable import WriteErrors
 from acktr.learner.algorithm import ACKTR
 from acktr.presets import Configuration
 from acktr.run.callbacks import EpisodeTable, Evaluations
-from acktr.run.directory import Run, refuse_remains, refuse_run, versions
+from acktr.run.directory import Run, refuse_remains, refuse_run
 from acktr.run.figures import plot_learning_curve
 from acktr.run.resume import Tell, find_checkpoint, origin, restore
 from acktr.run.saver import Follower, Saver, StopTraining, progress_table, restore_logger
 from acktr.run.state import restore_learner
 from acktr.run.tables import Kept
+from acktr.run.versions import versions
 
 
 @dataclass(frozen=True)
