@@ -10,10 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import Any, ClassVar, cast
 
 import torch
-from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
@@ -27,24 +26,18 @@ from acktr.envs.limits import time_limit
 from acktr.errors import DivergenceError
 from acktr.kfac import KFAC
 from acktr.learner import foreign
-from acktr.learner.actor import ActorLimits, ActorUpdate
+from acktr.learner.actor import ActorLimits
 from acktr.learner.adapted import AdaptedAlgorithm
-from acktr.learner.advantages import AdvantageScale
-from acktr.learner.critic import AdamCriticUpdate, CriticUpdate, NaturalCriticUpdate
-from acktr.learner.discount import Discount
-from acktr.learner.natural_step import NaturalStep
-from acktr.learner.noise import Noise, resolve_log_std
-from acktr.learner.optimizers import build_optimizers
-from acktr.learner.saving import Part, SafeAlgorithm
+from acktr.learner.noise import resolve_log_std
+from acktr.learner.parts import build_parts
+from acktr.learner.saving import SafeAlgorithm
 from acktr.learner.settings import Critic, Natural, NaturalCritic, check_arguments
 from acktr.learner.timing import Timed
-from acktr.learner.trust_region import TrustRegion
-from acktr.learner.value_scale import ValueScale
 from acktr.networks.bfloat16 import available_precision, run_trunk_in_bfloat16
 from acktr.networks.images import standardize_images
 from acktr.networks.outputs import Outputs
 from acktr.networks.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
-from acktr.networks.value_head import ends_linearly, exact_parameters, normalize_value
+from acktr.networks.value_head import choose_value_head, exact_parameters
 from acktr.rollout.actions import ActionSampler
 from acktr.rollout.batch import RolloutBatch
 from acktr.rollout.collect import End, collect_rollout
@@ -54,13 +47,6 @@ from acktr.schedules import TraceDecay, as_schedule, clamped
 
 _BATCH_SIZE, _LEAST_STEPS = 512, 16  # of a rollout, where n_steps is not given
 _COMPARE_PERIOD = 100  # updates between two comparisons of the parameters of all ranks
-
-
-class Now(NamedTuple):
-    """What the settings are at the time of an update, all of it checked before anything changes."""
-
-    actor: ActorLimits
-    critic_rate: float
 
 
 class ACKTR(Timed, AdaptedAlgorithm, SafeAlgorithm):
@@ -179,88 +165,30 @@ class ACKTR(Timed, AdaptedAlgorithm, SafeAlgorithm):
         foreign.check_built_policy(self.policy)
         foreign.warn_of_masks(self.env)
         self.outputs = Outputs(self.policy)  # before normalised values, which all begin as 0
-        self._choose_value_head()
+        normalizer = self.get_vec_normalize_env()
+        scaled = normalizer is not None and normalizer.norm_reward
+        chosen = choose_value_head(self.policy, self.critic.normalize_targets, scaled)
+        self.critic = replace(self.critic, normalize_targets=chosen)
         self.used_precision = available_precision(self.natural.precision, self.device)
         if self.used_precision == "bf16":
             run_trunk_in_bfloat16(self.policy)
         distributed.share_parameters(self.policy)
-        self._build_parts(deferred=self.device.type != "cpu")
+        self.parts = build_parts(
+            self.policy,
+            self.outputs,
+            self.natural,
+            self.critic,
+            self.normalize_advantage,
+            self.lr_schedule(1.0),
+            self.used_precision,
+        )
+        self.notes = self.parts.notes
         self.house |= vars(self).keys() | {"_logger", "_clock_ahead"}  # the last two come with learn()
         if self.verbose >= 1:
             print(*self.notes, sep="\n", end="\n" if self.notes else "")
 
     def _setup_lr_schedule(self) -> None:
         self.lr_schedule = as_schedule(self.learning_rate, "learning_rate")
-
-    def _choose_value_head(self) -> None:
-        """Let the critic predict normalised values, if that is asked for, or needed and possible.
-
-        A Gauss-Newton step does not depend on the unit of the returns, but a damped one does: the larger
-        they are, the larger the last layer's weights and, with their square, the curvature of the layers
-        below, while that of the last layer stays, so no lambda fits both. Where ``VecNormalize`` scales
-        the rewards there is no need.
-        """
-        wanted = self.critic.normalize_targets
-        if wanted is None:
-            normalizer = self.get_vec_normalize_env()
-            scaled = normalizer is not None and normalizer.norm_reward
-            wanted = not scaled and ends_linearly(self.policy)
-            self.critic = replace(self.critic, normalize_targets=wanted)
-        if wanted:
-            normalize_value(self.policy)
-
-    def _build_parts(self, deferred: bool) -> None:
-        outputs, critic, factor = self.outputs, self.critic, self.natural.sub_sampling_factor
-        rates = self.lr_schedule(1.0), as_schedule(critic.learning_rate, "critic.learning_rate")(1.0)
-        built = build_optimizers(self.policy, outputs, self.natural, critic, rates, self.used_precision)
-        self.notes = built.notes
-        self.policy.optimizer = built.actor
-        # It lives beside `optimizer` on the policy, as no parameter of a module.
-        self.policy.__dict__["critic_optimizer"] = built.critic
-        quiet = outputs.quiet if outputs.noisy else None
-
-        def step(kfac: KFAC, graphs: Any) -> NaturalStep:
-            return NaturalStep(kfac, factor, quiet=quiet, deferred=deferred, graphs=graphs)
-
-        self.discount = Discount()
-        self.advantage_scale = AdvantageScale(self.normalize_advantage, bool(critic.normalize_targets))
-        self.value_scale = ValueScale(self.policy, outputs, critic.std)
-        self.noise = Noise()
-        self.trust_region = TrustRegion(self.natural.kl_feedback)
-        joint = isinstance(critic, NaturalCritic) and built.critic is None
-        self.actor_update = ActorUpdate(
-            step(built.actor, built.graphs[0]),
-            outputs,
-            self.value_scale,
-            self.trust_region,
-            critic.vf_coef if isinstance(critic, NaturalCritic) and joint else None,
-            deferred,
-        )
-        self.critic_update: CriticUpdate | None = None
-        if isinstance(critic, NaturalCritic) and isinstance(built.critic, KFAC):
-            step_of_critic = step(built.critic, built.graphs[1])
-            self.critic_update = NaturalCriticUpdate(
-                step_of_critic, outputs, self.value_scale, critic, deferred
-            )
-        elif not isinstance(critic, NaturalCritic) and isinstance(built.critic, torch.optim.Adam):
-            self.critic_update = AdamCriticUpdate(
-                built.critic, outputs, self.value_scale, critic, deferred, built.graphs[1]
-            )
-
-    @property
-    def parts(self) -> dict[str, Part]:
-        """What remembers something from one update to the next, besides networks and optimisers."""
-        return {
-            "discount": self.discount,
-            "advantage_scale": self.advantage_scale,
-            "value_scale": self.value_scale,
-            "noise": self.noise,
-            "trust_region": self.trust_region,
-        }
-
-    @staticmethod
-    def _complete_policy_kwargs(given: Mapping[str, Any], action_space: spaces.Space) -> dict[str, Any]:
-        return resolve_log_std(given, action_space)
 
     @property
     def shared(self) -> bool:
@@ -312,23 +240,23 @@ class ACKTR(Timed, AdaptedAlgorithm, SafeAlgorithm):
             end = self._collect(env, callback, rollout_buffer, n_rollout_steps)
         except Exception as error:
             try:
-                distributed.vote(distributed.FAILED, self.discount.endings, self._shared_moments)
+                distributed.vote(distributed.FAILED, self.parts.discount.endings, self._shared_moments)
             except RuntimeError as lost:  # the others are gone: what failed here is what to tell
                 raise error from lost
             raise
         state = distributed.GO_ON if end.complete else distributed.STOP
-        state, self.discount.endings = distributed.vote(state, end.endings, self._shared_moments)
+        state, self.parts.discount.endings = distributed.vote(state, end.endings, self._shared_moments)
         return state == distributed.GO_ON
 
     def _collect(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutStorage, n_rollout_steps: int
     ) -> End:
-        if self.noise.scale is None:
+        if self.parts.noise.scale is None:
             self._follow_noise()  # in force is what the schedule said last
         self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
         self._follow_noise()
         progress = self._current_progress_remaining
-        gamma, gae_lambda = self.discount.of_rollout(self.gamma, self.gae_lambda, progress)
+        gamma, gae_lambda = self.parts.discount.of_rollout(self.gamma, self.gae_lambda, progress)
         rollout_buffer.gamma, rollout_buffer.gae_lambda = gamma, gae_lambda
         normalize = self.get_vec_normalize_env()
         if normalize is not None and callable(self.gamma):
@@ -358,7 +286,7 @@ class ACKTR(Timed, AdaptedAlgorithm, SafeAlgorithm):
             Translator(self.adapter, self.device),
             self._last_obs,
             self._last_episode_starts,
-            self.discount.endings,
+            self.parts.discount.endings,
             self.num_timesteps,
             on_step,
         )
@@ -373,22 +301,23 @@ class ACKTR(Timed, AdaptedAlgorithm, SafeAlgorithm):
         :raises ConfigurationError: a schedule's value is not in its range; nothing was changed
         :raises DivergenceError: a value is not finite; the step that it belongs to is not taken
         """
-        now = self._now()
+        limits = self._limits()  # whatever is wrong with a schedule, nothing has changed yet
+        critic_rate = self.critic.rate(self._current_progress_remaining)
         self.policy.set_training_mode(True)
         storage = cast(RolloutStorage, self.rollout_buffer)
         batch = storage.batch()
         storage.close()  # it will be another policy
         standardize_images(self.policy, batch.observations)
-        self.value_scale.follow(batch, filter(None, (self.kfac, self.critic_optimizer)))
-        normalized = self.advantage_scale.begin(batch.advantages)
+        self.parts.value_scale.follow(batch, filter(None, (self.kfac, self.critic_optimizer)))
+        normalized = self.parts.advantage_scale.begin(batch.advantages)
         losses, kl = {}, 0.0
         try:
-            if self.critic_update is not None and self.critic_update.learns:
-                losses["value_loss"] = self.critic_update.fit(batch, now.critic_rate)
+            if self.parts.critic_update is not None and self.parts.critic_update.learns:
+                losses["value_loss"] = self.parts.critic_update.fit(batch, critic_rate)
             # What this sent has travelled with the critic's first message.
             batch = batch._replace(advantages=normalized())
-            if self.actor_update.learns:
-                of_actor, kl = self.actor_update.update(batch, now.actor)
+            if self.parts.actor_update.learns:
+                of_actor, kl = self.parts.actor_update.update(batch, limits)
                 losses.update(of_actor)
         except DivergenceError as error:
             raise DivergenceError(f"At step {self.num_timesteps:,}: {error}") from error
@@ -396,26 +325,19 @@ class ACKTR(Timed, AdaptedAlgorithm, SafeAlgorithm):
         self._n_updates += 1
         if self._n_updates % _COMPARE_PERIOD == 0:
             distributed.check_same(self.policy.parameters())
-        figures = {"kl": kl, "target_kl": now.actor.target_kl, "learning_rate": now.actor.rate}
+        figures = {"kl": kl, "target_kl": limits.target_kl, "learning_rate": limits.rate}
         self._record({**losses, **figures}, batch)
 
-    def _now(self) -> Now:
-        """Ask all schedules for what the next update learns with.
-
-        :raises ConfigurationError: a value is not in its range
-        """
-        left = self._current_progress_remaining
+    def _limits(self) -> ActorLimits:
+        left, corrected = self._current_progress_remaining, self.natural.corrected_learning_rate
         as_schedule(self.std_scale, "std_scale", positive=True)(left)
-        corrected = self.natural.corrected_learning_rate
-        limits = ActorLimits(
+        unlimited = math.inf if corrected is None else corrected
+        return ActorLimits(
             target_kl=as_schedule(self.target_kl, "target_kl")(left),
             rate=as_schedule(self.lr_schedule, "learning_rate")(left),
-            corrected_rate=as_schedule(
-                math.inf if corrected is None else corrected, "natural.corrected_learning_rate"
-            )(left),
+            corrected_rate=as_schedule(unlimited, "natural.corrected_learning_rate")(left),
             ent_coef=self.ent_coef,
         )
-        return Now(limits, as_schedule(self.critic.learning_rate, "critic.learning_rate")(left))
 
     def _record(self, figures: Mapping[str, Any], batch: RolloutBatch) -> None:
         """Log one update; ``docs/metrics.md`` says what each key means."""
@@ -423,16 +345,16 @@ class ACKTR(Timed, AdaptedAlgorithm, SafeAlgorithm):
         guarded = [o for o in (self.kfac, critic) if isinstance(o, KFAC)]
         figures = {
             **figures,
-            **self.trust_region.metrics(),
+            **self.parts.trust_region.metrics(),
             "gamma": storage.gamma,
             "gae_lambda": storage.gae_lambda,
-            **self.actor_update.metrics(),
+            **self.parts.actor_update.metrics(),
             "fallbacks": sum(sum(o.counters.values()) for o in guarded),
-            **({} if self.critic_update is None else self.critic_update.metrics()),
+            **({} if self.parts.critic_update is None else self.parts.critic_update.metrics()),
             "explained_variance": explained_variance(
                 batch.values.cpu().numpy(), batch.returns.cpu().numpy()
             ),
-            **self.value_scale.metrics(),
+            **self.parts.value_scale.metrics(),
         }
         if hasattr(self.policy, "log_std"):
             figures["std"] = self.policy.log_std.exp().mean()
@@ -441,7 +363,7 @@ class ACKTR(Timed, AdaptedAlgorithm, SafeAlgorithm):
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
     def _follow_noise(self) -> None:
-        self.noise.follow(self.policy, self.std_scale, self._current_progress_remaining)
+        self.parts.noise.follow(self.policy, self.std_scale, self._current_progress_remaining)
 
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
         # The last rollout goes beyond the end, where SB3's figure is negative.
@@ -449,7 +371,7 @@ class ACKTR(Timed, AdaptedAlgorithm, SafeAlgorithm):
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         assert self.env is not None
-        self.discount.time_limit = time_limit(self.env)
+        self.parts.discount.time_limit = time_limit(self.env)
         return super()._setup_learn(*args, **kwargs)
 
     def learn(

@@ -7,19 +7,16 @@ import inspect
 import os
 import warnings
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
-from gymnasium import spaces
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.save_util import load_from_zip_file, recursive_getattr
 from stable_baselines3.common.type_aliases import GymEnv, TensorDict
 from stable_baselines3.common.utils import get_system_info
-from stable_baselines3.common.vec_env.patch_gym import _convert_space
 
 from acktr.errors import (
     CheckpointMismatchError,
-    ConfigurationError,
     DamagedCheckpointError,
 )
 from acktr.files.allowed import allow
@@ -35,6 +32,7 @@ from acktr.files.model_file import (
     shown,
     write_model,
 )
+from acktr.learner.adopting import adopt
 from acktr.learner.claims import (
     NEEDED,
     build,
@@ -45,6 +43,8 @@ from acktr.learner.claims import (
 from acktr.learner.fit import check_architecture, check_spaces
 from acktr.learner.foreign import REPLACED, own_arguments
 from acktr.learner.migrations import current_data, is_ours
+from acktr.learner.noise import resolve_log_std
+from acktr.learner.parts import Parts
 from acktr.learner.settings import AdamCritic, Natural, NaturalCritic
 from acktr.networks import extractors, policies
 from acktr.rollout import storage
@@ -86,19 +86,10 @@ EPISODES = (
 _DESCRIPTION = ("policy_class", "observation_space", "action_space", "n_envs", "_stats_window_size")
 
 
-class Part(Protocol):
-    """What remembers something from one update to the next, as torch's optimisers do."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return it as plain values."""
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Undo :meth:`state_dict`."""
-
-
 class SafeAlgorithm(OnPolicyAlgorithm):
     """An on-policy algorithm whose files hold JSON and tensors, and run nothing when they are read."""
 
+    parts: Parts
     house: set[str]  # names of all attributes that are not the user's own
     remembered: ClassVar[tuple[str, ...]] = (*COUNTERS, *EPISODES)  # names of those that it goes on with
 
@@ -107,15 +98,10 @@ class SafeAlgorithm(OnPolicyAlgorithm):
         """Names of the attributes that a learner is built by."""
         return [*_DESCRIPTION, *_settings(type(self))]
 
-    @property
-    def parts(self) -> dict[str, Part]:
-        """What remembers something from one update to the next, besides networks and optimisers."""
-        raise NotImplementedError
-
     def state_dict(self) -> dict[str, Any]:
         """Return counters, the state of each part, and attributes of the user's own, by name."""
         names = [*COUNTERS, *(name for name in vars(self) if name not in self.house)]
-        parts = {name: part.state_dict() for name, part in self.parts.items()}
+        parts = {name: part.state_dict() for name, part in self.parts.owners().items()}
         return {**{name: getattr(self, name) for name in names}, PARTS: parts}
 
     def _excluded_save_params(self) -> list[str]:
@@ -129,8 +115,8 @@ class SafeAlgorithm(OnPolicyAlgorithm):
         :param where: names the file
         :raises DamagedCheckpointError: it is of other kinds than the parts'; nothing was changed
         """
-        check_parts(self.parts, state, where)
-        for name, part in self.parts.items():
+        check_parts(self.parts.owners(), state, where)
+        for name, part in self.parts.owners().items():
             part.load_state_dict(state[name])
 
     def save(
@@ -223,7 +209,7 @@ class SafeAlgorithm(OnPolicyAlgorithm):
         kwargs = cls._known_changes(kwargs, data)
         if "policy_kwargs" in kwargs:
             given, saved = kwargs.pop("policy_kwargs"), data["policy_kwargs"]
-            if saved not in (given, cls._complete_policy_kwargs(given or {}, data["action_space"])):
+            if saved not in (given, resolve_log_std(given or {}, data["action_space"])):
                 raise CheckpointMismatchError(
                     f"{file.where} has the policy_kwargs {saved}, not {given}: leave them out."
                 )
@@ -252,9 +238,7 @@ class SafeAlgorithm(OnPolicyAlgorithm):
         """Build a model from a file of SB3's format: ACKTR's, or with another algorithm's policy."""
         changes = cls._known_changes(changes, said)
         if not is_ours(said):
-            return _adopt(
-                cls, where, said, {**_own_objects(objects), **changes}, parameters, env, device
-            )
+            return adopt(cls, where, said, {**_own_objects(objects), **changes}, parameters, env, device)
         data = {**current_data(said, where), **changes}
         if env is not None:
             env = cls._wrap_env(env, data.get("verbose", 0))
@@ -272,11 +256,6 @@ class SafeAlgorithm(OnPolicyAlgorithm):
 
     def _check_arguments(self) -> None:
         """Check what the constructor checks, of attributes that a file has given."""
-
-    @staticmethod
-    def _complete_policy_kwargs(given: Mapping[str, Any], action_space: spaces.Space) -> dict[str, Any]:
-        """Return what the algorithm makes of the policy's arguments before it builds the policy."""
-        return dict(given)
 
     def set_parameters(
         self,
@@ -372,49 +351,6 @@ def _decode(
 def _own_objects(given: Mapping[str, Any]) -> dict[str, Any]:
     """Leave out what is no part of this algorithm: scripts for PPO give ``clip_range`` at each load."""
     return {n: value for n, value in given.items() if n not in REPLACED}
-
-
-# What of another algorithm's file means the same here.
-_SHARED = (
-    *NEEDED,
-    *("n_envs", "gamma", "verbose", "seed", "tensorboard_log"),
-    *("num_timesteps", "ep_info_buffer", "ep_success_buffer"),
-)
-_NOT_OF_A_NETWORK = ("optimizer_class", "optimizer_kwargs", "device")
-
-
-def _adopt(
-    cls: type[_Self],
-    where: str,
-    said: Mapping[str, Any],
-    changes: Mapping[str, Any],
-    parameters: TensorDict,
-    env: GymEnv | None,
-    device: torch.device | str,
-) -> _Self:
-    """Build a model with the policy of an A2C, PPO or TRPO."""
-    if any(name not in said for name in NEEDED) or "policy" not in parameters:
-        raise DamagedCheckpointError(f"The data of {where} lack one of {', '.join(NEEDED)}.")
-    data = {name: said[name] for name in _SHARED if name in said}
-    for name in ("observation_space", "action_space"):
-        data[name] = _convert_space(data[name])  # those of gym become gymnasium's
-    of_policy = dict(data["policy_kwargs"] or {})
-    data["policy_kwargs"] = {n: x for n, x in of_policy.items() if n not in _NOT_OF_A_NETWORK}
-    if said.get("use_sde"):
-        data["policy_kwargs"]["use_sde"] = True  # which is refused by name
-    data.update(changes)
-    if env is not None:
-        env = cls._wrap_env(env, data.get("verbose", 0))
-        check_spaces(where, data, env)
-        data["n_envs"] = env.num_envs
-    try:
-        given = {*data, *changes} - ({"tensorboard_log"} - changes.keys())
-        model = build(cls, where, env, device, data, given, parameters)
-    except ConfigurationError as error:
-        raise CheckpointMismatchError(f"{where} is of another algorithm: {error}") from error
-    check_architecture(model, parameters["policy"], where)
-    model._put_parameters({"policy": parameters["policy"]}, False, device, where)
-    return model
 
 
 def _arguments(cls: type) -> set[str]:

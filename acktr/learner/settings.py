@@ -115,8 +115,23 @@ class Natural(_Checked):
         _check_kfac_kwargs("natural", self.kfac_kwargs)
 
 
+class _CheckedCritic(_Checked):
+    """Settings of a critic, of either kind."""
+
+    argument: ClassVar[str] = "critic"
+    schedules: ClassVar[tuple[str, ...]] = ("learning_rate",)
+    learning_rate: float | Schedule
+
+    def rate(self, progress_remaining: float) -> float:
+        """Return the learning rate at a share of training that is left.
+
+        :raises ConfigurationError: the schedule's value is not in its range
+        """
+        return as_schedule(self.learning_rate, "critic.learning_rate")(progress_remaining)
+
+
 @dataclass(frozen=True)
-class NaturalCritic(_Checked):
+class NaturalCritic(_CheckedCritic):
     """A critic that learns by natural gradients: Gauss-Newton steps, by K-FAC (paper, sec. 3.1 and 3.3).
 
     On a shared trunk it learns with the actor, in the same step, and what is said of a separate one
@@ -154,8 +169,6 @@ class NaturalCritic(_Checked):
     vf_coef: float = 0.5
     kfac_kwargs: dict[str, Any] = field(default_factory=dict)
 
-    argument: ClassVar[str] = "critic"
-    schedules: ClassVar[tuple[str, ...]] = ("learning_rate",)
     ranges: ClassVar[Mapping[str, Range]] = {
         "learning_rate": _RATE,
         "damping": _FINITE,
@@ -187,7 +200,7 @@ class NaturalCritic(_Checked):
 
 
 @dataclass(frozen=True)
-class AdamCritic(_Checked):
+class AdamCritic(_CheckedCritic):
     """A critic that learns in first order, by Adam: the paper's Euclidean norm (sec. 5.3).
 
     :param learning_rate: of Adam; number or schedule
@@ -204,8 +217,6 @@ class AdamCritic(_Checked):
     std: float | str = 1.0
     normalize_targets: bool | None = None
 
-    argument: ClassVar[str] = "critic"
-    schedules: ClassVar[tuple[str, ...]] = ("learning_rate",)
     ranges: ClassVar[Mapping[str, Range]] = {
         name: NaturalCritic.ranges[name]
         for name in ("learning_rate", "n_updates", "batch_size", "std", "normalize_targets")

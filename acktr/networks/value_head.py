@@ -111,8 +111,27 @@ class NormalizedValue(nn.Module):
         return old_std / std
 
 
-def ends_linearly(policy: ActorCriticPolicy) -> bool:
-    """Whether the critic ends with a linear layer with a bias, which can be made to predict n."""
+def choose_value_head(policy: ActorCriticPolicy, wanted: bool | None, scaled: bool) -> bool:
+    """Let a policy's critic predict normalised values, if that is asked for, or needed and possible.
+
+    A Gauss-Newton step does not depend on the unit of the returns, but a damped one does: the larger
+    they are, the larger the last layer's weights and, with their square, the curvature of the layers
+    below, while that of the last layer stays, so no lambda fits both. Where the rewards are scaled there
+    is no need.
+
+    :param wanted: whether it is asked for; ``None``: if it is needed and possible
+    :param scaled: whether rewards are scaled before they are learned from
+    :return: whether it does
+    :raises ConfigurationError: it is asked for, and the critic does not end with a linear layer with a
+        bias
+    """
+    chosen = not scaled and _ends_linearly(policy) if wanted is None else wanted
+    if chosen:
+        normalize_value(policy)
+    return chosen
+
+
+def _ends_linearly(policy: ActorCriticPolicy) -> bool:
     return type(policy.value_net) is nn.Linear and policy.value_net.bias is not None
 
 
@@ -122,7 +141,7 @@ def normalize_value(policy: ActorCriticPolicy) -> None:
     :raises ConfigurationError: the critic does not end with a linear layer with a bias
     """
     head = policy.value_net
-    if not ends_linearly(policy):
+    if not _ends_linearly(policy):
         raise ConfigurationError(
             "critic.normalize_targets needs a critic whose last layer (value_net) is a torch.nn.Linear "
             f"with a bias, that of {type(policy).__name__} is {' '.join(str(head).split())}: leave it "

@@ -129,7 +129,7 @@ def check_learner(model: SafeAlgorithm, components: Mapping[str, Any], where: st
     if not isinstance(learner, Mapping):
         raise DamagedCheckpointError(f"The attributes in {where} are no mapping.")
     check_state(model, _counters(model, learner), (), where)
-    check_parts(model.parts, learner.get(PARTS), where)
+    check_parts(model.parts.owners(), learner.get(PARTS), where)
     for name in {"rank-0", f"rank-{distributed.rank()}"} & components.keys():
         own = components[name]
         if (

@@ -1,0 +1,115 @@
+"""The parts of a learner, built from its settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
+
+from stable_baselines3.common.policies import ActorCriticPolicy
+from torch.optim import Adam
+
+from acktr.kfac import KFAC
+from acktr.learner.actor import ActorUpdate
+from acktr.learner.advantages import AdvantageScale
+from acktr.learner.critic import AdamCriticUpdate, CriticUpdate, NaturalCriticUpdate
+from acktr.learner.discount import Discount
+from acktr.learner.natural_step import NaturalStep
+from acktr.learner.noise import Noise
+from acktr.learner.optimizers import build_optimizers
+from acktr.learner.settings import AdamCritic, Critic, Natural, NaturalCritic
+from acktr.learner.trust_region import TrustRegion
+from acktr.learner.value_scale import ValueScale
+from acktr.networks.outputs import Outputs
+
+
+class Part(Protocol):
+    """What remembers something from one update to the next, as torch's optimisers do."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return it as plain values."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Undo :meth:`state_dict`."""
+
+
+class Parts(NamedTuple):
+    """What learns, and what remembers something from one update to the next.
+
+    :param critic_update: ``None`` where the critic learns with the actor
+    :param notes: what a user should know of how they are built, in sentences
+    """
+
+    discount: Discount
+    advantage_scale: AdvantageScale
+    value_scale: ValueScale
+    noise: Noise
+    trust_region: TrustRegion
+    actor_update: ActorUpdate
+    critic_update: CriticUpdate | None
+    notes: list[str]
+
+    def owners(self) -> dict[str, Part]:
+        """Return those that own a state, besides networks and optimisers, by name."""
+        names = ("discount", "advantage_scale", "value_scale", "noise", "trust_region")
+        return {name: getattr(self, name) for name in names}
+
+
+def build_parts(
+    policy: ActorCriticPolicy,
+    outputs: Outputs,
+    natural: Natural,
+    critic: Critic,
+    normalize_advantage: bool | str,
+    learning_rate: float,
+    precision: str,
+) -> Parts:
+    """Build the parts of a learner, and give its parameters to their optimisers.
+
+    :param policy: which learns; it has its ``optimizer`` afterwards, and its ``critic_optimizer``
+    :param outputs: its outputs
+    :param natural: how natural gradients are computed
+    :param critic: how the critic learns
+    :param normalize_advantage: of :class:`~acktr.learner.advantages.AdvantageScale`
+    :param learning_rate: the first one
+    :param precision: of the networks, as it is available
+    :raises ConfigurationError: settings that do not go together
+    """
+    rates = learning_rate, critic.rate(1.0)
+    optimizers = build_optimizers(policy, outputs, natural, critic, rates, precision)
+    policy.optimizer = optimizers.actor
+    # It lives beside `optimizer` on the policy, as no parameter of a module.
+    policy.__dict__["critic_optimizer"] = optimizers.critic
+    deferred = policy.device.type != "cpu"  # a look at a value would wait for the device
+    quiet = outputs.quiet if outputs.noisy else None
+    of_actor, of_critic = optimizers.graphs
+
+    def step(kfac: KFAC, graphs: Any) -> NaturalStep:
+        factor = natural.sub_sampling_factor
+        return NaturalStep(kfac, factor, quiet=quiet, deferred=deferred, graphs=graphs)
+
+    value_scale, trust_region = ValueScale(policy, outputs, critic.std), TrustRegion(natural.kl_feedback)
+    alone: CriticUpdate | None = None
+    if isinstance(critic, NaturalCritic) and isinstance(optimizers.critic, KFAC):
+        alone = NaturalCriticUpdate(
+            step(optimizers.critic, of_critic), outputs, value_scale, critic, deferred
+        )
+    elif isinstance(critic, AdamCritic) and isinstance(optimizers.critic, Adam):
+        alone = AdamCriticUpdate(optimizers.critic, outputs, value_scale, critic, deferred, of_critic)
+    joint = isinstance(critic, NaturalCritic) and alone is None
+    return Parts(
+        discount=Discount(),
+        advantage_scale=AdvantageScale(normalize_advantage, bool(critic.normalize_targets)),
+        value_scale=value_scale,
+        noise=Noise(),
+        trust_region=trust_region,
+        actor_update=ActorUpdate(
+            step(optimizers.actor, of_actor),
+            outputs,
+            value_scale,
+            trust_region,
+            critic.vf_coef if isinstance(critic, NaturalCritic) and joint else None,
+            deferred,
+        ),
+        critic_update=alone,
+        notes=optimizers.notes,
+    )
