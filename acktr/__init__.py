@@ -9,11 +9,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from acktr.kfac import KFAC
     from acktr.learner.algorithm import ACKTR
+    from acktr.learner.settings import AdamCritic, Natural, NaturalCritic
+    from acktr.run.build import make
 
 __version__ = version("acktr")
-__all__ = ["ACKTR", "KFAC", "__version__"]
+__all__ = ["ACKTR", "KFAC", "AdamCritic", "Natural", "NaturalCritic", "__version__", "make"]
 
-_HOME = {"ACKTR": "acktr.learner.algorithm", "KFAC": "acktr.kfac"}
+_SETTINGS = "acktr.learner.settings"
+_HOME = {
+    "ACKTR": "acktr.learner.algorithm",
+    "KFAC": "acktr.kfac",
+    "make": "acktr.run.build",
+    **dict.fromkeys(("Natural", "NaturalCritic", "AdamCritic"), _SETTINGS),
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -38,7 +38,8 @@ def train(
     :param steps: environment steps, of all environments together, such as 1e5 (default: the preset's)
     :param seed: seeds everything (default: 0)
     :param n_envs: environments that step together (default: the preset's)
-    :param preset: classic, mujoco, atari, pixels, a section of one, or a YAML file (default: by the id)
+    :param preset: a family (classic, mujoco, atari, pixels), a section of one, paper, or a YAML file
+        (default: by the id)
     :param set: change settings of the preset, as in n_steps=32 policy_kwargs.log_std_init=-1
     :param out: the run directory, which must not hold a run (default: the first free runs/ENV-i)
     :param backend: gymnasium, subproc, envpool or ale (default: auto)

@@ -4,6 +4,7 @@ A preset file holds a ``default`` section and sections for single environments, 
 what they name. Values of ``--set`` are YAML; a dotted key reaches into a mapping.
 """
 
+import dataclasses
 import difflib
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,11 +15,15 @@ from acktr.envs import lookup
 from acktr.envs.make import observes_images
 from acktr.errors import ConfigurationError
 from acktr.files.reading import parse_yaml, read_yaml
+from acktr.learner.migrations import CRITICS
 from acktr.learner.moved import OF_BOTH_CRITICS
+from acktr.learner.settings import Natural
 from acktr.presets.received import check_received
 from acktr.presets.schema import GROUPS, Configuration, setting_names, unknown_setting, validate
+from acktr.schedules import written
 
 FAMILIES = ("classic", "mujoco", "atari", "pixels")
+PUBLISHED = "paper"  # a preset for all families, with a section for each that differs
 FALLBACK, IMAGE_FALLBACK = "other", "images"  # sections of the presets for MuJoCo and Atari
 
 
@@ -34,6 +39,7 @@ def resolve(
     *,
     preset: str | None = None,
     overrides: Sequence[str] = (),
+    settings: Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
     allow_import: bool = False,
 ) -> Resolution:
@@ -44,13 +50,14 @@ def resolve(
         that the id belongs to, or ``pixels`` with the override ``pixels=true``; for an id of no
         family one that fits what the environment observes, for which one is built
     :param overrides: ``key=value`` strings, each for one setting
+    :param settings: what they say too, as values of Python; a mapping changes what it names
     :param options: settings that win over all others; those that are ``None`` are left out
     :param allow_import: as for :func:`acktr.presets.validate`
     :return: the configuration and notes for the user
     :raises ConfigurationError: for an unknown environment, preset or setting, or a wrong value
     """
     family = lookup.family(env_id)
-    given: dict[str, Any] = {}
+    given = _plain_settings(settings or {})
     for override in overrides:
         _apply(given, override)
     preset = preset or ("pixels" if given.get("pixels") is True else family)
@@ -62,13 +69,14 @@ def resolve(
             f"{env_id} belongs to no preset family: using the preset {preset!r} (--preset chooses "
             "another)."
         )
-    sections, section, name = _find(preset, env_id)
-    settings = _merge(sections.get("default", {}), sections.get(section, {}))
+    sections, section, name = _find(preset, env_id, given.get("pixels") is True)
+    merged = _merge(sections.get("default", {}), sections.get(section, {}))
+    merged = _merge(merged, _plain_settings(settings or {}))
     for override in _kind_first(overrides):
-        _apply(settings, override)
-    settings.update({k: v for k, v in (options or {}).items() if v is not None})
-    settings.update(env_id=env_id, preset=name)
-    return Resolution(validate(settings, allow_import=allow_import), notes)
+        _apply(merged, override)
+    merged.update({k: v for k, v in (options or {}).items() if v is not None})
+    merged.update(env_id=env_id, preset=name)
+    return Resolution(validate(merged, allow_import=allow_import), notes)
 
 
 # What may change at a resume: how long to train, where, and how often to save.
@@ -112,7 +120,7 @@ def resolve_resumed(
     settings.update({key: value for key, value in given.items() if (key, value) != ("backend", "auto")})
     settings["env_id"] = env_id
     if preset is not None:
-        settings["preset"] = _find(preset, env_id)[2]
+        settings["preset"] = _find(preset, env_id, settings.get("pixels") is True)[2]
     typed: dict[str, Any] = {"env_id": env_id}
     for override in overrides:
         _apply(typed, override)
@@ -150,17 +158,22 @@ def _pairs(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[
             yield f"{key}.{name}", old.get(name), new.get(name)
 
 
-def _find(preset: str, env_id: str) -> tuple[dict[str, Any], str, str]:
-    """Return the sections of a preset file, the section that applies, and a name for both."""
-    if preset in FAMILIES:
+def _find(preset: str, env_id: str, pixels: bool) -> tuple[dict[str, Any], str, str]:
+    """Return the sections of a preset file, the section that applies, and a name for both.
+
+    :param pixels: whether pictures are observed in the place of states
+    """
+    if preset in (*FAMILIES, PUBLISHED):
         sections, section = _load_family(preset), env_id
+        if preset == PUBLISHED:
+            section = "pixels" if pixels else str(lookup.family(env_id))
     elif preset.endswith((".yaml", ".yml")) or os.path.isfile(preset):
         sections, section = _load_file(preset), env_id
     else:
         owners = {key: family for family in FAMILIES for key in _load_family(family)}
         owners.pop("default", None)
         if preset not in owners:
-            choices = [*FAMILIES, *owners]
+            choices = [*FAMILIES, PUBLISHED, *owners]
             nearest = difflib.get_close_matches(preset, choices, n=1) or choices
             raise ConfigurationError(
                 f"There is no preset {preset!r}: use {' or '.join(nearest)}, or a YAML file's path."
@@ -254,6 +267,32 @@ def _merge_critic(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[s
     if changes.get("kind", kind) != kind:
         base = {key: base[key] for key in OF_BOTH_CRITICS if key in base and key != "learning_rate"}
     return _merge(base, changes)
+
+
+def _plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Write values of Python as YAML has them; refuse what is no setting."""
+    known = setting_names()
+    for name in settings:
+        if name not in known:
+            raise unknown_setting(name, known, "the arguments")
+    plain = {name: _plain(value) for name, value in settings.items()}
+    _expand_normalize(plain)
+    return plain
+
+
+def _plain(value: Any) -> Any:
+    for kind, cls in CRITICS.items():
+        if type(value) is cls:
+            return {"kind": kind, **_plain_fields(value)}
+    if isinstance(value, Natural):
+        return _plain_fields(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(part) for key, part in value.items()}
+    return written(value)
+
+
+def _plain_fields(value: Any) -> dict[str, Any]:
+    return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
 
 
 def _kind_first(overrides: Sequence[str]) -> list[str]:

@@ -1,5 +1,6 @@
 """Environments and model from a configuration."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,7 @@ from acktr.envs.spaces import check_spaces, fitting_policy, numbers_alone
 from acktr.errors import AcktrError, ConfigurationError
 from acktr.learner.algorithm import ACKTR
 from acktr.networks.checks import try_networks
-from acktr.presets import Configuration, Normalize
+from acktr.presets import Configuration, Normalize, resolve
 from acktr.presets.classes import resolve_classes, resolve_policy
 from acktr.schedules import as_discount
 
@@ -128,3 +129,42 @@ def choose_normalization(settings: Normalize, observation_space: spaces.Space) -
     if settings.norm_obs_keys is not None:
         chosen = {"norm_obs": True}
     return settings.model_copy(update=chosen)
+
+
+def make(
+    env_id: str,
+    *,
+    preset: str | None = None,
+    seed: int = 0,
+    n_envs: int | None = None,
+    device: str = "auto",
+    allow_import: bool = False,
+    **settings: Any,
+) -> ACKTR:
+    """Build ACKTR with the environments, the normalisation and the settings of ``acktr train``.
+
+    ``make("HalfCheetah-v5").learn(1_000_000)`` learns what ``acktr train HalfCheetah-v5`` does. The
+    environments are ``model.env``.
+
+    :param env_id: an id that :func:`acktr.envs.make_vec_env` accepts
+    :param preset: as ``--preset``; by default that of the environment's family
+    :param seed: of everything random
+    :param n_envs: environments that step together; by default the preset's
+    :param device: where to compute
+    :param allow_import: whether names of classes in settings may import modules
+    :param settings: changes to the preset, as ``--set`` has them; where that takes names and mappings,
+        schedules, classes, ``Natural``, ``NaturalCritic`` and ``AdamCritic`` may stand too
+    :raises ConfigurationError: for an unknown environment, preset or setting, or a wrong value
+    """
+    options = {"seed": seed, "n_envs": n_envs, "device": device}
+    configuration, notes = resolve(
+        env_id, preset=preset, settings=settings, options=options, allow_import=allow_import
+    )
+    for note in notes:
+        warnings.warn(note, UserWarning, stacklevel=2)
+    env = build_environment(configuration)
+    try:
+        return build_model(configuration, env)
+    except BaseException:
+        env.close()
+        raise
