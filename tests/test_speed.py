@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import speed, speed_accelerator
 from benchmarks.report import SPEED_PAGE, speed_page
-from benchmarks.speed_flops import block_sizes, update_flops
-from benchmarks.speed_process import WARM_UP, Measurement, Pace
-from benchmarks.speed_profile import PHASES, Profiler, draw
-from benchmarks.speed_ratios import Group, Line, groups, pairwise, summarize
-from benchmarks.speed_report import learning_table, profile_table, width_table
+from benchmarks.speed import accelerator as speed_accelerator
+from benchmarks.speed import measure as speed
+from benchmarks.speed.flops import block_sizes, update_flops
+from benchmarks.speed.process import WARM_UP, Measurement, Pace
+from benchmarks.speed.profile import PHASES, Profiler, draw
+from benchmarks.speed.ratios import Group, Line, groups, pairwise, summarize
+from benchmarks.speed.report import learning_table, profile_table, width_table
 
 ROOT = Path(__file__).parents[1]
 

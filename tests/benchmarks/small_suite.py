@@ -5,8 +5,8 @@ import numpy as np
 from acktr.compare.curve import N_POINTS, LearningCurve, Point
 from acktr.compare.store import Store
 from acktr.compare.trial import Outcome
-from benchmarks.suite_data import SuiteData
 from benchmarks.suites import Suite
+from benchmarks.suites.data import SuiteData
 
 TASKS = ("HalfCheetah-v5", "Reacher-v5")
 # Final returns by task and label; seconds are steps / 10,000 for ACKTR, / 1,000 for the others.

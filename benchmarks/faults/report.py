@@ -8,9 +8,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.faults import existing
+from benchmarks.faults.measure import existing
 
-RESULTS = Path(__file__).resolve().parent / "results"
+RESULTS = Path(__file__).resolve().parents[1] / "results"
 
 
 def fault_tables(results: Path = RESULTS / "faults") -> str:
@@ -65,9 +65,9 @@ def scaling_table(results: Path = RESULTS / "scaling" / "scaling.json") -> str:
     link = found["link_seconds"]
     small, large = (link[key] for key in sorted(link, key=int))
     lines = [
-        f"`python -m benchmarks.scaling` on {found['cores']} cores, HalfCheetah-v5 with its preset. One "
-        f"process takes {1e3 * found['seconds_per_iteration']:.1f} ms an iteration; in a group each "
-        f"sends {found['messages_per_iteration']:.0f} messages of "
+        f"`python -m benchmarks.speed.scaling` on {found['cores']} cores, HalfCheetah-v5 with its "
+        f"preset. One process takes {1e3 * found['seconds_per_iteration']:.1f} ms an iteration; in a "
+        f"group each sends {found['messages_per_iteration']:.0f} messages of "
         f"{found['bytes_per_iteration'] / 1024:.0f} KiB together. Between two of them a reduction of 8 "
         f"bytes takes {1e6 * small:.0f} µs, one of 1 MiB {1e3 * large:.2f} ms.",
         "",

@@ -1,6 +1,6 @@
 """Where the runs of a suite come from: code, versions, machines, and what is missing."""
 
-from benchmarks.suite_data import ACKTR, SuiteData
+from benchmarks.suites.data import ACKTR, SuiteData
 
 _MOST_NAMED = 6  # labels with runs that are missing
 

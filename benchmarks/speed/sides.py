@@ -34,9 +34,9 @@ from acktr.presets import Configuration, resolve
 from acktr.presets.classes import resolve_classes
 from acktr.rollout import RolloutBatch
 from acktr.value_scale import update_scale
-from benchmarks.speed_flops import update_flops
-from benchmarks.speed_process import Pace
-from benchmarks.speed_profile import watch
+from benchmarks.speed.flops import update_flops
+from benchmarks.speed.process import Pace
+from benchmarks.speed.profile import watch
 
 # So long that no schedule moves: every repetition is made at the settings of a run's start.
 _HORIZON = 10**9

@@ -4,10 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import mean, stdev
 
-from benchmarks.faults import existing
+from benchmarks.faults.measure import existing
 from benchmarks.markdown import markdown_table
 
-TUNING = Path(__file__).resolve().parent / "results" / "tuning"
+TUNING = Path(__file__).resolve().parents[1] / "results" / "tuning"
 SUITE = TUNING.parent / "mujoco" / "runs.csv"
 ENVIRONMENTS = ("HalfCheetah-v5", "Walker2d-v5", "Hopper-v5")
 STANDING = "InvertedDoublePendulum-v5"

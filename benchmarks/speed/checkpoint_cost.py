@@ -1,4 +1,4 @@
-"""What checkpoints cost: ``python -m benchmarks.checkpoint_cost [--interval 30]``.
+"""What checkpoints cost: ``python -m benchmarks.speed.checkpoint_cost [--interval 30]``.
 
 Trains HalfCheetah-v5 on one core, in turn without checkpoints on the way and with one every so many
 seconds, and writes steps per second of both, and the share of the time that was spent in saving, to
@@ -23,7 +23,7 @@ from acktr.experiment import Experiment
 from acktr.presets import resolve
 from acktr.runs import Run
 from acktr.saver import Saver
-from benchmarks.faults import OUT, append, existing, write_manifest
+from benchmarks.faults.measure import OUT, append, existing, write_manifest
 
 COLUMNS = ("repetition", "interval", "checkpoints", "steps_per_second", "saving", "share")
 
@@ -82,7 +82,7 @@ def main() -> int:
     settings = (
         f"--interval {options.interval:g} --steps {options.steps} --repetitions {options.repetitions}"
     )
-    command = f"python -m benchmarks.checkpoint_cost {settings}"
+    command = f"python -m benchmarks.speed.checkpoint_cost {settings}"
     write_manifest(options.out / "checkpoint_cost.json", command, {"shares": shares})
     return 0
 

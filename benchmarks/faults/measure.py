@@ -38,7 +38,7 @@ from acktr.checkpoint.store import CheckpointStore, read_checkpoint
 from acktr.errors import CheckpointError
 from acktr.runs import versions
 
-OUT = Path(__file__).parent / "results" / "faults"
+OUT = Path(__file__).resolve().parents[1] / "results" / "faults"
 KILL_COLUMNS = ("environment", "backend", "number", "seconds", "steps", "exact", "parameters", "tables")
 MUTATION_COLUMNS = ("file", "change", "number", "refused", "same", "wrong", "executed", "crashed")
 # Environment, backend, steps, and settings that make checkpoints frequent.
@@ -280,7 +280,8 @@ def write_manifest(path: Path, command: str, summary: dict[str, Any]) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    about = (__doc__ or "").splitlines()[0]
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.faults", description=about)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--mutations", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
@@ -300,7 +301,3 @@ def main() -> int:
     print(json.dumps(summary, indent=2))
     bad = any(summary["mutations"][name] for name in ("wrong", "executed", "crashed"))
     return int(bad or summary["resumed and equal"] != summary["kills"])
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.markdown import markdown_table
-from benchmarks.pythons import OUT, PACKAGES, PYTHONS, read
+from benchmarks.pythons.environments import OUT, PACKAGES, PYTHONS, read
 
 
 def tables(results: Path = OUT) -> str:

@@ -1,7 +1,7 @@
 """Whether every guard against a fault has a test that fails without it.
 
-    python -m benchmarks.guards [--only 5 8] [--out FILE]
-    python -m benchmarks.guards --markdown
+    python -m benchmarks.faults.guards [--only 5 8] [--out FILE]
+    python -m benchmarks.faults.guards --markdown
 
 ``guards.yaml`` lists the guards. Their tests are run in a copy of the package, once as it is, where all
 must pass, and once for each guard with that one taken out, where each of its tests must fail.
@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 import yaml
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 OUT = ROOT / "benchmarks" / "results" / "faults" / "guards.csv"
 COPIED = ("acktr", "tests", "pyproject.toml")
 COLUMNS = ("number", "fault", "guard", "what", "tests", "baseline", "without")

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.faults import existing
-from benchmarks.tuning_report import TUNING, shown
+from benchmarks.faults.measure import existing
+from benchmarks.tuning.report import TUNING, shown
 
 
 def pong(results: Path = TUNING / "pong.csv") -> str:
@@ -59,7 +59,7 @@ def _cell(row: dict[str, str], score: str, digits: int, beside: str, digits_besi
     return text + (f" ({float(row[beside]):.{digits_beside}f})" if row[beside] else "")
 
 
-# As in :mod:`benchmarks.tuning_report`.
+# As in :mod:`benchmarks.tuning.report`.
 TABLES: dict[str, Callable[[], str]] = {
     "pong": pong,
     "frames": frames,

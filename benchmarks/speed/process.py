@@ -91,7 +91,7 @@ class Pace:
 class Side:
     """What one process does.
 
-    :param timed: a function of :mod:`benchmarks.speed_sides`; called with a pace and the arguments
+    :param timed: a function of :mod:`benchmarks.speed.sides`; called with a pace and the arguments
     :param arguments: its other arguments
     :param cores: that it may use, with as many threads
     :param unit: of its work

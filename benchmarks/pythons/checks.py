@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 STEPS = "20000"
-README = Path(__file__).resolve().parents[1] / "README.md"
+README = Path(__file__).resolve().parents[2] / "README.md"
 # Pythons for which every requirement of an extra is excluded by its markers: it installs nothing there.
 INSTALLS_NOTHING = {"envpool": ("3.10",)}
 

@@ -6,9 +6,9 @@ import numpy as np
 
 from benchmarks.markdown import markdown_table
 from benchmarks.statistics import Estimate, estimate, improvement, iqm
-from benchmarks.suite_data import ACKTR, PEERS, PPO_DEFAULTS, SuiteData, collapsed, random_policy
-from benchmarks.suite_figures import links
-from benchmarks.suite_provenance import provenance
+from benchmarks.suites.data import ACKTR, PEERS, PPO_DEFAULTS, SuiteData, collapsed, random_policy
+from benchmarks.suites.figures import links
+from benchmarks.suites.provenance import provenance
 
 MILESTONES = (300_000, 500_000)
 PRESET = "preset"  # the label that a suite of ablations compares all others with

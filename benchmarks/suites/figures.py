@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from acktr.compare.plot import SECONDS, draw, save
 from acktr.figures import add_legend, with_counts
 from benchmarks.statistics import CONFIDENCE, interval, iqm_with_interval, profile
-from benchmarks.suite_data import SuiteData
+from benchmarks.suites.data import SuiteData
 
 CAPTIONS = {
     "steps.png": "Return over steps",

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, NamedTuple
 
-from benchmarks import speed_sides as sides
-from benchmarks.speed_process import Measurement, Side
+from benchmarks.speed import sides
+from benchmarks.speed.process import Measurement, Side
 
 CHEETAH, BREAKOUT, CARTPOLE = "HalfCheetah-v5", "BreakoutNoFrameskip-v4", "CartPole-v1"
 # The paper's ACKTR: one K-FAC step for actor and critic together.

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
-from benchmarks.faults import existing
+from benchmarks.faults.measure import existing
 from benchmarks.markdown import markdown_table
-from benchmarks.tuning_report import STANDING, TUNING, cell, shown
+from benchmarks.tuning.report import STANDING, TUNING, cell, shown
 
 
 def quiet(results: Path = TUNING / "quiet.csv") -> str:
@@ -165,7 +165,7 @@ def gait(results: Path = TUNING / "gait.csv") -> str:
     return "\n".join(lines)
 
 
-# As in :mod:`benchmarks.tuning_report`.
+# As in :mod:`benchmarks.tuning.report`.
 TABLES: dict[str, Callable[[], str]] = {
     "quiet": quiet,
     "rare": rare,

@@ -14,7 +14,7 @@ from acktr.compare.trial import Trial
 from benchmarks.statistics import iqm
 from benchmarks.suites import Suite
 
-RESULTS = Path(__file__).resolve().parent / "results"
+RESULTS = Path(__file__).resolve().parents[1] / "results"
 RANDOM_POLICY = RESULTS / "random_policy.csv"
 ACKTR, PEERS = "acktr", ("ppo", "trpo")
 # A second PPO, for the Zoo's settings are not the best for it everywhere.

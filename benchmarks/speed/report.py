@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-RESULTS = Path(__file__).resolve().parent / "results" / "speed" / "ratios.json"
+RESULTS = Path(__file__).resolve().parents[1] / "results" / "speed" / "ratios.json"
 ACCELERATOR = RESULTS.parents[1] / "speed_cuda" / "ratios.json"
 
 

@@ -4,7 +4,7 @@
 
 The wheel is built once. Each interpreter that is found (on the path, among pyenv's and uv's) gets a
 fresh environment, into which pip installs the wheel as anyone would, without constraints; what
-:mod:`benchmarks.pythons_checks` lists is run there. Then each extra is installed, in an environment of
+:mod:`benchmarks.pythons.checks` lists is run there. Then each extra is installed, in an environment of
 its own that holds nothing else but what it sees of the first. An environment takes up to 6 GB, as pip's
 torch on Linux brings CUDA, and is removed when its Python is done.
 
@@ -32,9 +32,9 @@ from typing import Any, NamedTuple
 from zipfile import Path as ZipPath
 
 from acktr.runs import versions
-from benchmarks.pythons_checks import Check, checks
+from benchmarks.pythons.checks import Check, checks
 
-OUT = Path(__file__).resolve().parent / "results" / "pythons"
+OUT = Path(__file__).resolve().parents[1] / "results" / "pythons"
 PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
 COLUMNS = ("python", "extra", "check", "outcome")
 LEFT_OUT = ("dev",)  # an extra for a clone: `make setup` pins it
@@ -124,7 +124,7 @@ def build_wheel(folder: Path) -> Path:
 
     :param folder: an empty one
     """
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     line = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder)]
     subprocess.run([*line, str(root)], check=True, timeout=_SECONDS)
     (wheel,) = folder.glob("*.whl")
@@ -328,7 +328,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(*row.values(), sep=" | ", file=sys.stderr, flush=True)
     write(options.out, sorted(rows, key=lambda row: PYTHONS.index(row["python"])), manifest)
     return int(failed)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

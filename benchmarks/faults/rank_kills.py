@@ -1,4 +1,4 @@
-"""Kills of one rank of two: ``python -m benchmarks.rank_kills [--kills 20] [--out DIR]``.
+"""Kills of one rank of two: ``python -m benchmarks.faults.rank_kills [--kills 20] [--out DIR]``.
 
 A training of two ranks is started under ``torchrun --max-restarts 1``. A rank drawn at random is killed
 with SIGKILL at a random moment after the first checkpoint. The run must go on by itself from its newest
@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.faults import OUT, append, existing, fingerprint, write_manifest
+from benchmarks.faults.measure import OUT, append, existing, fingerprint, write_manifest
 
 COLUMNS = ("environment", "number", "rank", "seconds", "exit_code", "resumed", "parameters", "tables")
 STEPS = {"CartPole-v1": 24_000, "HalfCheetah-v5": 24_000}
@@ -105,7 +105,7 @@ def main() -> int:
     rows = existing(table)
     recovered = sum(row["parameters"] == row["tables"] == "equal" for row in rows)
     summary = {"kills": len(rows), "recovered": recovered}
-    command = f"python -m benchmarks.rank_kills --kills {options.kills} --seed {options.seed}"
+    command = f"python -m benchmarks.faults.rank_kills --kills {options.kills} --seed {options.seed}"
     write_manifest(options.out / "rank_kills.json", command, summary)
     print(json.dumps(summary))
     return int(recovered < len(rows))

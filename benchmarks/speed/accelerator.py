@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from benchmarks import speed_sides as sides
-from benchmarks.speed_process import Side
-from benchmarks.speed_ratios import BREAKOUT, CHEETAH, LARGE, PAPER, PLAIN, Group, Line
+from benchmarks.speed import sides
+from benchmarks.speed.process import Side
+from benchmarks.speed.ratios import BREAKOUT, CHEETAH, LARGE, PAPER, PLAIN, Group, Line
 
 GRAPHS, BF16 = "cuda_graphs=true", "precision=bf16"
 WIDTHS = (64, 256, 1024, 4096)

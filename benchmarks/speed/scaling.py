@@ -1,4 +1,4 @@
-"""How training scales over processes: ``python -m benchmarks.scaling``.
+"""How training scales over processes: ``python -m benchmarks.speed.scaling``.
 
 The rate of one process alone, of several in one group, and what a message costs between two of them are
 measured, each several times in turn. From the first and the last a model predicts the second::
@@ -37,9 +37,9 @@ from acktr import distributed
 from acktr.experiment import build_environment, build_model
 from acktr.kfac import comm
 from acktr.presets import resolve
-from benchmarks.speed import manifest
+from benchmarks.speed.measure import manifest
 
-OUT = Path(__file__).resolve().parent / "results" / "scaling"
+OUT = Path(__file__).resolve().parents[1] / "results" / "scaling"
 ENVIRONMENT = "HalfCheetah-v5"
 WORLDS = (1, 2, 4)
 PREDICTED = (1, 2, 4, 8, 16, 64, 256, 1024)
@@ -202,7 +202,7 @@ def summarise(rows: Sequence[dict[str, float]], link: dict[str, float], cores: i
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, write and print."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.scaling", description=__doc__.split("\n")[0]
+        prog="python -m benchmarks.speed.scaling", description=__doc__.split("\n")[0]
     )
     parser.add_argument("--seconds", type=float, default=15.0, help="of each repetition")
     parser.add_argument("--repetitions", type=int, default=5)
@@ -223,7 +223,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         writer.writeheader()
         writer.writerows(rows)
     command = (
-        f"python -m benchmarks.scaling --seconds {options.seconds:g} --repetitions {options.repetitions}"
+        f"python -m benchmarks.speed.scaling --seconds {options.seconds:g} "
+        f"--repetitions {options.repetitions}"
     )
     made = manifest(command)
     made["scaling.csv"] = made.pop("speed.csv")

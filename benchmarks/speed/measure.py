@@ -1,8 +1,8 @@
 """Ratios of speed, each from interleaved repetitions in one run: ``python -m benchmarks.speed``.
 
-Every side of a ratio runs in a process of its own (:mod:`benchmarks.speed_process`); one repetition
+Every side of a ratio runs in a process of its own (:mod:`benchmarks.speed.process`); one repetition
 gives each of them its turn, and the ratio of a repetition is that of neighbours in time. What the sides
-are stands in :mod:`benchmarks.speed_ratios`; what the figures mean, in ``docs/speed.md``.
+are stands in :mod:`benchmarks.speed.ratios`; what the figures mean, in ``docs/speed.md``.
 """
 
 import argparse
@@ -24,11 +24,11 @@ import torch
 
 from acktr.errors import ConfigurationError
 from acktr.runs import versions
-from benchmarks import speed_accelerator as accelerator
-from benchmarks import speed_report
-from benchmarks.speed_process import Measurement, SideProcess, SpeedError
-from benchmarks.speed_profile import draw
-from benchmarks.speed_ratios import Group, groups, summarize
+from benchmarks.speed import accelerator
+from benchmarks.speed import report as speed_report
+from benchmarks.speed.process import Measurement, SideProcess, SpeedError
+from benchmarks.speed.profile import draw
+from benchmarks.speed.ratios import Group, groups, summarize
 
 COLUMNS = ("ratio", "side", "repetition", "unit", "work", "seconds", "per_second")
 
@@ -260,7 +260,3 @@ def _write_json(path: Path, content: Any) -> None:
 
 def _say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
