@@ -9,19 +9,7 @@ import pytest
 from rich.console import Console
 
 from acktr.output import Dropping, dropping, occupy_standard_descriptors
-
-
-class Broken(io.StringIO):
-    """Raises whatever is asked for."""
-
-    def __init__(self, error):
-        super().__init__()
-        self.error = error
-
-    def write(self, text):
-        raise self.error
-
-    flush = writelines = lambda self, *_: self.write("")
+from tests.helpers.command_line import Broken
 
 
 @pytest.mark.parametrize("error", [BrokenPipeError(), OSError(28, "full"), ValueError("closed")])

@@ -43,7 +43,7 @@ class Guard(NamedTuple):
     :param what: what it does
     :param old: its text, which occurs once in its file
     :param new: what stands there without it
-    :param tests: those that fail without it, ``"test_kl.py::test_name"``, one or all of its cases
+    :param tests: those that fail without it, ``"learner/test_kl.py::test_name"``, one or all cases
     """
 
     fault: int

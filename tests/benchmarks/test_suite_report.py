@@ -13,7 +13,7 @@ from benchmarks.suites import provenance as suite_provenance
 from benchmarks.suites import tables as suite_tables
 from benchmarks.suites.data import SuiteData, collapsed
 from benchmarks.suites.provenance import provenance
-from tests.benchmarks.small_suite import FINALS, SESSION, outcome, small_suite
+from tests.helpers.small_suite import FINALS, SESSION, outcome, small_suite
 
 
 @pytest.fixture(scope="module")
