@@ -8,7 +8,7 @@ import numpy as np
 
 from acktr.compare.store import session
 from benchmarks import suites
-from benchmarks.suite_data import RANDOM_POLICY
+from benchmarks.suites.data import RANDOM_POLICY
 
 EPISODES = 100
 SEED = 0

@@ -9,18 +9,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
-from benchmarks import (
-    fault_report,
-    pythons_report,
-    speed_report,
-    suite_figures,
-    suite_tables,
-    suites,
-    tuning_images,
-    tuning_looks,
-    tuning_report,
-)
-from benchmarks.suite_data import SuiteData
+from benchmarks import suites
+from benchmarks.faults import report as fault_report
+from benchmarks.pythons import report as pythons_report
+from benchmarks.speed import report as speed_report
+from benchmarks.suites import figures as suite_figures
+from benchmarks.suites import tables as suite_tables
+from benchmarks.suites.data import SuiteData
+from benchmarks.tuning import images as tuning_images
+from benchmarks.tuning import looks as tuning_looks
+from benchmarks.tuning import report as tuning_report
 
 ROOT = Path(__file__).resolve().parent
 RESULTS = ROOT / "results" / "0.1.0" / "presets.csv"

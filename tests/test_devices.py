@@ -9,9 +9,9 @@ from acktr.devices import check_device, usable_device
 from acktr.errors import ConfigurationError
 from acktr.experiment import evaluate
 from acktr.runs import Run
-from tests.small_envs import small_env
+from tests.helpers.small_envs import small_env
 
-TOY = "tests.toy_envs:Toy-v0"
+TOY = "tests.helpers.toy_envs:Toy-v0"
 ABSENT = ("mps", "xpu", "meta", "gpu", "tpu9", "cpu:1", "")
 
 

@@ -16,7 +16,7 @@ from acktr import ACKTR
 from acktr.cli import _COMMANDS
 from acktr.kfac import layers
 from acktr.presets.schema import setting_names
-from tests.recording import RecordingEngine
+from tests.helpers.recording import RecordingEngine
 
 ROOT = Path(__file__).parents[1]
 # Blocks of one page run one after another, as a reader would type them.

@@ -12,8 +12,8 @@ from stable_baselines3.common.vec_env import VecEnvWrapper, VecNormalize
 
 from acktr import ACKTR
 from acktr.errors import ConfigurationError
-from tests.small_envs import small_env
-from tests.test_algorithm import Recorded, make, parameters, same
+from tests.helpers.models import Recorded, make, parameters, same
+from tests.helpers.small_envs import small_env
 
 
 def test_schedules_are_honoured():

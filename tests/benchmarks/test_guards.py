@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import guards
+from benchmarks.faults import guards
 
 FAULTS, GUARDS = guards.read_guards()
 ROOT = Path(__file__).parents[2]

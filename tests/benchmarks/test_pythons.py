@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from benchmarks import pythons, pythons_report
-from benchmarks.pythons_checks import INSTALLS_NOTHING, Check, checks, readme_blocks
+from benchmarks.pythons import environments as pythons
+from benchmarks.pythons import report as pythons_report
+from benchmarks.pythons.checks import INSTALLS_NOTHING, Check, checks, readme_blocks
 
 EXTRAS = [e for e in metadata.metadata("acktr").get_all("Provides-Extra") if e not in pythons.LEFT_OUT]
 MINOR = f"{sys.version_info.major}.{sys.version_info.minor}"

@@ -6,12 +6,14 @@ from dataclasses import replace
 import pytest
 
 from acktr.compare.store import Store
-from benchmarks import suite_figures, suite_provenance, suite_tables
 from benchmarks.report import BEGIN, END, SUITES_BEGIN, SUITES_END, page
-from benchmarks.suite_data import SuiteData, collapsed
-from benchmarks.suite_provenance import provenance
 from benchmarks.suites import Algorithm, Suite
-from tests.benchmarks.small_suite import FINALS, SESSION, outcome, small_suite
+from benchmarks.suites import figures as suite_figures
+from benchmarks.suites import provenance as suite_provenance
+from benchmarks.suites import tables as suite_tables
+from benchmarks.suites.data import SuiteData, collapsed
+from benchmarks.suites.provenance import provenance
+from tests.helpers.small_suite import FINALS, SESSION, outcome, small_suite
 
 
 @pytest.fixture(scope="module")

@@ -13,10 +13,9 @@ from acktr.cli import main
 from acktr.cli.arguments import as_sentence
 from acktr.cli.progress import ProgressCallback
 from acktr.runs import Run
-from tests.toy_envs import Toy
-
-TOY = "tests.toy_envs:Toy-v0"
-SMALL = ("n_envs=2", "n_steps=8", "n_eval_episodes=1", "n_final_eval_episodes=2")
+from tests.helpers.command_line import SMALL
+from tests.helpers.runs import TOY
+from tests.helpers.toy_envs import Toy
 
 
 def train(path, *arguments, env_id=TOY):
@@ -162,7 +161,7 @@ def test_default_directories(tmp_path, monkeypatch):
     arguments = ["train", TOY, "--steps", "16", "--no-progress", "--set", *SMALL]
     assert [main(arguments), main(arguments)] == [0, 0]
     names = sorted(path.name for path in (tmp_path / "runs").iterdir())
-    assert names == ["tests.toy_envs-Toy-v0-1", "tests.toy_envs-Toy-v0-2"]
+    assert names == ["tests.helpers.toy_envs-Toy-v0-1", "tests.helpers.toy_envs-Toy-v0-2"]
 
 
 def test_evaluate(run_directory, capsys):
@@ -195,7 +194,7 @@ def test_record(tmp_path, capsys):
 
 
 def test_ctrl_c_saves_once_and_says_where(tmp_path, capsys):
-    assert train(tmp_path, env_id="tests.toy_envs:PressesCtrlC-v0") == 130
+    assert train(tmp_path, env_id="tests.helpers.toy_envs:PressesCtrlC-v0") == 130
     captured = capsys.readouterr()
     assert f"SIGINT: stopping after this update and saving in {tmp_path}" in captured.err
     assert captured.out.startswith("Stopped after ")
@@ -207,7 +206,7 @@ def test_ctrl_c_saves_once_and_says_where(tmp_path, capsys):
 
 
 def test_divergence(tmp_path, capsys):
-    assert train(tmp_path, "eval_interval=0", env_id="tests.toy_envs:Broken-v0") == 3
+    assert train(tmp_path, "eval_interval=0", env_id="tests.helpers.toy_envs:Broken-v0") == 3
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("acktr: Environment 0 returned nan in its reward at its step 21")
     assert str(tmp_path / "model.zip") in error

@@ -5,7 +5,7 @@ import csv
 from acktr.cli import main
 from acktr.compare import runner
 
-TOY = "tests.toy_envs:Toy-v0"
+TOY = "tests.helpers.toy_envs:Toy-v0"
 
 
 def test_compare_goes_on_where_it_was(tmp_path, capsys, monkeypatch):

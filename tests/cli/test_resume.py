@@ -2,28 +2,14 @@
 
 import os
 import signal
-import subprocess
-import sys
-import time
 
 import pytest
 
 from acktr.checkpoint.store import CheckpointStore
 from acktr.cli import main
 from acktr.runs import Run
-from tests.cli.test_cli import SMALL, TOY
-
-PRESSES = "tests.toy_envs:PressesCtrlC-v0"
-
-
-def train(path, *arguments, env_id=TOY, steps="64"):
-    where = [] if path is None else ["--out", str(path)]
-    settings = ["--no-progress", "--set", "checkpoint_steps=16", *SMALL]
-    return main(["train", env_id, "--steps", steps, *where, *settings, *arguments])
-
-
-def steps_of_checkpoints(path):
-    return [int(p.name.removeprefix("step-")) for p in CheckpointStore(path / "checkpoints").paths()]
+from tests.helpers.command_line import PRESSES, start, steps_of_checkpoints, train, wait_for
+from tests.helpers.runs import TOY
 
 
 @pytest.mark.parametrize(
@@ -86,7 +72,9 @@ def test_without_a_directory_the_last_run_is_resumed(tmp_path, monkeypatch, caps
     assert f"There is no run of {TOY} in runs/ to resume" in capsys.readouterr().err
     assert [train(None), train(None)] == [0, 0]
     assert train(None, "--resume", "--backend", "auto", "--set", "keep_last=2") == 0
-    assert "runs/tests.toy_envs-Toy-v0-2/checkpoints/step-000000000064" in capsys.readouterr().err
+    assert (
+        "runs/tests.helpers.toy_envs-Toy-v0-2/checkpoints/step-000000000064" in capsys.readouterr().err
+    )
 
 
 def test_contradicting_settings_are_named(tmp_path, capsys):
@@ -121,21 +109,6 @@ def test_an_unusable_checkpoint(tmp_path, capsys):
 
 
 # Fault 1, with real processes ---------------------------------------------------------------
-
-
-def start(path, env_id, *arguments):
-    command = [sys.executable, "-m", "acktr", "train", env_id, "--out", str(path), "--no-progress"]
-    return subprocess.Popen(
-        [*command, *arguments], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, process_group=0
-    )
-
-
-def wait_for(process, path, condition):
-    deadline = time.monotonic() + 120
-    while not condition(path):
-        assert time.monotonic() < deadline
-        assert process.poll() is None or condition(path)
-        time.sleep(0.01)
 
 
 @pytest.mark.slow

@@ -11,9 +11,15 @@ import pytest
 from acktr.checkpoint.store import CheckpointStore
 from acktr.cli import main
 from acktr.cli.stop import StopOnSignal
-from tests.cli.test_cli import SMALL
-from tests.cli.test_resume import PRESSES, start, steps_of_checkpoints, train, wait_for
-from tests.test_output import Broken
+from tests.helpers.command_line import (
+    PRESSES,
+    SMALL,
+    Broken,
+    start,
+    steps_of_checkpoints,
+    train,
+    wait_for,
+)
 
 CODES = {"SIGINT": 130, "SIGTERM": 143, "SIGUSR1": 143, "SIGHUP": 143}
 

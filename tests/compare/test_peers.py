@@ -31,7 +31,7 @@ from acktr.errors import ConfigurationError
         ("trpo", "Reacher-v5", "Ant-v4", {"n_critic_updates": 20, "normalize": True}),
         ("trpo", "PongNoFrameskip-v4", "default", {}),
         ("a2c", "InvertedDoublePendulum-v5", "Ant-v4", {"normalize": True}),
-        ("a2c", "tests.toy_envs:Toy-v0", "default", {}),
+        ("a2c", "tests.helpers.toy_envs:Toy-v0", "default", {}),
     ],
 )
 def test_settings(algo, env_id, entry, some):
@@ -87,10 +87,10 @@ def test_normalisation_uses_the_discount_and_spares_evaluation():
 @pytest.mark.parametrize(
     ("env_id", "norm_obs", "keys"),
     [
-        ("tests.toy_envs:Toy-v0", True, None),
-        ("tests.toy_envs:ToyDict-v0", True, ["a"]),
-        ("tests.toy_envs:ToyImage-v0", False, None),
-        ("tests.toy_envs:ToyBytes-v0", False, None),  # which SB3's rollout keeps as bytes
+        ("tests.helpers.toy_envs:Toy-v0", True, None),
+        ("tests.helpers.toy_envs:ToyDict-v0", True, ["a"]),
+        ("tests.helpers.toy_envs:ToyImage-v0", False, None),
+        ("tests.helpers.toy_envs:ToyBytes-v0", False, None),  # which SB3's rollout keeps as bytes
         ("FrozenLake-v1", False, None),
     ],
 )
@@ -101,7 +101,7 @@ def test_what_the_zoo_does_not_know_is_normalised(env_id, norm_obs, keys):
 
 
 def test_an_evaluation_ends_where_episodes_do_not():
-    env = build_env("tests.toy_envs:Endless-v0", {}, 1, 0, training=False)
+    env = build_env("tests.helpers.toy_envs:Endless-v0", {}, 1, 0, training=False)
     assert env.get_attr("spec")[0].max_episode_steps == 27_000
     env.close()
 
@@ -135,7 +135,10 @@ def test_channels_last_is_only_another_layout():
 
 @pytest.mark.parametrize(
     ("env_id", "policy"),
-    [("tests.toy_envs:ToyDict-v0", "MultiInputPolicy"), ("tests.toy_envs:Toy-v0", "MlpPolicy")],
+    [
+        ("tests.helpers.toy_envs:ToyDict-v0", "MultiInputPolicy"),
+        ("tests.helpers.toy_envs:Toy-v0", "MlpPolicy"),
+    ],
 )
 def test_the_policy_fits_the_observations(env_id, policy):
     settings = peer_settings("a2c", env_id, 100)

@@ -12,7 +12,7 @@ from acktr.compare.runner import Terminated, choose_cores, run_trials, state
 from acktr.compare.store import Store
 from acktr.compare.trial import Trial, complete_settings
 from acktr.errors import ConfigurationError
-from tests.benchmarks.small_suite import SESSION, outcome
+from tests.helpers.small_suite import SESSION, outcome
 
 FAILS = "import sys; print('Traceback'); print('acktr: it broke.'); sys.exit(2)"
 SLEEPS = "import time, sys; time.sleep(60)"

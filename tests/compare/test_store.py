@@ -8,7 +8,7 @@ import pytest
 from acktr.compare.store import Store
 from acktr.compare.trial import Trial
 from acktr.errors import CheckpointError, ConfigurationError
-from tests.benchmarks.small_suite import SESSION, outcome
+from tests.helpers.small_suite import SESSION, outcome
 
 
 def add(store, seed=0, final=100.0, label="ppo", settings=None):

@@ -15,7 +15,7 @@ from acktr.compare.store import COLUMNS, Store, session
 from acktr.compare.trial import Trial, can_go_on, complete_settings, settings_hash, train, write_job
 from acktr.errors import CheckpointError, CheckpointWriteError, ConfigurationError
 
-TOY = "tests.toy_envs:Toy-v0"
+TOY = "tests.helpers.toy_envs:Toy-v0"
 SMALL = {
     "acktr": {"n_steps": 8, "n_envs": 2},
     "a2c": {"n_steps": 16},
@@ -156,7 +156,7 @@ def test_what_can_be_gone_on_with(tmp_path):
 
 
 def test_acktr_that_diverges_is_an_outcome(tmp_path, capsys):
-    outcome = train(trial(env_id="tests.toy_envs:Broken-v0"), tmp_path)
+    outcome = train(trial(env_id="tests.helpers.toy_envs:Broken-v0"), tmp_path)
     assert outcome.scores["diverged"] == "yes"
     assert outcome.scores.get("eval_mean") is None
     assert "nan" in capsys.readouterr().err

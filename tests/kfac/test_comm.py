@@ -13,7 +13,7 @@ from torch.distributions import Categorical, Normal
 
 from acktr.kfac import KFAC, comm, curvature, fisher, refresh
 from acktr.kfac.comm import Comm
-from tests.kfac.processes import run_in_processes
+from tests.helpers.processes import run_in_processes, signs_of_values
 
 STEPS = 5
 N = 24  # samples, for one process, two and four
@@ -55,11 +55,6 @@ class Linear(nn.Module):
 
 
 MODELS = {"linear": Linear, "convolution": Convolution, "shared trunk": SharedTrunk}
-
-
-def signs_of_values(like):
-    """Signs that belong to a sample and not to a process; the real ones are drawn."""
-    return torch.where((like.detach() * 1e4).sin() >= 0, 1.0, -1.0).to(like)
 
 
 def train(rank, size, kind, options, shared_from=None):

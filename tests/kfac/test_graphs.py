@@ -8,7 +8,7 @@ from torch import nn
 from torch.distributions import Categorical, Normal
 
 from acktr.kfac import KFAC, Graphs
-from tests.recording import NoLooks, RecordingEngine
+from tests.helpers.recording import NoLooks, RecordingEngine
 
 UPDATES = 13
 

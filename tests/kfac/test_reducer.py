@@ -12,7 +12,7 @@ from torch.distributions import Normal
 from acktr.kfac import KFAC, comm
 from acktr.kfac.comm import Comm
 from acktr.kfac.reducer import Reducer
-from tests.kfac.processes import run_in_processes
+from tests.helpers.processes import run_in_processes
 
 WIDTHS = (3, 8, 8, 1)
 SMALL, LARGE = 10**6, 64  # bytes from which a bucket leaves by itself: all wait, or none

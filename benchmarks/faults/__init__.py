@@ -1,0 +1,1 @@
+"""Kills, changed files, and guards taken out: what becomes of a run."""

@@ -1,0 +1,1 @@
+"""The package and its extras on every Python that it supports."""

@@ -1,0 +1,1 @@
+"""Ratios of speed, how training scales over processes, and what checkpoints cost."""

@@ -1,0 +1,381 @@
+"""The text of a suite in docs/results.md, and its tables in Markdown."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from benchmarks.markdown import markdown_table
+from benchmarks.statistics import Estimate, estimate, improvement, iqm
+from benchmarks.suites.data import ACKTR, PEERS, PPO_DEFAULTS, SuiteData, collapsed, random_policy
+from benchmarks.suites.figures import links
+from benchmarks.suites.provenance import provenance
+
+MILESTONES = (300_000, 500_000)
+PRESET = "preset"  # the label that a suite of ablations compares all others with
+
+
+def text(data: SuiteData) -> str:
+    """Return the section of a suite; nothing where no run of it is published.
+
+    :param data: its results
+    """
+    if not data.rows:
+        return ""
+    suite = data.suite
+    parts = [f"## {suite.title}", suite.about.strip(), provenance(data)]
+    if suite.speeds:
+        return "\n\n".join([*parts, speed_table(data)])
+    parts += links(data)
+    if len(data.envs) > 1 and not any(data.target(env) for env in data.envs):
+        parts += ["**IQM by task**", overview_table(data)]
+    if PRESET in data.labels and len(data.labels) > 1:
+        parts += ["**Less what the preset has with the same seeds**", difference_table(data)]
+    parts += ["**Every seed**", scores_table(data)]
+    if ACKTR in data.labels and any(data.target(env) for env in data.envs):
+        parts += ["**Over all tasks**", aggregate_table(data)]
+        parts += ["**Sample efficiency**", efficiency_table(data)]
+    if any(set(pair) <= set(data.labels) for pair in suite.batches):
+        parts += ["**The larger batch**", batch_table(data)]
+    if suite.compare_seconds and {ACKTR, "ppo"} <= set(data.labels):
+        parts += ["**Time to PPO's final return**", time_table(data)]
+    return "\n\n".join(parts)
+
+
+def summary_table(data: SuiteData) -> str:
+    """Return one row for each task that all have learned: the ends, and how soon ACKTR is there."""
+    names = {ACKTR: "ACKTR", "ppo": "PPO", "trpo": "TRPO", PPO_DEFAULTS: "PPO, SB3's defaults"}
+    labels = [label for label in names if label in (ACKTR, *PEERS, *data.labels)]
+    rows = []
+    for env in data.envs:
+        target, ours = data.target(env), data.score(env, ACKTR)
+        if target is None or ours is None:
+            continue
+        rows.append([
+            env,
+            *(_score(data.score(env, label)) for label in labels),
+            _or(_steps_to(data, env, target[1]), "–", ","),
+            _or(_seconds_to_ppo(data, env)[-1], "–", ".1f"),
+        ])  # fmt: skip
+    header = (
+        "task", *(names[label] for label in labels), "ACKTR has the best peer's return at step",
+        "PPO's seconds to its return / ACKTR's",
+    )  # fmt: skip
+    return markdown_table(header, rows)
+
+
+def scores_table(data: SuiteData) -> str:
+    """Return one row for each task and label, with the score of every seed."""
+    rows = []
+    for (env, label), group in data.rows.items():
+        scores, timed = data.scores(env, label), data.timed(env, label)
+        steps, seconds = (data.scores(env, label, c, timed) for c in ("steps", "cpu_seconds"))
+        flags = [
+            f"seed {row['seed']} {'diverged' if row['diverged'] == 'yes' else 'collapsed'}"
+            for row in group
+            if row["diverged"] == "yes" or collapsed(row)
+        ]
+        rows.append([
+            env,
+            label,
+            f"{len(group)}/{data.n_wanted(env, label)}",
+            ", ".join(_score(x) for x in scores),
+            _estimate(estimate(iqm, [scores])),
+            _score(data.score(env, label, "eval_mean")),
+            f"{np.median(seconds):.0f}" if timed else "–",
+            f"{np.median(steps / seconds):,.0f}" if timed else "–",
+            ", ".join(flags) or "–",
+        ])  # fmt: skip
+    header = (
+        "task", "algorithm", "seeds", "last 100 episodes, by seed", "IQM [95 %]", "evaluation, IQM",
+        "seconds", "steps/s", "collapsed or diverged",
+    )  # fmt: skip
+    return markdown_table(header, rows)
+
+
+def overview_table(data: SuiteData) -> str:
+    """Return one row for each label and a column for each task: the IQM over seeds."""
+    rows = [[label, *(_score(data.score(env, label)) for env in data.envs)] for label in data.labels]
+    return markdown_table(("", *data.envs), rows)
+
+
+def difference_table(data: SuiteData) -> str:
+    """Return one row for each change of the preset: what it gains on the seeds that both have learned.
+
+    After 300,000 steps and at the end, each the mean difference and its standard error.
+    """
+    changes = [label for label in data.labels if label != PRESET]
+    header, columns = [""], [changes]
+    for env in data.envs:
+        for column, name in (("return_300k", "300 k"), ("last_100_return", "end")):
+            gains = []
+            for label in changes:
+                seeds = data.common_seeds(env, PRESET, label, column=column)
+                before, after = (data.scores(env, x, column, seeds) for x in (PRESET, label))
+                gains.append(_difference(after - before))
+            if set(gains) != {"–"}:
+                header.append(f"{env}, {name}")
+                columns.append(gains)
+    note = "*In parentheses*: seeds. One or two say little: two runs of one setting differ as well."
+    return f"{markdown_table(header, list(zip(*columns, strict=True)))}\n\n{note}\n\n{outside(data)}"
+
+
+def outside(data: SuiteData) -> str:
+    """Say which changes end outside of the preset's seeds, with each of their own on every task."""
+
+    def beyond(label: str, sign: int) -> bool:
+        pairs = [[sign * data.scores(env, name) for name in (label, PRESET)] for env in data.envs]
+        return all(len(own) and len(base) and own.min() > base.max() for own, base in pairs)
+
+    changes = [label for label in data.labels if label != PRESET]
+    above, below = (", ".join(x for x in changes if beyond(x, sign)) or "none" for sign in (1, -1))
+    return (
+        f"Of {len(changes)} changes, above the preset's best seed on every task: {above}. "
+        f"Below its worst on every task: {below}."
+    )
+
+
+def aggregate_table(data: SuiteData) -> str:
+    """Return normalised scores over all tasks, and how probably ACKTR's run is the better one."""
+    rows = []
+    for label in data.labels:
+        normalized = data.normalized(label)
+        if not normalized:
+            continue
+        cells = [label, str(len(normalized)), _estimate(estimate(iqm, list(normalized.values())), 2)]
+        both = [env for env in data.envs if {(env, ACKTR), (env, label)} <= set(data.rows)]
+        if label == ACKTR or not both:
+            cells.append("–")
+        else:
+            tasks = [data.scores(env, name) for name in (ACKTR, label) for env in both]
+            cells.append(f"{_estimate(estimate(improvement, tasks), 2)} on {len(both)}")
+        rows.append(cells)
+    header = ("algorithm", "tasks", "normalised IQM [95 %]", "probability that ACKTR is better [95 %]")
+    return f"{markdown_table(header, rows)}\n\n{wins(data)}".rstrip() if rows else wins(data)
+
+
+def wins(data: SuiteData) -> str:
+    """Say on how many tasks ACKTR's IQM is at least that of each other algorithm, and of all of them."""
+    others = [label for label in data.labels if label != ACKTR]
+    won: dict[str, dict[str, bool]] = {label: {} for label in others}
+    for env in data.envs:
+        ours = data.score(env, ACKTR)
+        for label in others:
+            theirs = data.score(env, label)
+            if ours is not None and theirs is not None:
+                won[label][env] = ours >= theirs
+    parts = [
+        f"that of {label} on {sum(won[label].values())} of {len(won[label])} tasks"
+        for label in others
+        if won[label]
+    ]
+    common = [env for env in data.envs if all(env in won[label] for label in others)]
+    if len(others) > 1 and common:
+        n_won = sum(all(won[label][env] for label in others) for env in common)
+        parts.append(f"of all of them on {n_won} of the {len(common)} tasks that all have learned")
+    return f"ACKTR's IQM is at least {', '.join(parts)}." if parts else ""
+
+
+def efficiency_table(data: SuiteData) -> str:
+    """Return the steps at which ACKTR's IQM reaches the final IQM of the best of the peers."""
+    rows, reached, tuned = [], [], []
+    for env in data.envs:
+        target, of_tuned = data.target(env), data.target(env, tuned=True)
+        if target is None or of_tuned is None or (env, ACKTR) not in data.rows:
+            continue
+        steps = _steps_to(data, env, target[1])
+        reached.append(steps)
+        tuned.append(_steps_to(data, env, of_tuned[1]))
+        rows.append([
+            env,
+            f"{_score(target[1])} ({target[0]})",
+            _score(data.score(env, ACKTR, "return_300k")),
+            _score(data.score(env, ACKTR, "return_500k")),
+            _score(data.score(env, ACKTR)),
+            _or(steps, "not reached", ","),
+        ])  # fmt: skip
+    header = ("task", "best peer", "ACKTR at 300 k", "500 k", "end", "reached at step")
+    told = f"Reached {_by_milestones(reached)} of {len(reached)} tasks."
+    if PPO_DEFAULTS in data.labels:
+        told += f" Without {PPO_DEFAULTS}: {_by_milestones(tuned)}."
+    return f"{markdown_table(header, rows)}\n\n{told}"
+
+
+def _by_milestones(reached: Sequence[int | None]) -> str:
+    return " and ".join(
+        f"by {limit:,} steps on {sum(s is not None and s <= limit for s in reached)}"
+        for limit in MILESTONES
+    )
+
+
+def batch_table(data: SuiteData) -> str:
+    """Return what a larger batch keeps of the gain over the random policy: per step, and per update.
+
+    Per step both batches have all of the steps. Per update the smaller one has as many updates as the
+    larger one makes in all of its steps: the ratio is what the larger batch is worth to an update. The
+    difference says it in returns, as curves over updates show it: a ratio is great where the smaller
+    batch has hardly begun to learn.
+    """
+    random, rows = random_policy(), []
+    for env in data.envs:
+        for small, large in data.suite.batches:
+            if not {(env, small), (env, large)} <= set(data.rows) or env not in random:
+                continue
+            ends = [data.scores(env, label) - random[env] for label in (small, large)]
+            share = 1 / data.suite.batch_ratio(small, large)
+            early = [
+                float(curve["return"][np.searchsorted(curve["steps"], share * curve["steps"][-1])])
+                for curve in data.curves(env, small)
+            ]
+            as_many_updates = np.array(early) - random[env]
+            rows.append([
+                env,
+                large,
+                _estimate(estimate(_iqm_ratio, [ends[1], ends[0]]), 2),
+                _estimate(estimate(_iqm_ratio, [ends[1], as_many_updates]), 2),
+                _estimate(estimate(_iqm_difference, [ends[1], as_many_updates])),
+            ])  # fmt: skip
+    header = (
+        "task", "larger batch", "gain / the smaller batch's, same steps [95 %]",
+        "gain / the smaller batch's, same updates [95 %]",
+        "gain - the smaller batch's, same updates [95 %]",
+    )  # fmt: skip
+    note = "*Gain*: the IQM of the last 100 episodes less what the random policy has."
+    return f"{markdown_table(header, rows)}\n\n{note}"
+
+
+def speed_table(data: SuiteData) -> str:
+    """Return the steps per second of both labels of a pair, and their ratio on the same seeds."""
+    rows = []
+    for env in data.envs:
+        for pair in data.suite.speeds:
+            seeds = data.in_turns(env, *pair)
+            if not seeds:
+                continue
+            steps, seconds = (
+                np.array([data.scores(env, label, column, seeds) for label in pair])
+                for column in ("steps", "cpu_seconds")
+            )
+            speeds = steps / seconds
+            ratios = speeds[0] / speeds[1]
+            rows.append([
+                env,
+                *pair,
+                *(f"{speed:,.0f}" for speed in np.median(speeds, axis=1)),
+                f"{np.median(ratios):.2f}",
+                f"{ratios.min():.2f} – {ratios.max():.2f}",
+                str(len(seeds)),
+            ])  # fmt: skip
+    header = (
+        "task", "A", "B", "A, steps/s", "B, steps/s", "A / B, median", "least – greatest",
+        "seeds in turns",
+    )  # fmt: skip
+    return markdown_table(header, rows)
+
+
+def time_table(data: SuiteData) -> str:
+    """Return the seconds in which ACKTR and PPO themselves reach PPO's final IQM."""
+    rows, ratios = [], []
+    for env in data.envs:
+        target = data.score(env, "ppo")
+        if target is None or (env, ACKTR) not in data.rows:
+            continue
+        ours, theirs, ratio = _seconds_to_ppo(data, env)
+        if ratio is not None:
+            ratios.append(ratio)
+        turns, processor = data.in_turns(env, ACKTR, "ppo"), data.processor_of(env, ACKTR, "ppo")
+        whole = data.scores(env, "ppo", "cpu_seconds", turns or data.timed(env, "ppo", processor))
+        rows.append([
+            env,
+            _score(target),
+            *(
+                _or(seconds, "not reached" if turns or data.timed(env, label, processor) else "–", ".0f")
+                for label, seconds in ((ACKTR, ours), ("ppo", theirs))
+            ),
+            f"{iqm(whole):.0f}" if len(whole) else "–",
+            _or(ratio, "–", ".1f"),
+            f"{', '.join(turns)}, in turns" if turns else f"all on {processor}",
+        ])  # fmt: skip
+    header = (
+        "task", "PPO's final IQM", "ACKTR, seconds until there", "PPO, seconds until there",
+        "PPO, all of its steps", "PPO / ACKTR until there", "seeds timed",
+    )  # fmt: skip
+    if not ratios:
+        return markdown_table(header, rows)
+    return (
+        f"{markdown_table(header, rows)}\n\nMedian of the {len(ratios)} tasks where it is reached: "
+        + (f"{np.median(ratios):.1f}.")
+    )
+
+
+def first_reached(data: SuiteData, env: str, label: str, target: float) -> int | None:
+    """Return the first point of the learning curves whose IQM over seeds is at least ``target``."""
+    curves = data.curves(env, label)
+    n_points = min(len(curve["return"]) for curve in curves)
+    returns = np.stack([curve["return"][:n_points] for curve in curves])
+    # Before each seed has had an episode there is no IQM; comparisons with NaN are false.
+    reached = np.flatnonzero(np.isfinite(returns).all(axis=0) & (iqm(returns, axis=0) >= target))
+    return int(reached[0]) if len(reached) else None
+
+
+def _iqm_ratio(*tasks: np.ndarray, axis: int = -1) -> np.ndarray:
+    above, below = tasks
+    return iqm(above, axis=axis) / iqm(below, axis=axis)
+
+
+def _iqm_difference(*tasks: np.ndarray, axis: int = -1) -> np.ndarray:
+    above, below = tasks
+    return iqm(above, axis=axis) - iqm(below, axis=axis)
+
+
+def _steps_to(data: SuiteData, env: str, target: float) -> int | None:
+    point = first_reached(data, env, ACKTR, target)
+    return None if point is None else int(data.curves(env, ACKTR)[0]["steps"][point])
+
+
+def _seconds_to_ppo(data: SuiteData, env: str) -> tuple[float | None, float | None, float | None]:
+    """Return the seconds in which ACKTR and PPO reach PPO's final IQM, and their ratio.
+
+    They are those of the seeds that both learned in one session, one after the other on the same
+    machine, or where there are no such of all that have run on the same kind of processor.
+    """
+    target, turns = data.score(env, "ppo"), data.in_turns(env, ACKTR, "ppo")
+    processor = data.processor_of(env, ACKTR, "ppo")
+    seconds: list[float | None] = []
+    for label in (ACKTR, "ppo"):
+        point = None if target is None else first_reached(data, env, label, target)
+        curves = (
+            [] if point is None else data.curves(env, label, turns or data.timed(env, label, processor))
+        )
+        of_seeds = np.array([curve["cpu_seconds"][point] for curve in curves])
+        seconds.append(float(iqm(of_seeds)) if curves else None)
+    ours, theirs = seconds
+    return ours, theirs, None if ours is None or theirs is None else theirs / ours
+
+
+def _score(value: float | None) -> str:
+    """Three digits or all before the point: 5231, 36.2, -4.13."""
+    if value is None:
+        return "–"
+    return f"{value:.{2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0}f}"
+
+
+def _difference(values: np.ndarray) -> str:
+    """Mean and standard error: +340 ± 156 (4)."""
+    n = len(values)
+    if not n:
+        return "–"
+    mean = f"{'+' if values.mean() >= 0 else ''}{_score(values.mean())}"
+    return f"{mean} (1)" if n == 1 else f"{mean} ± {_score(values.std(ddof=1) / n**0.5)} ({n})"
+
+
+def _or(value: float | None, missing: str, form: str) -> str:
+    return missing if value is None else f"{value:{form}}"
+
+
+def _estimate(value: Estimate, digits: int | None = None) -> str:
+    def show(x: float) -> str:
+        return _score(x) if digits is None else f"{x:.{digits}f}"
+
+    if value.low is None or value.high is None:
+        return f"{show(value.value)} (one seed: no interval)"
+    return f"{show(value.value)} [{show(value.low)}, {show(value.high)}]"

@@ -1,0 +1,1 @@
+"""The tables of how the presets were tuned."""

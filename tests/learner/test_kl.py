@@ -1,0 +1,116 @@
+"""The measured-KL control: hand-worked steps of the controller, and steps that are rescaled."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.distributions import Categorical, Normal
+
+from acktr import ACKTR
+from acktr.errors import DivergenceError
+from acktr.kfac.exact import mean_kl
+from acktr.kl import adapt_scale, check_loss, measure_or_restore, rescale_step
+from acktr.outputs import as_list
+from tests.helpers.small_envs import small_env
+
+
+def test_mean_kl_sums_the_parts_and_averages_the_samples():
+    old = [Normal(torch.zeros(5, 2), 1.0), Normal(torch.zeros(5), 2.0)]
+    new = [Normal(torch.full((5, 2), 0.1), 1.0), Normal(torch.full((5,), 0.4), 2.0)]
+    assert mean_kl(old, new) == pytest.approx(2 * 0.1**2 / 2 + 0.4**2 / 8)
+
+
+def test_as_list_keeps_the_parts_of_a_multi_discrete_action():
+    parts = [Categorical(logits=torch.zeros(3, 2)), Categorical(logits=torch.zeros(3, 4))]
+    assert as_list(parts) == parts
+    assert as_list(parts[0]) == [parts[0]]
+
+
+@pytest.mark.parametrize(
+    ("kl", "room", "expected"),
+    [
+        (0.01, 9.0, 0.5),  # on target
+        (0.0125, 9.0, 0.4),  # 0.5 * 0.01 / 0.0125
+        (0.1, 9.0, 0.5 / 1.4),  # never by more than 1.4 at once
+        (0.001, 9.0, 0.5 * 1.4),
+        (0.001, 1.0, 0.5),  # eta_max rules: a larger bound would change nothing
+        (0.1, 1.0, 0.5 / 1.4),
+    ],
+)
+def test_the_multiplier_of_the_bound(kl, room, expected):
+    assert adapt_scale(0.5, kl, 0.01, room) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("step", "room", "kl", "rescales"),
+    [
+        (1.0, 9.0, 0.5, 0),  # on target
+        (4.0, 9.0, 0.5, 1),  # 16 times too far
+        (0.2, 9.0, 0.5 * 0.8**2, 2),  # twice as long, and again
+        (0.2, 2.0, 0.5 * 0.4**2, 1),  # eta_max leaves room for twice as long
+        (0.2, 1.0, 0.5 * 0.2**2, 0),
+    ],
+)
+def test_a_step_far_off_is_rescaled(step, room, kl, rescales):
+    """The mean of a unit Gaussian moves by ``step``: its KL is half the square."""
+    p, before = nn.Parameter(torch.full((1,), step)), torch.zeros(1)
+
+    def measure():
+        return 0.5 * p.item() ** 2
+
+    result = rescale_step([p], [before], measure, measure(), 0.5, room)
+    assert result == (pytest.approx(kl), rescales)
+    assert measure() == pytest.approx(kl)
+
+
+@pytest.mark.parametrize("kl", [math.nan, math.inf])
+def test_a_step_without_finite_outputs_is_taken_back(kl):
+    p, before = nn.Parameter(torch.full((2,), math.nan)), torch.ones(2)
+
+    with pytest.raises(DivergenceError, match="taken back"):
+        measure_or_restore(lambda: kl, [p], [before])
+    assert torch.equal(p, before)
+
+
+@pytest.mark.parametrize("loss", [math.nan, -math.inf])
+def test_no_step_is_taken_on_a_loss_that_is_not_finite(loss):
+    check_loss(torch.tensor(1e30), 7)
+    with pytest.raises(DivergenceError, match=r"loss is not finite at step 7 .*not taken"):
+        check_loss(torch.tensor(loss), 7)
+
+
+@pytest.fixture
+def model(monkeypatch):
+    """After one rollout; each step of its actor goes ``times`` as far as K-FAC says."""
+    made = ACKTR("MlpPolicy", small_env("Box"), n_steps=32, seed=0, device="cpu")
+    _, callback = made._setup_learn(64)
+    made.collect_rollouts(made.env, callback, made.rollout_buffer, 32)
+    step, params = made.kfac.step, made.kfac.param_groups[0]["params"]
+
+    def far():
+        before = [p.detach().clone() for p in params]
+        step()
+        with torch.no_grad():
+            for p, start in zip(params, before, strict=True):
+                p.copy_(start + made.times * (p - start))
+
+    monkeypatch.setattr(made.kfac, "step", far)
+    return made
+
+
+def test_an_update_that_goes_too_far_is_shortened_and_counted(model):
+    model.times = 40.0
+    model.train()
+    logged = model.logger.name_to_value
+    assert 1 <= model.kl_rescales == logged["train/kl_rescales"]
+    assert 0.0 < logged["train/kl"] <= 1.5 * logged["train/target_kl"]
+
+
+@pytest.mark.parametrize("feedback", [True, False])
+def test_an_update_without_finite_outputs_is_taken_back(model, feedback):
+    model.times, model.kl_feedback = math.nan, feedback
+    before = [p.detach().clone() for p in model.kfac.param_groups[0]["params"]]
+    with pytest.raises(DivergenceError, match="was taken back"):
+        model.train()
+    assert all(map(torch.equal, before, model.kfac.param_groups[0]["params"]))

@@ -1,0 +1,154 @@
+"""The noise of a Gaussian policy: what was learned, times what its schedule says, however often."""
+
+import copy
+import io
+
+import numpy as np
+import pytest
+from stable_baselines3.common.callbacks import BaseCallback
+
+from acktr import ACKTR
+from acktr.checkpoint.learner import capture_learner, restore_learner
+from acktr.errors import ConfigurationError
+from tests.helpers.models import Recorded, make, parameters, same
+from tests.helpers.small_envs import small_env
+
+
+def still(action="Box", **kwargs):
+    """A model whose networks hardly learn, so that what moves its noise is the schedule."""
+    return make(small_env(action), cls=Recorded, learning_rate=1e-9, **kwargs)
+
+
+def test_noise_fades_by_the_changes_of_its_schedule():
+    model = still(std_scale="late_1_0.5", policy_kwargs={"log_std_init": -0.3})
+    model.learn(4 * 16)
+    halved = np.array([1.0, 1.0, 0.75, 0.5])
+    np.testing.assert_allclose(model.logged("std"), np.exp(-0.3) * halved, rtol=1e-5)
+    for _ in range(4):  # a schedule that begins anew begins with the noise that was learned
+        model.learn(4 * 16)
+    np.testing.assert_allclose(model.logged("std"), np.tile(np.exp(-0.3) * halved, 5), rtol=1e-5)
+
+
+def test_noise_goes_on_learning_while_it_fades():
+    """A step of log_std is the one that would have been, and the change of the schedule on top."""
+    plain, fading = (
+        make(small_env("Box"), cls=Recorded, std_scale=scale).learn(16) for scale in (1.0, "lin_1_0.1")
+    )
+    fallen = fading.policy.log_std - plain.policy.log_std
+    np.testing.assert_allclose(fallen.detach(), np.log(0.1), rtol=1e-5)
+    assert not np.allclose(plain.policy.log_std.detach(), 0.0, atol=1e-4)
+    assert fading.logged("kl") == plain.logged("kl")
+
+
+def test_a_number_scales_nothing():
+    trained = []
+    for scale in (1.0, 0.5):
+        model = make(small_env("Box"), std_scale=scale)
+        model.learn(2 * 16)
+        trained.append(parameters(model))
+    assert same(*trained)
+
+
+def test_actions_without_a_standard_deviation_have_nothing_to_fade():
+    model = still("Discrete", std_scale="lin_1_0.5")
+    model.learn(16)
+    assert "train/std" not in model.history[0]
+
+
+def test_a_schedule_that_ends_the_noise_is_refused_and_the_noise_stays():
+    model = still(
+        std_scale=lambda progress_remaining: abs(progress_remaining - 0.25),
+        policy_kwargs={"log_std_init": 0.0},
+    )
+    with pytest.raises(ConfigurationError, match=r"std_scale must stay positive.* gave 0.0 at 0.250"):
+        model.learn(4 * 16)
+    np.testing.assert_allclose(model.policy.log_std.exp().detach(), 1 / 3, rtol=1e-5)
+
+
+def noise(model):
+    return model.policy.log_std.exp().detach().numpy()
+
+
+LATE = {"std_scale": "late_1_0.5", "policy_kwargs": {"log_std_init": -0.3}}
+
+
+@pytest.mark.parametrize("reset", [True, False])
+def test_learning_again_and_again_ends_with_the_schedules_last_value(reset):
+    model = still(**LATE)
+    for _ in range(5):
+        model.learn(4 * 16, reset_num_timesteps=reset)
+        np.testing.assert_allclose(noise(model), 0.5 * np.exp(-0.3), rtol=1e-5)
+
+
+def test_after_a_stop_the_whole_again_is_the_whole():
+    class Stop(BaseCallback):
+        def _on_step(self):
+            return self.num_timesteps < 58  # in the last rollout: the noise is at 0.75
+
+    model = still(**LATE)
+    model.learn(4 * 16, Stop())
+    np.testing.assert_allclose(noise(model), 0.75 * np.exp(-0.3), rtol=1e-5)
+    model.learn(4 * 16)
+    np.testing.assert_allclose(noise(model), 0.5 * np.exp(-0.3), rtol=1e-5)
+
+
+def reloaded(model):
+    buffer = io.BytesIO()
+    model.save(buffer)
+    buffer.seek(0)
+    return ACKTR.load(buffer, env=small_env("Box"))
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_model_that_was_loaded_goes_on_likewise(known):
+    model = still(**LATE).learn(4 * 16)
+    if not known:
+        model.noise_scale = None  # as a file says it that is older than the attribute
+    loaded = reloaded(model)
+    loaded.learn(2 * 16)
+    loaded = reloaded(loaded)
+    loaded.learn(4 * 16)
+    np.testing.assert_allclose(noise(loaded), 0.5 * np.exp(-0.3), rtol=1e-5)
+
+
+def test_another_schedule_at_load_is_of_what_was_learned():
+    model = still(**LATE).learn(4 * 16)
+    buffer = io.BytesIO()
+    model.save(buffer)
+    buffer.seek(0)
+    loaded = ACKTR.load(buffer, env=small_env("Box"), std_scale="lin_1_0.25")
+    loaded.learn(4 * 16)
+    np.testing.assert_allclose(noise(loaded), 0.25 * np.exp(-0.3), rtol=1e-5)
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_a_checkpoint_goes_on_from_the_scale_in_force(old):
+    def start():
+        return make(small_env("Box"), std_scale="lin_1_0.1")
+
+    whole = start()
+    taken = []
+
+    class Taken(BaseCallback):
+        def _on_rollout_start(self):
+            if self.num_timesteps == 3 * 16:
+                taken.append(copy.deepcopy(capture_learner(self.model)[0]))
+
+        def _on_step(self):
+            return True
+
+    whole.learn(6 * 16, Taken())
+    if old:
+        del taken[0]["learner"]["noise_scale"]
+    resumed = start()
+    restore_learner(resumed, taken[0], "it")
+    resumed.learn(3 * 16, reset_num_timesteps=False)
+    assert same(parameters(whole), parameters(resumed))
+    assert whole.noise_scale == resumed.noise_scale == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("scale", ["late_1_0.5", lambda left: 0.5 + left / 2])
+def test_the_last_rollout_goes_beyond_the_end_and_the_noise_does_not(scale):
+    model = still(std_scale=scale, policy_kwargs={"log_std_init": -0.3})
+    model.learn(60)
+    np.testing.assert_allclose(noise(model), 0.5 * np.exp(-0.3), rtol=1e-5)

@@ -1,0 +1,71 @@
+"""``sub_sampling_factor``: curvature and measured KL of a part, the gradient of the whole batch."""
+
+import pytest
+import torch
+
+from acktr.actor import natural_step
+from acktr.kfac.exact import mean_kl
+from acktr.kfac.factors import Gram
+from acktr.kfac.fisher import batch_size
+from tests.helpers.models import make
+from tests.helpers.small_envs import IMAGE, VECTOR, small_env
+
+POLICIES = {"MlpPolicy": VECTOR, "CnnPolicy": IMAGE}
+
+
+def rollout(policy, factor, **options):
+    env = small_env("Discrete", POLICIES[policy])
+    options = {"sub_sampling_factor": factor, "normalize_value_targets": False, **options}
+    model = make(env, policy, **options)
+    _, callback = model._setup_learn(1000)
+    model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
+    model.set_logger(model.logger)
+    return model, model.rollout_buffer.batch()
+
+
+@pytest.mark.parametrize("cg_iterations", [0, 2])
+@pytest.mark.parametrize("policy", POLICIES)
+def test_statistics_and_kl_are_of_a_part_unless_the_exact_fisher_is(policy, cg_iterations, monkeypatch):
+    model, batch = rollout(policy, 4, cg_iterations=cg_iterations)
+    seen = []
+    take = type(model.kfac).update_curvature
+    monkeypatch.setattr(
+        type(model.kfac),
+        "update_curvature",
+        lambda self, *d, **kw: (seen.append(batch_size(list(d))), take(self, *d, **kw))[1],
+    )
+    rows = []
+    average_into = Gram.average_into
+    monkeypatch.setattr(
+        Gram,
+        "average_into",
+        lambda self, *args: (rows.append(self.rows.shape[-2]), average_into(self, *args))[1],
+    )
+    _, losses, part, old, _ = natural_step(model, batch)
+    part_size = max(len(batch.returns) // 4, 1)
+    # Beside the exact Fisher of a part, statistics and KL are those of the whole batch.
+    expected = len(batch.returns) if cg_iterations else part_size
+    assert seen == [expected]
+    assert all(n % expected == 0 for n in rows)  # rows of linear layers; T times as many of convolutions
+    assert rows
+    assert len(part.returns) == expected
+    new = model._distributions(part)
+    assert mean_kl(old, new) > 0
+    assert torch.isfinite(losses["policy_gradient_loss"])
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_the_gradient_is_of_all_samples(policy):
+    gradients = []
+    for factor in (1, 4):
+        model, batch = rollout(policy, factor)
+        natural_step(model, batch)
+        gradients.append([p.grad for p in model.kfac.param_groups[0]["params"]])
+    for whole, with_part in zip(*gradients, strict=True):
+        torch.testing.assert_close(whole, with_part)
+
+
+def test_a_batch_smaller_than_the_factor_leaves_one_sample():
+    model, batch = rollout("MlpPolicy", 10**6)
+    part = natural_step(model, batch).part
+    assert len(part.returns) == 1
