@@ -1,6 +1,6 @@
-"""The update of the actor: natural-gradient steps inside one KL trust region.
+"""The update of the actor: a natural-gradient step inside a KL trust region.
 
-On a shared trunk with a Gauss-Newton critic the same steps move the critic.
+On a shared trunk with a Gauss-Newton critic the same step moves the critic.
 """
 
 from __future__ import annotations
@@ -38,49 +38,42 @@ class ActorStep(NamedTuple):
     :param losses: its parts by the last part of their key in the log, 0-dim tensors
     :param part: the samples whose curvature was taken
     :param old: the model's distributions there before the step
-    :param log_prob: of the whole batch's actions before the step, ``(B,)``
     """
 
     loss: Tensor
     losses: dict[str, Tensor]
     part: RolloutBatch
     old: list[Any]
-    log_prob: Tensor
 
 
 def update_actor(model: ACKTR, batch: RolloutBatch, target_kl: float) -> tuple[dict[str, Tensor], float]:
-    """Make ``n_actor_updates`` steps on the whole batch that spend one KL budget together.
+    """Make one step on the whole batch.
 
-    Each step is promised an equal part of the bound. What they did together is measured, fed back into
-    the bound of the next rollout, and rescaled if it is far off (:mod:`acktr.kl`).
+    What it did is measured, fed back into the bound of the next rollout, and rescaled if it is far off
+    (:mod:`acktr.kl`).
 
     :param model: its ``kfac`` steps the actor's parameters
     :param batch: the rollout
-    :param target_kl: budget of all steps together, nats
-    :return: the losses before the last step, and the measured KL in nats
-    :raises DivergenceError: a loss is not finite, and its step is not taken; or the outputs are not
-        after the steps, and they are taken back
+    :param target_kl: its budget, nats
+    :return: the losses before the step, and the measured KL in nats
+    :raises DivergenceError: the loss is not finite, and the step is not taken; or the outputs are not
+        after the step, and it is taken back
     """
     group = model.kfac.param_groups[0]
     # The tiny floor: a linear schedule ends at a radius of 0, which is no trust region.
-    group["target_kl"] = max(target_kl * model.kl_scale / model.n_actor_updates, 1e-12)
+    group["target_kl"] = max(target_kl * model.kl_scale, 1e-12)
     corrected = model.corrected_lr_schedule(model._current_progress_remaining)
     group["lr"] = min(group["lr"], corrected * model.kl_scale)
     before = [p.detach().clone() for p in group["params"]]
     held = _without_noise(model, batch) if model.outputs.noisy else None
     undo = Undo(model.kfac) if model.defer_checks else None
-    first = last = run_step(model, "actor", partial(natural_step, model), batch, None)
+    step = run_step(model, "actor", partial(natural_step, model), batch)
     # A copy for this rollout: what a distribution has worked out of itself it does not work out again,
     # though a CUDA graph writes new parameters into it.
-    old = [_without_graph(d) for d in first.old] if held is None else held.distributions
-    part = first.part if held is None else batch
-    rooms, losses = [_room(model.kfac)], [first.loss.clone()]
-    for _ in range(1, model.n_actor_updates):
-        last = run_step(model, "actor", partial(natural_step, model), batch, first.log_prob)
-        rooms.append(_room(model.kfac))
-        losses.append(last.loss.clone())
+    old = [_without_graph(d) for d in step.old] if held is None else held.distributions
+    part = step.part if held is None else batch
     if undo is not None:
-        check_losses(losses, undo, model.num_timesteps)
+        check_losses([step.loss], undo, model.num_timesteps)
 
     def measure() -> float:
         with torch.no_grad(), model.outputs.quiet():
@@ -89,11 +82,11 @@ def update_actor(model: ACKTR, batch: RolloutBatch, target_kl: float) -> tuple[d
 
     kl = measure_or_restore(measure, group["params"], before)
     if model.kl_feedback and target_kl > 0:
-        room = torch.stack(rooms).min().item()
+        room = _room(model.kfac).item()
         model.kl_scale = adapt_scale(model.kl_scale, kl, target_kl, room)
         kl, rescales = rescale_step(group["params"], before, measure, kl, target_kl, room)
         model.kl_rescales += rescales
-    return last.losses, kl
+    return step.losses, kl
 
 
 def _room(kfac: KFAC) -> Tensor:
@@ -102,16 +95,14 @@ def _room(kfac: KFAC) -> Tensor:
     return info.max_scale / info.step_scale.clamp_min(1e-12)
 
 
-def natural_step(model: ACKTR, batch: RolloutBatch, old_log_prob: Tensor | None = None) -> ActorStep:
+def natural_step(model: ACKTR, batch: RolloutBatch) -> ActorStep:
     """Make one natural-gradient step.
 
-    :param old_log_prob: of the policy that collected the batch, ``(B,)``; ``None`` if that is the policy
-        of now
     :raises DivergenceError: the loss is not finite; the step is not taken
     """
     with capture(model, model.kfac):
         seen = evaluated = model._model(batch)
-    loss, losses = actor_loss(model, evaluated, batch, old_log_prob)
+    loss, losses = actor_loss(model, evaluated, batch)
     check_own_loss(loss, model)
     adapts = model.kfac.param_groups[0]["adapt_damping"]
     before = _without_noise(model, batch) if adapts and model.outputs.noisy else evaluated
@@ -125,13 +116,11 @@ def natural_step(model: ACKTR, batch: RolloutBatch, old_log_prob: Tensor | None 
         sample = batch.sample(model.sub_sampling_factor)
         model.kfac.use_exact_fisher(*model._model(sample).distributions)
     take_step(model, loss, model.kfac)
-    log_prob = evaluated.log_prob.detach()
     if model.kfac.wants_reduction:
-        collected = before.log_prob.detach() if old_log_prob is None else old_log_prob
-        report_reduction(model, before, batch, collected)
+        report_reduction(model, before, batch)
     losses = {name: part_of_it.detach() for name, part_of_it in losses.items()}
     old = [_without_graph(d) for d in seen.distributions]
-    return ActorStep(loss.detach(), losses, part, old, log_prob)
+    return ActorStep(loss.detach(), losses, part, old)
 
 
 @torch.no_grad()
@@ -150,16 +139,13 @@ def _without_graph(distribution: Any) -> Any:
 
 
 @torch.no_grad()
-def report_reduction(
-    model: ACKTR, before: Evaluation, batch: RolloutBatch, old_log_prob: Tensor
-) -> None:
+def report_reduction(model: ACKTR, before: Evaluation, batch: RolloutBatch) -> None:
     """Tell K-FAC, whose damping adapts, by how much a step lowered the loss of the batch.
 
     :param before: the model on the batch, before the step
-    :param old_log_prob: of the policy that collected the batch, ``(B,)``: both losses have its ratios
     """
     both = (before, _without_noise(model, batch))
-    losses = [actor_loss(model, of, batch, old_log_prob)[0] for of in both]
+    losses = [actor_loss(model, of, batch, before.log_prob)[0] for of in both]
     model.kfac.report_reduction(losses[0] - losses[1])
 
 

@@ -69,8 +69,6 @@ class ACKTR(Timed, Scheduled, AdaptedAlgorithm, SafeAlgorithm):
         (:func:`acktr.schedules.as_schedule` has the names that schedules may have)
     :param std_scale: of a Gaussian policy's noise beside what it learns, :func:`acktr.noise.fade_noise`;
         schedule or ``"late_1_0.5"``, which halves it in the second half; a number changes nothing
-    :param n_actor_updates: natural-gradient steps of the actor per rollout, on the whole batch; they
-        spend ``target_kl`` together
     :param kl_feedback: hold the *measured* KL at ``target_kl`` by scaling the bound that K-FAC is given
     :param corrected_learning_rate: eta_max in natural gradients as the measured KL corrects them
         (:mod:`acktr.kl`), beside ``learning_rate``; number, schedule or ``"lin_10"``; ``None`` for none
@@ -84,8 +82,6 @@ class ACKTR(Timed, Scheduled, AdaptedAlgorithm, SafeAlgorithm):
         where the hardware has it (see :mod:`acktr.precision`); heads, losses and inverses stay in fp32
     :param cuda_graphs: let a CUDA device repeat the updates by itself (see :mod:`acktr.kfac.graphs`);
         elsewhere training goes on without, after a warning
-    :param momentum: of the natural gradient
-    :param weight_decay: decoupled
     :param critic_norm: ``"gauss-newton"`` (K-FAC) or ``"euclidean"`` (first order: Adam)
     :param critic_std: sigma of the critic's Gaussian output, or ``"adaptive"`` for the running standard
         deviation of the Bellman error (the paper's "adaptive Gauss-Newton", sec. 5.3)
@@ -104,7 +100,7 @@ class ACKTR(Timed, Scheduled, AdaptedAlgorithm, SafeAlgorithm):
         often as they need; ``None`` for the whole rollout each time
     :param normalize_advantage: to mean 0 and standard deviation 1: ``"running"`` by the root mean square
         of those of all rollouts, so that noise makes small steps, ``True`` by that of each rollout
-    :param kfac_kwargs: further arguments of :class:`acktr.kfac.KFAC` (``stat_decay``, ``inverse``, ...)
+    :param kfac_kwargs: further arguments of :class:`acktr.kfac.KFAC` (``momentum``, ``inverse``, ...)
     :param critic_kfac_kwargs: those in which a separate critic differs, and its ``cg_iterations``
     :param use_sde: must be False: gSDE is not supported, and refused by name
     :param stats_window_size: episodes in the logged averages
@@ -139,7 +135,6 @@ class ACKTR(Timed, Scheduled, AdaptedAlgorithm, SafeAlgorithm):
         vf_coef: float = 0.5,
         target_kl: float | str | Schedule = 0.01,
         std_scale: float | str | Schedule = 1.0,
-        n_actor_updates: int = 1,
         kl_feedback: bool = True,
         corrected_learning_rate: float | str | Schedule | None = None,
         damping: float = 0.1,
@@ -147,8 +142,6 @@ class ACKTR(Timed, Scheduled, AdaptedAlgorithm, SafeAlgorithm):
         sub_sampling_factor: int = 1,
         precision: str = "fp32",
         cuda_graphs: bool = False,
-        momentum: float = 0.0,
-        weight_decay: float = 0.0,
         critic_norm: str = "gauss-newton",
         critic_std: float | str = 1.0,
         normalize_value_targets: bool | None = None,
@@ -194,7 +187,6 @@ class ACKTR(Timed, Scheduled, AdaptedAlgorithm, SafeAlgorithm):
         )
         self.target_kl = target_kl
         self.std_scale = std_scale
-        self.n_actor_updates = n_actor_updates
         self.kl_feedback = kl_feedback
         self.corrected_learning_rate = corrected_learning_rate
         self.damping = damping
@@ -202,8 +194,6 @@ class ACKTR(Timed, Scheduled, AdaptedAlgorithm, SafeAlgorithm):
         self.sub_sampling_factor = sub_sampling_factor
         self.precision = precision
         self.cuda_graphs = cuda_graphs
-        self.momentum = momentum
-        self.weight_decay = weight_decay
         self.critic_norm = critic_norm
         self.critic_std = critic_std
         self.normalize_value_targets = normalize_value_targets

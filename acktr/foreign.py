@@ -17,16 +17,19 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
+from acktr import gone
 from acktr.errors import ConfigurationError
 
 _P = ParamSpec("_P")
 
 _KFAC = "the optimiser is K-FAC"
+_ONE_STEP = "the actor takes one natural-gradient step per rollout, n_critic_updates are those of the critic"
 _OFF_POLICY = "ACKTR learns on-policy and keeps no replay buffer"
 
-# Arguments of SB3's A2C and PPO, of sb3-contrib's TRPO, of what they were in Stable-Baselines 2 (its
+# Arguments that it had once, and those of SB3's A2C and PPO, of sb3-contrib's TRPO, of what they were in Stable-Baselines 2 (its
 # ACKTR among them), and of off-policy algorithms.
 REPLACED: Mapping[str, str] = {
+    **gone.REPLACED,
     "max_grad_norm": "target_kl and learning_rate bound each step, no gradient is clipped",
     "rms_prop_eps": f"{_KFAC}, and damping takes its place",
     "use_rms_prop": f"{_KFAC}; critic_norm='euclidean' gives the critic Adam",
@@ -34,7 +37,7 @@ REPLACED: Mapping[str, str] = {
     "rollout_buffer_class": "its own storage of rollouts offers what SB3's RolloutBuffer does",
     "rollout_buffer_kwargs": "its own storage of rollouts has no options",
     "monitor_wrapper": "give a vector environment, which is taken as it is, to have no Monitor",
-    "n_epochs": "n_actor_updates and n_critic_updates say how often it learns from a rollout",
+    "n_epochs": _ONE_STEP,
     "batch_size": "the actor learns from the whole rollout (n_steps * n_envs samples) at once, and "
     "critic_batch_size is that of the critic",
     "clip_range": "target_kl, the radius of the trust region, takes its place",
@@ -54,7 +57,7 @@ REPLACED: Mapping[str, str] = {
     "lam": "gae_lambda takes its place",
     "cliprange": "target_kl, the radius of the trust region, takes its place",
     "cliprange_vf": "critic_trust_region takes its place",
-    "noptepochs": "n_actor_updates and n_critic_updates say how often it learns from a rollout",
+    "noptepochs": _ONE_STEP,
     "nminibatches": "the actor learns from the whole rollout at once, the critic from "
     "critic_batch_size samples",
     "n_cpu_tf_sess": "torch.set_num_threads takes its place",
@@ -71,6 +74,7 @@ REPLACED: Mapping[str, str] = {
 
 # Values that mean what ACKTR does anyway.
 _HARMLESS: Mapping[str, Callable[[Any], bool]] = {
+    **gone.HARMLESS,
     "max_grad_norm": lambda x: x is None or x == math.inf,
     "use_rms_prop": lambda x: x is False,
     "sde_sample_freq": lambda x: x is None or x == -1,

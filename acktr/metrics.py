@@ -41,7 +41,7 @@ def record_update(
         info = kfac.last_step[0]
         record("train/predicted_kl", info.predicted_kl.item())
         record("train/step_scale", info.step_scale.item())
-        if kfac.param_groups[0]["length_floor"] or model.corrected_learning_rate is not None:
+        if model.corrected_learning_rate is not None:
             record("train/max_step_scale", info.max_scale.item())
         if info.cg_residual is not None:
             record("train/cg_residual", info.cg_residual.item())

@@ -34,7 +34,7 @@ def build_optimizers(model: ACKTR) -> None:
     if model.shared and gauss_newton:
         check_joint_critic(model.n_critic_updates, model.critic_batch_size)
         actor, critic = actor + [p for p in critic if p not in trunk], []
-    of_actor = {"damping": model.damping, "momentum": model.momentum, "lr": model.lr_schedule(1.0)}
+    of_actor = {"damping": model.damping, "lr": model.lr_schedule(1.0)}
     model.policy.optimizer = _kfac(model, actor, {"cg_iterations": model.cg_iterations}, of_actor)
     rate = model.critic_lr_schedule(1.0)
     optimizer: torch.optim.Optimizer | None = None
@@ -59,7 +59,7 @@ def build_optimizers(model: ACKTR) -> None:
 def _kfac(
     model: ACKTR, params: list[nn.Parameter], own_kwargs: dict[str, Any], group: dict[str, Any]
 ) -> KFAC:
-    own: dict[str, Any] = {"weight_decay": model.weight_decay}
+    own: dict[str, Any] = {}
     if model.used_precision == "bf16":
         own["statistics_dtype"] = torch.bfloat16
     own["process_group"] = distributed.group()

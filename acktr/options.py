@@ -38,16 +38,13 @@ def as_trace_decay(value: float | str) -> tuple[float, float]:
 
 _AT_LEAST: dict[str, tuple[Callable[[Any], bool], str]] = {
     "n_steps": (lambda x: x is None or x >= 1, "must be at least 1, or None"),
-    "n_actor_updates": (lambda x: x >= 1, "must be at least 1"),
     "n_critic_updates": (lambda x: x is None or x >= 1, "must be at least 1, or None"),
     "critic_batch_size": (lambda x: x is None or x >= 1, "must be at least 1, or None"),
     "cg_iterations": (lambda x: isinstance(x, int) and x >= 0, "must be 0 or more"),
     "sub_sampling_factor": (lambda x: isinstance(x, int) and x >= 1, "must be at least 1"),
     "gamma": (lambda x: is_schedule(x) or 0 <= x <= 1, "must lie in [0, 1]"),
-    "momentum": (lambda x: 0 <= x < 1, "must lie in [0, 1)"),
     "damping": (lambda x: 0 <= x < math.inf, "must be finite, 0 or more"),
     "critic_damping": (lambda x: 0 <= x < math.inf, "must be finite, 0 or more"),
-    "weight_decay": (lambda x: 0 <= x < math.inf, "must be finite, 0 or more"),
     "vf_coef": (lambda x: 0 <= x < math.inf, "must be finite, 0 or more"),
     "critic_learning_rate": (
         lambda x: x is None or is_schedule(x) or x > 0,
@@ -113,13 +110,12 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
     as_schedule(std_scale, "std_scale", positive=True).check_ends()
     as_discount(arguments["gamma"]).check_ends()
     as_trace_decay(arguments["gae_lambda"])
-    owned = {"lr", "damping", "momentum", "target_kl", "cg_iterations", "param_groups"}
-    owned |= {"weight_decay", "process_group"}
+    owned = {"lr", "damping", "target_kl", "cg_iterations", "param_groups", "process_group"}
     for kwargs, its_own in (("kfac_kwargs", owned), ("critic_kfac_kwargs", owned - {"cg_iterations"})):
         for name in sorted(its_own & (arguments[kwargs] or {}).keys()):
             raise ConfigurationError(
                 f"{kwargs} must not hold {name}: ACKTR sets it from its own arguments (learning_rate, "
-                "damping, momentum, weight_decay, target_kl, cg_iterations and their critic_ forms)."
+                "damping, target_kl, cg_iterations and their critic_ forms)."
             )
     for name in ("optimizer_class", "optimizer_kwargs"):
         if name in (arguments["policy_kwargs"] or {}):

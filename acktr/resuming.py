@@ -17,6 +17,7 @@ from acktr.checkpoint.run_state import check_run
 from acktr.checkpoint.store import Checkpoint
 from acktr.envs.code import environment_code
 from acktr.errors import CheckpointError, CheckpointMismatchError
+from acktr.gone import renewed
 from acktr.presets import Configuration
 from acktr.presets.loader import CHANGEABLE
 from acktr.reading import MAX_TEXT, read_plain
@@ -51,7 +52,7 @@ def find_checkpoint(
     check_learner(model, checkpoint.components, str(checkpoint.path))
     state: Any = checkpoint.components.get("run")
     check_run(state, checkpoint.info, str(checkpoint.path))
-    saved = state["configuration"]
+    saved = renewed(state["configuration"])
     now = configuration.model_dump(mode="json")
     differing = [
         f"{key} is {now[key]!r} and was {saved[key]!r}"

@@ -24,7 +24,7 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ from acktr.envs.normalization import (
     put_normalization,
 )
 from acktr.errors import CheckpointError, ConfigurationError, DamagedCheckpointError
+from acktr.gone import renewed
 from acktr.lock import Lock
 from acktr.reading import read_yaml
 from acktr.tables import Kept, ProgressTable, RunLogger, Table, read_table
@@ -150,9 +151,12 @@ class Run:
         self._write_json("versions.json", versions())
         write_file(self.path / _MARKER, text.encode())
 
-    def read_configuration(self) -> dict[str, Any]:
-        """Read ``config.yaml``.
+    def read_configuration(
+        self, tell: Callable[[str], None] = lambda sentence: None
+    ) -> dict[str, Any]:
+        """Read ``config.yaml``; settings of older versions are what they are now.
 
+        :param tell: called with a sentence about a setting that is ignored
         :raises CheckpointError: if it is damaged
         """
         path = self.path / _MARKER
@@ -163,7 +167,7 @@ class Run:
             raise CheckpointError(f"{path} cannot be read ({problem}): restore it.") from error
         if not isinstance(configuration, dict) or "env_id" not in configuration:
             raise CheckpointError(f"{path} is not the configuration of a run: env_id is missing.")
-        return configuration
+        return renewed(configuration, tell)
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write ``result.json``: the figures that sum up the run."""

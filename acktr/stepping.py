@@ -1,13 +1,8 @@
-"""The steps of a rollout: the policy's actions out, the environments' answers in.
-
-In turn, or with two halves of the environments in flight: while one steps, the policy decides for the
-other. What is learned from is the same.
-"""
+"""The steps of a rollout: the policy's actions out, the environments' answers in."""
 
 from __future__ import annotations
 
 from collections.abc import Generator
-from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,8 +14,6 @@ from torch import Tensor
 
 from acktr.acting import Actor
 from acktr.adapted import AdaptedAlgorithm
-from acktr.envs.halves import copied, join, join_results, take
-from acktr.envs.lanes import Lane, Lanes, halved_below
 from acktr.errors import DivergenceError
 
 
@@ -65,10 +58,16 @@ def steps_of(model: AdaptedAlgorithm, env: VecEnv, n_steps: int) -> Generator[St
     :param model: its policy acts
     :param env: the environments
     :param n_steps: steps of each environment
-    :raises ConfigurationError: if the environments are halves below a wrapper that cannot be divided
     :raises DivergenceError: an observation, reward or output of the policy that is not finite
     """
-    return (_overlapped if halved_below(env) else _in_turn)(model, env, n_steps)
+    decide = _Decide(model)
+    obs: Any = _copied(model._last_obs)
+    for _ in range(n_steps):
+        decision = decide(obs, decide.noise(env.num_envs))
+        result = _own(env.step(decision.clipped_actions))
+        check_finite(model, env, result)
+        yield decision, result
+        obs = result.new_obs
 
 
 def last_observations(dones: np.ndarray, infos: list[dict[str, Any]]) -> dict[int, Any]:
@@ -99,56 +98,11 @@ class _Decide:
         self._adapter = model.adapter
 
     def __call__(self, obs: Any, noise: Tensor | None) -> Decision:
-        """Decide for some of the environments, with their rows of the noise."""
+        """Decide for the environments, with the noise of their actions."""
         obs_tensor = as_tensors(self._model, obs)
         action_tensor, values = self._actor(obs_tensor, noise)
         actions = self._adapter.reshape(action_tensor.cpu().numpy())
         return Decision(obs_tensor, action_tensor, actions, self._adapter.actions(actions), values)
-
-
-def _in_turn(model: AdaptedAlgorithm, env: VecEnv, n_steps: int) -> Generator[Step]:
-    decide = _Decide(model)
-    obs: Any = copied(model._last_obs)
-    for _ in range(n_steps):
-        decision = decide(obs, decide.noise(env.num_envs))
-        result = _own(env.step(decision.clipped_actions))
-        check_finite(model, env, result)
-        yield decision, result
-        obs = result.new_obs
-
-
-def _overlapped(model: AdaptedAlgorithm, env: VecEnv, n_steps: int) -> Generator[Step]:
-    """Each half is sent into its next step before the other has ended this one."""
-    stack = Lanes(env)
-    decide = _Decide(model)
-
-    def send(lane: Lane, obs: Any, noise: Tensor | None) -> Decision:
-        decision = decide(obs, None if noise is None else noise[lane.part])
-        lane.env.step_async(decision.clipped_actions)
-        return decision
-
-    threads = torch.get_num_threads()
-    # The other half of the cores steps. With all of them the policy's threads, which wait by spinning,
-    # stand in the way of the environments': Breakout took 1.5 times as long.
-    torch.set_num_threads(max(threads // 2, 1))
-    try:
-        # Noise is drawn for all at once: the generator moves as it does without overlap.
-        noise = decide.noise(env.num_envs)
-        obs: Any = copied(model._last_obs)
-        sent = [send(lane, take(obs, lane.part), noise) for lane in stack.lanes]
-        for left in reversed(range(n_steps)):
-            decided, sent, results = sent, [], []
-            noise = decide.noise(env.num_envs) if left else None
-            for lane in stack.lanes:
-                result = _wait(model, lane)
-                results.append(result)
-                if left:
-                    sent.append(send(lane, result.new_obs, noise))
-            stack.merge()
-            yield _join_decisions(decided), Result(*join_results(results))
-    finally:
-        torch.set_num_threads(threads)
-        _drain(model, stack)
 
 
 def _own(result: VecEnvStepReturn) -> Result:
@@ -161,54 +115,28 @@ def _own(result: VecEnvStepReturn) -> Result:
         for index in ended:
             last = infos[index].get("terminal_observation")
             if last is not None:
-                infos[index] = {**infos[index], "terminal_observation": copied(last)}
-    return Result(copied(obs), np.array(rewards), dones, infos)
+                infos[index] = {**infos[index], "terminal_observation": _copied(last)}
+    return Result(_copied(obs), np.array(rewards), dones, infos)
 
 
-def _wait(model: AdaptedAlgorithm, lane: Lane) -> Result:
-    result = _own(lane.env.step_wait())
-    check_finite(model, lane.env, result, lane.part.start)
-    return result
+def _copied(obs: Any) -> Any:
+    """Return observations, an array or a dict or tuple of arrays, in memory of their own."""
+    if isinstance(obs, dict):
+        return {key: np.array(value) for key, value in obs.items()}
+    return tuple(map(np.array, obs)) if isinstance(obs, tuple) else np.array(obs)
 
 
-def _drain(model: AdaptedAlgorithm, stack: Lanes) -> None:
-    """Wait for what a stop or an error has left in flight, so that the environments are free."""
-    results = []
-    for lane in stack.lanes:
-        if lane.half.in_flight:
-            # What stopped the rollout is what its caller hears of.
-            with suppress(Exception):
-                results.append(_wait(model, lane))
-    if len(results) == len(stack.lanes):
-        # Nobody saw this step. Who goes on learning begins after it, where the environments are.
-        stack.merge()
-        last = Result(*join_results(results))
-        model._last_obs, model._last_episode_starts = last.new_obs, last.dones
-
-
-def _join_decisions(decisions: list[Decision]) -> Decision:
-    obs, action_tensors, actions, clipped_actions, values = zip(*decisions, strict=True)
-    joined: Any
-    if isinstance(obs[0], dict):
-        joined = {key: torch.cat([part[key] for part in obs]) for key in obs[0]}
-    else:
-        joined = torch.cat(obs)
-    known = None if values[0] is None else torch.cat(values)
-    return Decision(joined, torch.cat(action_tensors), join(actions), join(clipped_actions), known)
-
-
-def check_finite(model: AdaptedAlgorithm, env: VecEnv, result: Result, first: int = 0) -> None:
+def check_finite(model: AdaptedAlgorithm, env: VecEnv, result: Result) -> None:
     """Stop before a value that is not finite enters the rollout.
 
     :param model: for its step counter
     :param env: the environments
     :param result: what they returned
-    :param first: the number of the first of them
     :raises DivergenceError: names what is not finite, the step and the environment
     """
     for index, end in last_observations(result.dones, result.infos).items():
         if not all(map(_is_finite, _arrays(end))):
-            raise _divergence("last observation", first + index, model)
+            raise _divergence("last observation", index, model)
     arrays, rewards = _arrays(result.new_obs), result.rewards
     if all(map(_is_finite, (*arrays, rewards))):
         return
@@ -220,7 +148,7 @@ def check_finite(model: AdaptedAlgorithm, env: VecEnv, result: Result, first: in
         bad = [~np.isfinite(x).reshape(env.num_envs, -1).all(1) for x in parts]
         culprits = np.flatnonzero(np.any(bad, axis=0))
         if len(culprits):
-            raise _divergence(what, first + int(culprits[0]), model)
+            raise _divergence(what, int(culprits[0]), model)
     raise DivergenceError(
         f"Normalisation gave a value that is not finite at step {model.num_timesteps}; no parameter "
         "was changed: bound what the environment returns."

@@ -8,8 +8,10 @@ This file is run by both sides, and speaks to each in its own words.
 """
 
 import argparse
+import contextlib
 import hashlib
 import importlib
+import inspect
 import json
 import os
 import subprocess
@@ -111,6 +113,7 @@ CONFIGURATIONS: dict[str, tuple[str, dict[str, Any]]] = {
             "learning_rate": "lin_0.25",
             "target_kl": 0.001,
             "kfac_kwargs": {"fisher": "monte-carlo", "momentum": 0.9},
+            "critic_kfac_kwargs": {"momentum": 0.0},
             "critic_trust_region": None,
             "critic_learning_rate": 0.001,
         },
@@ -138,14 +141,14 @@ def _experiment(name: str, updates: int) -> Any:
     env_id, changes = CONFIGURATIONS[name]
     changes = {"backend": "gymnasium", "eval_interval": 0, "n_final_eval_episodes": 0, **changes}
     loader = _first("acktr.presets.loader")
-    try:
-        moved = importlib.import_module("acktr.presets.moved")
-    except ImportError:  # before they moved; momentum was an argument, not K-FAC's
-        if "momentum" in changes.get("kfac_kwargs", {}):
-            changes["kfac_kwargs"] = dict(changes["kfac_kwargs"])
-            changes["momentum"] = changes["kfac_kwargs"].pop("momentum")
-    else:
-        changes = moved.new_overrides(changes)
+    arguments = inspect.signature(importlib.import_module("acktr").ACKTR).parameters
+    if "momentum" in arguments and "momentum" in changes.get("kfac_kwargs", {}):
+        # It was an argument, not K-FAC's, and the actor's alone.
+        changes["kfac_kwargs"] = dict(changes["kfac_kwargs"])
+        changes["momentum"] = changes["kfac_kwargs"].pop("momentum")
+        del changes["critic_kfac_kwargs"]
+    with contextlib.suppress(ImportError):  # before they moved
+        changes = importlib.import_module("acktr.presets.moved").new_overrides(changes)
     overrides = [f"{key}={json.dumps(value)}" for key, value in changes.items()]
     first = loader.resolve(env_id, overrides=overrides, options={"seed": 3}).configuration
     n_steps = first.algorithm_arguments()["n_steps"] or max(512 // first.n_envs, 16)

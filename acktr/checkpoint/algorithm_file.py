@@ -37,6 +37,8 @@ from acktr.errors import (
     DamagedCheckpointError,
 )
 from acktr.foreign import REPLACED, own_arguments
+from acktr.gone import REPLACED as GONE
+from acktr.gone import renewed_attributes
 
 _Self = TypeVar("_Self", bound="SafeAlgorithm")
 
@@ -138,8 +140,12 @@ class SafeAlgorithm(OnPolicyAlgorithm):
                 changes = {**_own_objects(custom_objects or {}), **kwargs}
                 return _adopt(cls, str(path), said, changes, parameters or {}, env, device)
             unsaid = {name: value for name, value in cls._implied.items() if name not in said}
+            now = renewed_attributes(said)
+            unsaid.update({name: now[name] for name in ("kfac_kwargs", "critic_kfac_kwargs") if name in now})
             kwargs = {**unsaid, **kwargs}
             model = super().load(path, env, device, custom_objects, False, force_reset, **kwargs)
+            for name in GONE:
+                vars(model).pop(name, None)
             model._check_arguments()
             return model
         file = read_model(path)
@@ -150,7 +156,7 @@ class SafeAlgorithm(OnPolicyAlgorithm):
             print(file.system_info)
         data, parameters = _decode(cls, file, custom_objects or {}, kwargs)
         kwargs = cls._known_changes(kwargs, data)
-        data = {**cls._implied, **data}
+        data = {**cls._implied, **renewed_attributes(data)}
         if "policy_kwargs" in kwargs:
             given, saved = kwargs.pop("policy_kwargs"), data["policy_kwargs"]
             if saved not in (given, cls._complete_policy_kwargs(given or {}, data["action_space"])):

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from acktr import gone
 from acktr.checkpoint.durable import write_file
 from acktr.compare import peer_checkpoint, peers
 from acktr.compare.curve import LearningCurve
@@ -104,7 +105,8 @@ def complete_settings(trial: Trial) -> dict[str, Any]:
     """
     check_algorithm(trial.algo)
     if trial.algo == "acktr":
-        settings = _configuration(trial).model_dump(mode="json")
+        # Those that are gone as they were in results from before.
+        settings = {**gone.DEFAULTS, **_configuration(trial).model_dump(mode="json")}
         as_before = {key for key, value in _CAME_LATER.items() if settings[key] == value}
         return {k: v for k, v in settings.items() if k not in _NOT_HASHED and k not in as_before}
     return peers.peer_settings(trial.algo, trial.env_id, trial.n_timesteps, trial.settings)

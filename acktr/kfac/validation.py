@@ -15,6 +15,8 @@ from acktr.kfac.fisher import ESTIMATORS
 from acktr.kfac.inverses import INVERSES
 from acktr.kfac.schedule import REFRESHES
 
+GONE = ("length_floor", "lengths")  # of parameter groups, in states of versions that had them
+
 
 def check_options(fisher: str, *, refresh: str, **periods: int) -> None:
     """Check what holds for the whole optimiser.
@@ -91,12 +93,24 @@ def check_group(group: Mapping[str, Any], known: Mapping[str, Any]) -> None:
         )
     if not group["momentum"] < 1.0:
         raise ValueError(f"momentum must lie in [0, 1), got {group['momentum']}.")
-    if not 0.0 <= group["length_floor"] <= 1.0:
-        raise ValueError(f"length_floor must lie in [0, 1], got {group['length_floor']}.")
     if group["target_kl"] is not None and not group["target_kl"] > 0:
         raise ValueError(
             f"target_kl must be positive (nats), or None for no bound, got {group['target_kl']}."
         )
+
+
+def check_gone(groups: Sequence[Mapping[str, Any]]) -> None:
+    """Check that saved parameter groups ask for nothing that is gone.
+
+    :param groups: of a ``state_dict``
+    :raises ValueError: one had ``length_floor``
+    """
+    for group in groups:
+        if group.get("length_floor", 0.0) != 0.0:
+            raise ValueError(
+                f"This state has length_floor {group['length_floor']}, which is gone: only states with 0 "
+                "are those of an optimiser without it."
+            )
 
 
 def check_ready(blocks: Sequence[Block]) -> None:

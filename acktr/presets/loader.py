@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from acktr.envs import lookup
 from acktr.envs.make import observes_images
 from acktr.errors import ConfigurationError
+from acktr.gone import renewed
 from acktr.presets.received import check_received
 from acktr.presets.schema import Configuration, setting_names, unknown_setting, validate
 from acktr.reading import parse_yaml, read_yaml
@@ -103,6 +104,7 @@ def resolve_resumed(
     :return: the settings to go on with
     :raises ConfigurationError: what is given contradicts the run, naming every such key
     """
+    saved = renewed(saved)
     settings = dict(saved)
     for override in overrides:
         _apply(settings, override)

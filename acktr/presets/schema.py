@@ -28,6 +28,7 @@ from acktr.envs.backends import check_backend
 from acktr.envs.make import MAX_ENVS, MAX_FRAMES
 from acktr.errors import ConfigurationError
 from acktr.foreign import REPLACED
+from acktr.gone import SETTINGS
 from acktr.options import valid_range
 from acktr.presets.classes import check_policy
 
@@ -71,8 +72,6 @@ class Configuration(_Strict):
     pixels: bool = False
     """Observe pictures, 42 x 42 RGB, in the place of states."""
     frame_stack: int | None = Field(None, gt=0, le=MAX_FRAMES)
-    overlap: bool = False
-    """Training environments in two halves, one of which steps while the policy decides for the other."""
     worker_timeout: PositiveFloat | None = 60.0
     """Seconds that an environment in a process of its own (backend subproc) may take to answer."""
     worker_restarts: NonNegativeInt = 0
@@ -156,8 +155,9 @@ def unknown_setting(name: str, known: Iterable[str], where: str) -> Configuratio
     known = sorted(known)
     nearest = difflib.get_close_matches(name, known, n=1)
     advice = f"did you mean {nearest[0]!r}?" if nearest else f"choose from {', '.join(known)}."
-    if name in REPLACED:  # a setting of A2C, PPO or another algorithm
-        advice = f"{REPLACED[name]}."
+    replaced = {**REPLACED, **SETTINGS}  # of A2C, PPO or another algorithm, or gone
+    if name in replaced:
+        advice = f"{replaced[name]}."
     return ConfigurationError(f"Unknown setting {name!r} in {where}: {advice}")
 
 
