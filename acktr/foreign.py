@@ -23,11 +23,13 @@ from acktr.errors import ConfigurationError
 _P = ParamSpec("_P")
 
 _KFAC = "the optimiser is K-FAC"
-_ONE_STEP = "the actor takes one natural-gradient step per rollout, n_critic_updates are those of the critic"
+_ONE_STEP = (
+    "the actor takes one natural-gradient step per rollout, n_critic_updates are those of the critic"
+)
 _OFF_POLICY = "ACKTR learns on-policy and keeps no replay buffer"
 
-# Arguments that it had once, and those of SB3's A2C and PPO, of sb3-contrib's TRPO, of what they were in Stable-Baselines 2 (its
-# ACKTR among them), and of off-policy algorithms.
+# Arguments that it had once, and those of SB3's A2C and PPO, of sb3-contrib's TRPO, of what they were in
+# Stable-Baselines 2 (its ACKTR among them), and of off-policy algorithms.
 REPLACED: Mapping[str, str] = {
     **gone.REPLACED,
     "max_grad_norm": "target_kl and learning_rate bound each step, no gradient is clipped",

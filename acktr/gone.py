@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -35,7 +36,7 @@ def _is(value: Any, default: Any) -> bool:
 
 # Values that mean what ACKTR does anyway.
 HARMLESS: Mapping[str, Callable[[Any], bool]] = {
-    name: lambda value, default=DEFAULTS[name]: _is(value, default) for name in REPLACED
+    name: functools.partial(_is, default=DEFAULTS[name]) for name in REPLACED
 }
 
 

@@ -151,9 +151,7 @@ class Run:
         self._write_json("versions.json", versions())
         write_file(self.path / _MARKER, text.encode())
 
-    def read_configuration(
-        self, tell: Callable[[str], None] = lambda sentence: None
-    ) -> dict[str, Any]:
+    def read_configuration(self, tell: Callable[[str], None] = lambda sentence: None) -> dict[str, Any]:
         """Read ``config.yaml``; settings of older versions are what they are now.
 
         :param tell: called with a sentence about a setting that is ignored

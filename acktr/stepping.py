@@ -6,7 +6,6 @@ from collections.abc import Generator
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn

@@ -22,7 +22,7 @@ B = 24  # samples of a batch
 CASES = {
     "running advantages": ("MlpPolicy", "Box", {"normalize_advantage": "running"}),
     "separate": ("MlpPolicy", "Box", {"n_critic_updates": 2, "critic_std": "adaptive"}),
-    "several steps": ("MlpPolicy", "MultiDiscrete", {"n_actor_updates": 2, "ent_coef": 0.01}),
+    "entropy": ("MlpPolicy", "MultiDiscrete", {"ent_coef": 0.01}),
     "conjugate gradients": ("MlpPolicy", "Discrete", {"cg_iterations": 2}),
     "first-order critic": ("MlpPolicy", "Discrete", {"critic_norm": "euclidean", "n_critic_updates": 2}),
     "shared trunk": ("CnnPolicy", "Discrete", {}),

@@ -118,7 +118,7 @@ def test_a_subclass_says_its_own_name():
 
 
 def test_a_preset_says_it_too():
-    with pytest.raises(ConfigurationError, match=r"'n_epochs'.*n_actor_updates"):
+    with pytest.raises(ConfigurationError, match=r"'n_epochs'.*n_critic_updates"):
         resolve("CartPole-v1", overrides=["n_epochs=10"])
 
 

@@ -25,10 +25,10 @@ SHARED = {"policy": "CnnPolicy", "learning_rate": 0.1}
 SETTINGS = [
     {"n_critic_updates": 3},
     {"normalize_value_targets": False},
-    {"momentum": 0.9, "n_actor_updates": 3, "normalize_advantage": "running"},
+    {"kfac_kwargs": {"momentum": 0.9}, "normalize_advantage": "running"},
     {"sub_sampling_factor": 2, "kfac_kwargs": {"inverse_period": 2, "inverse_refresh": "staggered"}},
     {"n_critic_updates": 2, "critic_kfac_kwargs": {"factor_period": 2, "cg_iterations": 2}},
-    {"kfac_kwargs": {"exact_scaling": True, "length_floor": 0.5}, "ent_coef": 0.01},
+    {"kfac_kwargs": {"exact_scaling": True}, "ent_coef": 0.01},
     {"corrected_learning_rate": "lin_0.5"},
     SHARED,
     {**SHARED, "normalize_value_targets": False},

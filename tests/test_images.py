@@ -131,7 +131,7 @@ def test_a_saved_model_predicts_as_before(tmp_path):
         {"precision": "bf16"},
         {"critic_norm": "gauss-newton"},
         {"normalize_value_targets": True},
-        {"n_actor_updates": 2, "sub_sampling_factor": 2, "cg_iterations": 2},
+        {"sub_sampling_factor": 2, "cg_iterations": 2},
     ],
     ids=lambda options: next(iter(options)),
 )

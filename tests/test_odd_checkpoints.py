@@ -15,7 +15,7 @@ from acktr.errors import CheckpointError, DamagedCheckpointError
 from tests.test_training import new, no_pictures, train  # noqa: F401  # the fixture is used
 
 TOY = "tests.toy_envs:Toy-v0"
-SETTINGS = ("normalize=true", "momentum=0.5", "critic_norm=euclidean", "n_timesteps=96")
+SETTINGS = ("normalize=true", "kfac_kwargs.momentum=0.5", "critic_norm=euclidean", "n_timesteps=96")
 NAN = {"$": "float", "value": "nan"}
 ODD = [None, "x", [], {}, NAN, -1, 10**30, 1e300, True, {"$": "tuple", "items": []}, {"$": "zzz"}, 10**8]
 

@@ -286,7 +286,7 @@ def taken(model, steps=64):
 @pytest.mark.parametrize("policy_kwargs", [{}, {"net_arch": []}])
 @pytest.mark.parametrize(
     "kwargs",
-    [{}, {"cg_iterations": 2}, {"n_actor_updates": 2}, {"critic_norm": "euclidean"}],
+    [{}, {"cg_iterations": 2}, {"critic_norm": "euclidean"}],
     ids=str,
 )
 def test_an_overridden_forward_is_honoured(kwargs, policy_kwargs):

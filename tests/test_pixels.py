@@ -42,16 +42,9 @@ def actions(env):
     return np.array([env.action_space.sample() for _ in range(env.num_envs)])
 
 
-@pytest.mark.parametrize(
-    ("backend", "overlap"),
-    [
-        ("gymnasium", False),
-        ("gymnasium", True),
-        pytest.param("subproc", False, marks=pytest.mark.slow),
-    ],
-)
-def test_two_frames_are_observed_and_so_they_are_at_an_end(backend, overlap):
-    env = make_vec_env(DRAWN, 2, seed=0, backend=backend, overlap=overlap, pixels=True)
+@pytest.mark.parametrize("backend", ["gymnasium", pytest.param("subproc", marks=pytest.mark.slow)])
+def test_two_frames_are_observed_and_so_they_are_at_an_end(backend):
+    env = make_vec_env(DRAWN, 2, seed=0, backend=backend, pixels=True)
     assert env.observation_space.shape == (42, 42, 6)
     assert is_image_space(env.observation_space)
     frames = [picture(column) for column in env.get_attr("column")]

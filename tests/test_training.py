@@ -83,16 +83,16 @@ CHEETAH = ("HalfCheetah-v5", "eval_interval=0", "n_final_eval_episodes=0")
 # Episodes that end by time within the first rollout, so that a resumed run must know of them.
 ENDING = ("gamma=auto_0.9_0.99", "env_kwargs.max_episode_steps=4")
 CASES = {
-    "cartpole": ("CartPole-v1", GYM, "momentum=0.9", "target_kl=lin_0.02"),
+    "cartpole": ("CartPole-v1", GYM, "kfac_kwargs.momentum=0.9", "target_kl=lin_0.02"),
     "background": ("CartPole-v1", BACKGROUND, "n_critic_updates=3", "normalize=true"),
     "shared": ("CartPole-v1", "policy_kwargs.share_features_extractor=true", "critic_std=adaptive"),
     "normalised values": ("CartPole-v1", "normalize_value_targets=true", "critic_std=adaptive"),
-    "overlap": ("CartPole-v1", "overlap=true", "sub_sampling_factor=2"),
-    "cheetah": (*CHEETAH, GYM, BACKGROUND, "momentum=0.9", "target_kl=lin_0.02", *ENDING),
-    "cheetah, envpool": (*CHEETAH, "backend=envpool", "overlap=true", "kfac_kwargs.length_floor=0.5"),
+    "sub-sampling": ("CartPole-v1", "sub_sampling_factor=2"),
+    "cheetah": (*CHEETAH, GYM, BACKGROUND, "kfac_kwargs.momentum=0.9", "target_kl=lin_0.02", *ENDING),
+    "cheetah, envpool": (*CHEETAH, "backend=envpool"),
 }
 MORE_CASES = {
-    "staggered": ("CartPole-v1", STAGGERED, "kl_feedback=false", "weight_decay=0.01"),
+    "staggered": ("CartPole-v1", STAGGERED, "kl_feedback=false", "kfac_kwargs.weight_decay=0.01"),
     "adam": (
         "Pendulum-v1",
         "critic_norm=euclidean",
@@ -101,12 +101,12 @@ MORE_CASES = {
         "critic_batch_size=9",
     ),
     "measured eigenvalues": ("Acrobot-v1", "kfac_kwargs={inverse: ekfac, inverse_period: 2}"),
-    "exact scaling": ("CartPole-v1", "kfac_kwargs.exact_scaling=true", "momentum=0.9"),
+    "exact scaling": ("CartPole-v1", "kfac_kwargs.exact_scaling=true", "kfac_kwargs.momentum=0.9"),
     "adaptive damping": ("CartPole-v1", "kfac_kwargs.adapt_damping=true"),
     "conjugate gradients": ("Acrobot-v1", "cg_iterations=2", "kfac_kwargs.inverse=eigen"),
     "workers": ("CartPole-v1", "backend=subproc"),
-    "cheetah, plain": (*CHEETAH, GYM, "momentum=0.5"),
-    "cheetah, staggered": (*CHEETAH, GYM, STAGGERED, "overlap=true"),
+    "cheetah, plain": (*CHEETAH, GYM, "kfac_kwargs.momentum=0.5"),
+    "cheetah, staggered": (*CHEETAH, GYM, STAGGERED),
     "cheetah, bf16": (*CHEETAH, GYM, "precision=bf16", "normalize_value_targets=true"),
     "adam, normalised values": (
         "Pendulum-v1",
@@ -125,7 +125,6 @@ MORE_CASES = {
     "standardised images": (
         "tests.toy_envs:ToyImage-v0",
         "policy_kwargs.features_extractor_kwargs={features_dim: 8, standardize_images: true}",
-        "overlap=true",
     ),
 }
 

@@ -227,7 +227,7 @@ def test_adams_moments_are_those_of_the_new_units(critic_std, monkeypatch):
 
 def test_the_momentum_of_the_values_layer_is_of_the_new_units_too():
     """On a shared trunk; the step that momentum stands for changes values as it did before."""
-    model = normalizing("CnnPolicy", "Discrete", momentum=0.9).learn(2 * 16)
+    model = normalizing("CnnPolicy", "Discrete", kfac_kwargs={"momentum": 0.9}).learn(2 * 16)
     module, state = model.policy.value_net, model.kfac.state
     before = {p: state[p]["momentum_buffer"].clone() for p in model.kfac.param_groups[0]["params"]}
     factors = {name: [x.clone() for x in values] for name, values in model.kfac.factors().items()}

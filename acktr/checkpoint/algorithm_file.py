@@ -141,7 +141,9 @@ class SafeAlgorithm(OnPolicyAlgorithm):
                 return _adopt(cls, str(path), said, changes, parameters or {}, env, device)
             unsaid = {name: value for name, value in cls._implied.items() if name not in said}
             now = renewed_attributes(said)
-            unsaid.update({name: now[name] for name in ("kfac_kwargs", "critic_kfac_kwargs") if name in now})
+            unsaid.update(
+                {name: now[name] for name in ("kfac_kwargs", "critic_kfac_kwargs") if name in now}
+            )
             kwargs = {**unsaid, **kwargs}
             model = super().load(path, env, device, custom_objects, False, force_reset, **kwargs)
             for name in GONE:

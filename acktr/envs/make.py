@@ -111,9 +111,7 @@ def make_vec_env(
     if chosen in NATIVE:
         env = _make_native(chosen, spec, n_envs, seed, env_kwargs, monitor_dir)
     else:
-        env = _make_single(
-            chosen, spec, n_envs, seed, env_kwargs, monitor_dir, wrapper, workers, pixels
-        )
+        env = _make_single(chosen, spec, n_envs, seed, env_kwargs, monitor_dir, wrapper, workers, pixels)
     depth = frame_stack or (ATARI_FRAME_STACK if atari else FRAME_STACK if pixels else 1)
     if depth > 1:
         try:

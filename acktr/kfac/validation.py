@@ -108,8 +108,8 @@ def check_gone(groups: Sequence[Mapping[str, Any]]) -> None:
     for group in groups:
         if group.get("length_floor", 0.0) != 0.0:
             raise ValueError(
-                f"This state has length_floor {group['length_floor']}, which is gone: only states with 0 "
-                "are those of an optimiser without it."
+                f"This state has length_floor {group['length_floor']}, which is gone: begin a new "
+                "optimiser."
             )
 
 

@@ -25,7 +25,9 @@ def build() -> ACKTR:
         small_env(),
         n_steps=8,
         seed=0,
-        momentum=0.5,
+        # The actor's alone, as when the files of version 1 were made.
+        kfac_kwargs={"momentum": 0.5},
+        critic_kfac_kwargs={"momentum": 0.0},
         normalize_value_targets=False,  # which did not exist when the files of version 1 were made
         policy_kwargs={"net_arch": [2]},
     )
