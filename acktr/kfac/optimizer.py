@@ -37,13 +37,12 @@ from acktr.kfac.refresh import COUNTERS
 from acktr.kfac.schedule import InverseSchedule
 from acktr.kfac.trust_region import StepInfo
 from acktr.kfac.validation import (
-    GONE,
     block_options,
     check_blocks,
-    check_gone,
     check_group,
     check_options,
     check_ready,
+    without_gone,
 )
 
 
@@ -368,13 +367,11 @@ class KFAC(Optimizer):
         :raises ValueError: the state of another model or of another optimiser; nothing is changed
         """
         check_blocks(self._all_blocks(), state_dict.get("curvature", {}))
-        check_gone(state_dict["param_groups"])
+        state_dict = {**state_dict, "param_groups": without_gone(state_dict["param_groups"])}
         own = [dict(group) for group in self.param_groups]
         super().load_state_dict(state_dict)
         for group, before in zip(self.param_groups, own, strict=True):
             group.update({**before, **group})  # an older state does not say all that there is to set
-            for name in GONE:
-                group.pop(name, None)
         for of_param in self.state.values():  # in memory of its own, which steps write into
             of_param.update({k: x.clone() if isinstance(x, Tensor) else x for k, x in of_param.items()})
         for block in self._all_blocks():

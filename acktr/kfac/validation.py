@@ -15,7 +15,7 @@ from acktr.kfac.fisher import ESTIMATORS
 from acktr.kfac.inverses import INVERSES
 from acktr.kfac.schedule import REFRESHES
 
-GONE = ("length_floor", "lengths")  # of parameter groups, in states of versions that had them
+_GONE = ("length_floor", "lengths")  # of parameter groups, in states of versions that had them
 
 
 def check_options(fisher: str, *, refresh: str, **periods: int) -> None:
@@ -99,11 +99,11 @@ def check_group(group: Mapping[str, Any], known: Mapping[str, Any]) -> None:
         )
 
 
-def check_gone(groups: Sequence[Mapping[str, Any]]) -> None:
-    """Check that saved parameter groups ask for nothing that is gone.
+def without_gone(groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return saved parameter groups without what those of older versions had.
 
     :param groups: of a ``state_dict``
-    :raises ValueError: one had ``length_floor``
+    :raises ValueError: one asks for what is gone
     """
     for group in groups:
         if group.get("length_floor", 0.0) != 0.0:
@@ -111,6 +111,7 @@ def check_gone(groups: Sequence[Mapping[str, Any]]) -> None:
                 f"This state has length_floor {group['length_floor']}, which is gone: begin a new "
                 "optimiser."
             )
+    return [{k: x for k, x in group.items() if k not in _GONE} for group in groups]
 
 
 def check_ready(blocks: Sequence[Block]) -> None:
