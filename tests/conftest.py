@@ -15,14 +15,14 @@ torch.set_num_threads(1)
 @pytest.fixture
 def no_pictures(monkeypatch):
     """A learning curve at the end of a run takes longer than the run."""
-    monkeypatch.setattr("acktr.training.plot_learning_curve", lambda run: None)
+    monkeypatch.setattr("acktr.run.training.plot_learning_curve", lambda run: None)
 
 
 @pytest.fixture
 def known_versions(monkeypatch):
     """Versions and commit are asked for once."""
-    from acktr.runs import versions
+    from acktr.run.versions import versions
 
     known = versions()
-    for module in ("training", "runs"):
+    for module in ("run.training", "run.directory"):
         monkeypatch.setattr(f"acktr.{module}.versions", lambda: known)

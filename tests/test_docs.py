@@ -83,7 +83,8 @@ def test_the_metrics_page_lists_what_is_logged():
     options = {
         "cg_iterations": 1,
         "normalize_value_targets": True,
-        "kfac_kwargs": {"adapt_damping": True, "length_floor": 0.5},
+        "corrected_learning_rate": 10.0,
+        "kfac_kwargs": {"adapt_damping": True},
     }
     model = ACKTR("MlpPolicy", "Pendulum-v1", n_steps=64, seed=0, **options)
     _, callback = model._setup_learn(64)

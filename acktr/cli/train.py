@@ -78,7 +78,8 @@ def train(
         if resume:
             notes.append(f"{out} holds no run yet: a new one begins there.")
     else:
-        configuration, notes = resolve_resumed(env, old.read_configuration(), **given), []
+        notes = []
+        configuration = resolve_resumed(env, old.read_configuration(notes.append), **given)
     if configuration.policy in ("MlpPolicy", "auto") and "OMP_NUM_THREADS" not in os.environ:
         # Small networks gain nothing from threads, and with one of them a seed gives the same run on
         # machines with more or fewer cores.

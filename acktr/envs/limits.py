@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecEnvWrapper
-
-from acktr.envs.halves import HalvedVecEnv
 
 
 def time_limit(env: VecEnv) -> int | None:
@@ -16,28 +13,15 @@ def time_limit(env: VecEnv) -> int | None:
     :param env: wrappers and all, between two steps
     :return: ``None`` where one of the environments has no limit, or does not tell
     """
-    limits: list[Any] = []
-    for part in _innermost(env):
-        # What a vector environment of somebody's own does with a question is up to it.
-        try:
-            told = list(_limits(part))
-        except Exception:
-            return None
-        if len(told) != part.num_envs:
-            return None
-        limits += told
-    known = [limit for limit in limits if isinstance(limit, int) and limit > 0]
-    return max(known) if known and len(known) == len(limits) else None
-
-
-def _innermost(env: VecEnv) -> Iterator[VecEnv]:
     while isinstance(env, VecEnvWrapper):
         env = env.venv
-    if isinstance(env, HalvedVecEnv):
-        for half in env.halves:
-            yield from _innermost(half)
-    else:
-        yield env
+    # What a vector environment of somebody's own does with a question is up to it.
+    try:
+        limits = list(_limits(env))
+    except Exception:
+        return None
+    known = [limit for limit in limits if isinstance(limit, int) and limit > 0]
+    return max(known) if known and len(known) == len(limits) == env.num_envs else None
 
 
 def _limits(env: VecEnv) -> list[Any]:

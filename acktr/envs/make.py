@@ -14,7 +14,6 @@ from acktr.envs.ale import AleVecEnv
 from acktr.envs.backends import NATIVE, choose_backend
 from acktr.envs.envpool import EnvPoolVecEnv
 from acktr.envs.finite import VecCheckFinite
-from acktr.envs.halves import build_halves
 from acktr.envs.lookup import find_spec, is_atari
 from acktr.envs.monitor import BoundedMonitor
 from acktr.envs.mujoco import hear_warnings
@@ -48,7 +47,6 @@ def make_vec_env(
     pixels: bool = False,
     frame_stack: int | None = None,
     monitor_dir: str | None = None,
-    overlap: bool = False,
     worker_timeout: float | None = 60.0,
     worker_restarts: int = 0,
 ) -> VecEnv:
@@ -71,8 +69,6 @@ def make_vec_env(
         native engines draw none
     :param frame_stack: how many observations to stack; by default 4 for Atari, 2 with pixels, else none
     :param monitor_dir: a directory for SB3's monitor files; by default none are written
-    :param overlap: in two halves, of which ACKTR steps one while it decides for the other (see
-        :mod:`acktr.rollout.steps`); gains nothing with "gymnasium", where nothing steps by itself
     :param worker_timeout: seconds that a process of "subproc" may take for a step or a reset before it
         counts as hanging; ``None`` for no limit
     :param worker_restarts: so many failed processes of "subproc" are replaced, see
@@ -80,8 +76,8 @@ def make_vec_env(
     :return: the vector environment
     :raises acktr.errors.WorkerError: a process of "subproc" fails; later too, at any call
     :raises ConfigurationError: for an unknown id, a package that is not installed, an unknown
-        backend or one that cannot do what is asked, ``n_envs`` below 1, or 2 with overlap, or above
-        :data:`MAX_ENVS`, or spaces that ACKTR does not support
+        backend or one that cannot do what is asked, ``n_envs`` below 1 or above :data:`MAX_ENVS`,
+        or spaces that ACKTR does not support
     """
     if n_envs < 1:
         raise ConfigurationError(f"n_envs is {n_envs}: at least 1 environment is needed.")
@@ -111,23 +107,11 @@ def make_vec_env(
         )
     workers = {"timeout": worker_timeout, "restarts": worker_restarts} if chosen == "subproc" else {}
 
-    def build(first: int, count: int) -> VecEnv:
-        if chosen in NATIVE:
-            return _make_native(chosen, spec, count, seed, env_kwargs, monitor_dir)
-        return _make_single(
-            chosen, spec, count, seed, env_kwargs, monitor_dir, wrapper, workers, pixels, first
-        )
-
-    if overlap:
-        if chosen in NATIVE and monitor_dir is not None:
-            raise ConfigurationError(
-                f"The backend {chosen!r} with overlap writes no monitor files: leave out monitor_dir or "
-                "overlap."
-            )
-        env: VecEnv = build_halves(build, n_envs)
-        env.seed(seed)  # as one: the halves were built from the same seed
+    env: VecEnv
+    if chosen in NATIVE:
+        env = _make_native(chosen, spec, n_envs, seed, env_kwargs, monitor_dir)
     else:
-        env = build(0, n_envs)
+        env = _make_single(chosen, spec, n_envs, seed, env_kwargs, monitor_dir, wrapper, workers, pixels)
     depth = frame_stack or (ATARI_FRAME_STACK if atari else FRAME_STACK if pixels else 1)
     if depth > 1:
         try:
@@ -183,7 +167,6 @@ def _make_single(
     wrapper: Callable[[gym.Env], gym.Env] | None,
     workers: dict[str, Any],
     pixels: bool,
-    first: int,
 ) -> VecEnv:
     def build(**kwargs: Any) -> gym.Env:
         if chosen == "subproc":
@@ -203,7 +186,6 @@ def _make_single(
         build,
         n_envs=n_envs,
         seed=seed,
-        start_index=first,
         monitor_dir=monitor_dir,
         wrapper_class=finish,
         env_kwargs=env_kwargs,

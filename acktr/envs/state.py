@@ -20,20 +20,32 @@ from typing import Any
 
 import gymnasium as gym
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper
+from stable_baselines3.common.vec_env import (
+    DummyVecEnv,
+    SubprocVecEnv,
+    VecEnv,
+    VecEnvWrapper,
+    VecFrameStack,
+    VecNormalize,
+    VecTransposeImage,
+)
 
 from acktr.envs import mujoco
 from acktr.envs.attributes import NotCapturable, get_attributes, set_attributes
-from acktr.envs.halves import HalvedVecEnv
+from acktr.envs.finite import VecCheckFinite
 from acktr.envs.kinds import is_whole
-from acktr.envs.lanes import SPLITTERS
 from acktr.envs.monitor import ACCOUNT, BoundedMonitor
+from acktr.envs.resets import VecStack
+from acktr.envs.running import VecRunningNormalize
 from acktr.errors import AcktrError
 
 __all__ = ["NotCapturable", "capture", "capture_single", "restore", "restore_single"]
 
 # What make_vec_env adds to each environment: workers are asked by name.
 CAPTURE, RESTORE = "capture_state", "restore_state"
+
+# Wrappers whose attributes keep their kinds. A subclass is not its base: it may have others.
+_KNOWN = {VecNormalize, VecRunningNormalize, VecFrameStack, VecStack, VecTransposeImage, VecCheckFinite}
 
 State = dict[str, Any]
 
@@ -62,7 +74,7 @@ def restore(env: VecEnv, state: State) -> None:
     for layer in state["wrappers"]:
         if not isinstance(env, VecEnvWrapper):
             raise NotCapturable("the state has more wrappers than the environments")
-        set_attributes(env, layer, known=type(env) in SPLITTERS)
+        set_attributes(env, layer, known=type(env) in _KNOWN)
         env = env.venv
     if isinstance(env, VecEnvWrapper):
         raise NotCapturable("the environments have more wrappers than the state")
@@ -70,10 +82,6 @@ def restore(env: VecEnv, state: State) -> None:
 
 
 def _capture_innermost(env: VecEnv) -> Any:
-    if isinstance(env, HalvedVecEnv):
-        if any(half.in_flight for half in env.halves):
-            raise NotCapturable("a half of the environments is in the middle of a step")
-        return [_capture_innermost(half.venv) for half in env.halves]
     # Seeds wait for the next reset: evaluations begin with one.
     return {"seeds": list(env._seeds), "state": _capture_plain(env)}
 
@@ -97,17 +105,20 @@ def _capture_plain(env: VecEnv) -> Any:
 
 
 def _restore_innermost(env: VecEnv, state: Any) -> None:
-    if isinstance(env, HalvedVecEnv):
-        for half, part in zip(env.halves, state, strict=True):
-            _restore_innermost(half.venv, part)
-    else:
-        _restore_plain(env, state["state"])
-        seeds = list(state["seeds"])
-        if len(seeds) != env.num_envs or not all(x is None or is_whole(x, least=0) for x in seeds):
-            raise NotCapturable(
-                f"the seeds that wait for a reset are none of {env.num_envs} environments"
-            )
-        env._seeds = seeds
+    if isinstance(state, list):  # from when environments could be stepped in two halves
+        state = _joined(state)
+    _restore_plain(env, state["state"])
+    seeds = list(state["seeds"])
+    if len(seeds) != env.num_envs or not all(x is None or is_whole(x, least=0) for x in seeds):
+        raise NotCapturable(f"the seeds that wait for a reset are none of {env.num_envs} environments")
+    env._seeds = seeds
+
+
+def _joined(halves: list[State]) -> State:
+    """Put the states of two halves together, where each environment has one of its own."""
+    if not all(isinstance(half["state"], list) for half in halves):
+        raise NotCapturable("an engine that stepped a half of the environments cannot step all")
+    return {key: [own for half in halves for own in half[key]] for key in ("seeds", "state")}
 
 
 def _restore_plain(env: VecEnv, state: Any) -> None:

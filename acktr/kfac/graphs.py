@@ -202,7 +202,7 @@ class Graphs:
         return tuple(described)
 
 
-_COUNTED = ("params", "step", "lengths", "initial_lr")  # of a group: they decide nothing by their value
+_COUNTED = ("params", "step", "initial_lr")  # of a group: they decide nothing by their value
 
 
 def check_capturable(kfac: KFAC) -> None:

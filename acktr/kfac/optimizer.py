@@ -36,7 +36,14 @@ from acktr.kfac.reducer import Reducer
 from acktr.kfac.refresh import COUNTERS
 from acktr.kfac.schedule import InverseSchedule
 from acktr.kfac.trust_region import StepInfo
-from acktr.kfac.validation import block_options, check_blocks, check_group, check_options, check_ready
+from acktr.kfac.validation import (
+    block_options,
+    check_blocks,
+    check_group,
+    check_options,
+    check_ready,
+    without_gone,
+)
 
 
 class KFAC(Optimizer):
@@ -50,16 +57,14 @@ class KFAC(Optimizer):
         loss.backward()
         kfac.step()
 
-    ``lr``, ``damping``, ``target_kl``, ``length_floor``, ``momentum``, ``weight_decay``,
-    ``cold_start``, ``cg_iterations``, ``exact_scaling`` and ``adapt_damping`` live in ``param_groups``
-    and may differ between groups and change at any time; each group has its own trust region.
+    ``lr``, ``damping``, ``target_kl``, ``momentum``, ``weight_decay``, ``cold_start``,
+    ``cg_iterations``, ``exact_scaling`` and ``adapt_damping`` live in ``param_groups`` and may differ
+    between groups and change at any time; each group has its own trust region.
 
     :param module: the model; its layers are found by type (see :mod:`acktr.kfac.layers`)
     :param lr: eta_max, the largest step scale
     :param damping: lambda, in units of the Fisher
     :param target_kl: delta, the bound on the predicted KL of one step in nats; ``None`` for none
-    :param length_floor: a natural gradient shorter than this share of the mean length so far steps no
-        further than in proportion (see :mod:`acktr.kfac.trust_region`), in [0, 1]; 0 turns that off
     :param momentum: decay of the running sum of natural gradients; the bound holds with it
     :param weight_decay: decoupled: added to the step after preconditioning
     :param stat_decay: rho of the running averages, in (0, 1]; 1 averages all batches alike
@@ -101,7 +106,6 @@ class KFAC(Optimizer):
         *,
         damping: float = 0.01,
         target_kl: float | None = 0.001,
-        length_floor: float = 0.0,
         momentum: float = 0.0,
         weight_decay: float = 0.0,
         stat_decay: float = 0.95,
@@ -146,8 +150,6 @@ class KFAC(Optimizer):
             "lr": lr,
             "damping": damping,
             "target_kl": target_kl,
-            "length_floor": length_floor,
-            "lengths": torch.zeros(2),
             "momentum": momentum,
             "weight_decay": weight_decay,
             "cold_start": cold_start,
@@ -168,7 +170,6 @@ class KFAC(Optimizer):
         check_group({**self.defaults, **param_group}, self.defaults)
         super().add_param_group(param_group)
         params = self.param_groups[-1]["params"]
-        self.param_groups[-1]["lengths"] = torch.zeros(2).to(next(iter(params), torch.zeros(0)))
         owned = [p for group in self.param_groups[:-1] for p in group["params"]]
         try:
             blocks = build_blocks(self.module, params, owned, self.block_options)
@@ -366,11 +367,11 @@ class KFAC(Optimizer):
         :raises ValueError: the state of another model or of another optimiser; nothing is changed
         """
         check_blocks(self._all_blocks(), state_dict.get("curvature", {}))
+        state_dict = {**state_dict, "param_groups": without_gone(state_dict["param_groups"])}
         own = [dict(group) for group in self.param_groups]
         super().load_state_dict(state_dict)
         for group, before in zip(self.param_groups, own, strict=True):
             group.update({**before, **group})  # an older state does not say all that there is to set
-            group["lengths"] = group["lengths"].to(before["lengths"])
         for of_param in self.state.values():  # in memory of its own, which steps write into
             of_param.update({k: x.clone() if isinstance(x, Tensor) else x for k, x in of_param.items()})
         for block in self._all_blocks():

@@ -20,7 +20,7 @@ from acktr.kfac.exact import (
     split_by_block,
 )
 from acktr.kfac.scaling import Candidate, best_mix
-from acktr.kfac.trust_region import StepInfo, add_length, largest_scale, trust_region
+from acktr.kfac.trust_region import StepInfo, trust_region
 
 
 class Plan(NamedTuple):
@@ -132,21 +132,19 @@ def plan_steps(
 
 
 def within_trust_region(
-    plans: Sequence[Plan], natural: NaturalGradient, group: dict[str, Any]
+    plans: Sequence[Plan], natural: NaturalGradient, group: Mapping[str, Any]
 ) -> tuple[StepInfo, Tensor]:
     """Scale a step to the trust region of its group.
 
-    :param group: the parameter group; remembers how long its steps are, if ``length_floor`` asks
+    :param group: the parameter group
     :return: the scale, and whether the step can be taken (0-dim bool tensor); the scale of one that
         cannot is 0
     """
     momentum = group["momentum"] and not group["exact_scaling"]
     held = any(p.grad is None for plan in plans for p in plan.params)
     total = quadratic(plans, natural, moved=bool(momentum or group["weight_decay"] or held))
-    info = trust_region(total, largest_scale(group, total), group["target_kl"])
+    info = trust_region(total, group["lr"], group["target_kl"])
     finite = steps_are_finite(plans) & total.isfinite()
-    if plans and group["length_floor"]:
-        add_length(group["lengths"], total, finite)
     scale, predicted_kl = (torch.where(finite, value, 0.0) for value in info[:2])
     residual = natural.solution.residual if natural.solution else None
     return StepInfo(scale, predicted_kl, info.max_scale, residual), finite

@@ -7,18 +7,11 @@ To second order the KL divergence between the model before and after a step ``D`
 
 Two readings matter. ``D`` is the step that is really taken, with momentum and weight decay in it, and
 ``F`` is the *undamped* Fisher: damping belongs to the direction, not to the distance.
-
-A bound that every step reaches makes a batch that says little move the model as far as one that says
-much. With ``length_floor`` c > 0 natural gradients that are shorter than c times the mean of those so
-far, in ``L = sqrt(D' F D)``, get the scale of one of just that length, and their steps stay short::
-
-    eta_max = min(lr, sqrt(2 delta) / (c mean L)).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -61,29 +54,3 @@ def trust_region(
 def scalar(value: float | Tensor, like: Tensor) -> Tensor:
     """Return a number as a 0-dim tensor with the type and device of another, without waiting for it."""
     return value.to(like) if isinstance(value, Tensor) else like.new_full((), value)
-
-
-def largest_scale(group: Mapping[str, Any], quadratic: Tensor) -> Tensor:
-    """Return eta_max of a parameter group's next step, 0-dim tensor.
-
-    :param group: its ``lengths`` are mean and number of the lengths so far, ``(2,)``
-    :param quadratic: whose type and device the result has
-    """
-    lr = scalar(group["lr"], quadratic)
-    if not group["length_floor"] or group["target_kl"] is None:
-        return lr
-    floor = group["length_floor"] * group["lengths"][0].to(quadratic)
-    return torch.minimum(lr, scalar(2.0 * group["target_kl"], quadratic).sqrt() / floor)
-
-
-def add_length(lengths: Tensor, quadratic: Tensor, finite: Tensor) -> None:
-    """Average the length of one more step in.
-
-    :param lengths: mean and number of those before, ``(2,)``; written to
-    :param quadratic: ``D' F D`` of the unscaled step, 0-dim tensor
-    :param finite: whether it was taken, 0-dim bool tensor; else nothing changes
-    """
-    mean, number = lengths.to(quadratic)
-    number = number + 1
-    mean = mean + (quadratic.clamp_min(0.0).sqrt() - mean) / number
-    lengths.copy_(torch.where(finite, torch.stack([mean, number]), lengths.to(quadratic)))

@@ -15,6 +15,8 @@ from acktr.kfac.fisher import ESTIMATORS
 from acktr.kfac.inverses import INVERSES
 from acktr.kfac.schedule import REFRESHES
 
+_GONE = ("length_floor", "lengths")  # of parameter groups, in states of versions that had them
+
 
 def check_options(fisher: str, *, refresh: str, **periods: int) -> None:
     """Check what holds for the whole optimiser.
@@ -91,12 +93,25 @@ def check_group(group: Mapping[str, Any], known: Mapping[str, Any]) -> None:
         )
     if not group["momentum"] < 1.0:
         raise ValueError(f"momentum must lie in [0, 1), got {group['momentum']}.")
-    if not 0.0 <= group["length_floor"] <= 1.0:
-        raise ValueError(f"length_floor must lie in [0, 1], got {group['length_floor']}.")
     if group["target_kl"] is not None and not group["target_kl"] > 0:
         raise ValueError(
             f"target_kl must be positive (nats), or None for no bound, got {group['target_kl']}."
         )
+
+
+def without_gone(groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return saved parameter groups without what those of older versions had.
+
+    :param groups: of a ``state_dict``
+    :raises ValueError: one asks for what is gone
+    """
+    for group in groups:
+        if group.get("length_floor", 0.0) != 0.0:
+            raise ValueError(
+                f"This state has length_floor {group['length_floor']}, which is gone: begin a new "
+                "optimiser."
+            )
+    return [{k: x for k, x in group.items() if k not in _GONE} for group in groups]
 
 
 def check_ready(blocks: Sequence[Block]) -> None:

@@ -79,8 +79,6 @@ class Configuration(_Strict):
     pixels: bool = False
     """Observe pictures, 42 x 42 RGB, in the place of states."""
     frame_stack: int | None = Field(None, gt=0, le=MAX_FRAMES)
-    overlap: bool = False
-    """Training environments in two halves, one of which steps while the policy decides for the other."""
     worker_timeout: PositiveFloat | None = 60.0
     """Seconds that an environment in a process of its own (backend subproc) may take to answer."""
     worker_restarts: NonNegativeInt = 0

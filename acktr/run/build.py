@@ -48,7 +48,6 @@ def build_environment(
         wrapper=wrapper,
         pixels=configuration.pixels,
         frame_stack=configuration.frame_stack,
-        overlap=configuration.overlap and training,
         worker_timeout=configuration.worker_timeout,
         worker_restarts=configuration.worker_restarts if training else 0,
     )

@@ -34,9 +34,9 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from acktr.checkpoint.store import CheckpointStore, read_checkpoint
 from acktr.errors import CheckpointError
-from acktr.runs import versions
+from acktr.files.checkpoints import CheckpointStore, read_checkpoint
+from acktr.run.directory import versions
 
 OUT = Path(__file__).resolve().parents[1] / "results" / "faults"
 KILL_COLUMNS = ("environment", "backend", "number", "seconds", "steps", "exact", "parameters", "tables")
@@ -45,8 +45,8 @@ MUTATION_COLUMNS = ("file", "change", "number", "refused", "same", "wrong", "exe
 SHORT = ("eval_interval=2000", "n_eval_episodes=1", "n_final_eval_episodes=0")
 RUNS = (
     ("CartPole-v1", "gymnasium", 20_000, ("checkpoint_steps=1000",)),
-    ("HalfCheetah-v5", "gymnasium", 12_000, ("checkpoint_steps=1000", "momentum=0.5")),
-    ("HalfCheetah-v5", "envpool", 12_000, ("checkpoint_steps=1000", "overlap=true")),
+    ("HalfCheetah-v5", "gymnasium", 12_000, ("checkpoint_steps=1000", "kfac_kwargs.momentum=0.5")),
+    ("HalfCheetah-v5", "envpool", 12_000, ("checkpoint_steps=1000",)),
 )
 _CLOCKS = {"seconds", "time/fps", "time/time_elapsed"}
 _MARK = "ACKTR_FAULTS_EXECUTED"
@@ -175,7 +175,7 @@ CHANGES = (
 def measure_mutations(number: int, seed: int, known: set[tuple[str, str]]) -> Iterator[dict[str, Any]]:
     """Change a saved model and the files of a checkpoint, and load them; all but what is known."""
     from acktr import ACKTR
-    from acktr.checkpoint.codec import encode
+    from acktr.files.codec import encode
 
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder, "run")

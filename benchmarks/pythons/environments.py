@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from zipfile import Path as ZipPath
 
-from acktr.runs import versions
+from acktr.run.directory import versions
 from benchmarks.pythons.checks import Check, checks
 
 OUT = Path(__file__).resolve().parents[1] / "results" / "pythons"

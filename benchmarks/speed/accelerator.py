@@ -123,7 +123,7 @@ def groups(quick: bool = False, device: str = "cuda") -> list[Group]:
         Group(
             "breakout",
             {
-                "ACKTR": breakout(*graphs, BF16, "overlap=true"),
+                "ACKTR": breakout(*graphs, BF16),
                 "A2C, DummyVecEnv": peer("A2C", BREAKOUT, n_steps=5),
                 "A2C, ACKTR's environments": peer("A2C", BREAKOUT, n_steps=5, ours=True),
             },

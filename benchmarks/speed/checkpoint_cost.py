@@ -19,10 +19,10 @@ from typing import Any
 
 import torch
 
-from acktr.experiment import Experiment
 from acktr.presets import resolve
-from acktr.runs import Run
-from acktr.saver import Saver
+from acktr.run.directory import Run
+from acktr.run.experiment import Experiment
+from acktr.run.saver import Saver
 from benchmarks.faults.measure import OUT, append, existing, write_manifest
 
 COLUMNS = ("repetition", "interval", "checkpoints", "steps_per_second", "saving", "share")

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from acktr.errors import ConfigurationError
-from acktr.runs import versions
+from acktr.run.directory import versions
 from benchmarks.speed import accelerator
 from benchmarks.speed import report as speed_report
 from benchmarks.speed.process import Measurement, SideProcess, SpeedError

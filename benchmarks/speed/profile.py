@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from acktr import ACKTR, KFAC
-from acktr.acting import Actor
+from acktr.rollout.actions import Actor
 
 ENVIRONMENTS, INFERENCE, ROLLOUT = "environments", "inference", "rest of the rollout"
 NETWORKS, FACTORS, INVERSES = "forward and backward", "factors", "inverses"
@@ -75,7 +75,6 @@ def watch(model: ACKTR, finish: Callable[[], None] = lambda: None) -> Profiler:
     :param finish: see :class:`Profiler`
     """
     profiler = Profiler(finish)
-    # On the class of the outermost wrapper: overlapped halves each step a copy of it.
     for name in ("step_async", "step_wait"):
         profiler.wrap(type(model.env), name, ENVIRONMENTS)
     profiler.wrap(model, "collect_rollouts", ROLLOUT)

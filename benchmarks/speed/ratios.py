@@ -34,7 +34,7 @@ LARGE = (*PLAIN, "n_steps=128", "sub_sampling_factor=8", "kfac_kwargs.inverse_pe
 # memory of as many rollouts.
 ONCE = ("critic_kfac_kwargs.factor_period=4", "critic_kfac_kwargs.stat_decay=0.81")
 BACKGROUND = "kfac_kwargs.inverse_refresh=background"
-FULL_SPEED = ("precision=bf16", "overlap=true")
+BF16 = "precision=bf16"
 WIDTHS = (64, 256, 1024, 4096)
 WIDTH_KFAC: dict[int, dict[str, Any]] = {4096: {"max_factor_size": 1024}}
 
@@ -224,9 +224,9 @@ def groups(quick: bool = False) -> list[Group]:
         Group(
             "breakout",
             {
-                "ACKTR, batch 320": plain(SPARING, *FULL_SPEED),
-                "ACKTR, batch 2048": plain(LARGE, *FULL_SPEED),
-                "ACKTR, preset": atari(*FULL_SPEED),
+                "ACKTR, batch 320": plain(SPARING, BF16),
+                "ACKTR, batch 2048": plain(LARGE, BF16),
+                "ACKTR, preset": atari(BF16),
                 "A2C, DummyVecEnv": breakout_a2c(subproc=False),
                 "A2C, SubprocVecEnv": breakout_a2c(subproc=True),
             },
@@ -259,29 +259,13 @@ def groups(quick: bool = False) -> list[Group]:
         Group(
             "options",
             {
-                "HalfCheetah, overlap": cheetah("overlap=true"),
-                "HalfCheetah, no overlap": cheetah("overlap=false"),
-            },
-            (
-                Line(
-                    f"{CHEETAH}, overlap on / off", "HalfCheetah, overlap",
-                    ("HalfCheetah, no overlap",),
-                ),
-            ),
-            *mlp,
-        ),
-        Group(
-            "options",
-            {
                 "ACKTR, plain": plain(PAPER),
-                "ACKTR, overlap": plain(PAPER, "overlap=true"),
-                "ACKTR, bf16": plain(PAPER, "precision=bf16"),
+                "ACKTR, bf16": plain(PAPER, BF16),
                 "ACKTR, background": plain(PAPER, BACKGROUND),
             },
             tuple(
                 Line(f"Breakout, plain K-FAC, {what}", top, ("ACKTR, plain",))
                 for what, top in (
-                    ("overlap on / off", "ACKTR, overlap"),
                     ("bf16 / fp32", "ACKTR, bf16"),
                     ("inverses in the background / in turn", "ACKTR, background"),
                 )
@@ -294,8 +278,8 @@ def groups(quick: bool = False) -> list[Group]:
                 "HalfCheetah, gymnasium": _profile(cheetah("backend=gymnasium")),
                 "HalfCheetah, auto": _profile(cheetah("backend=auto")),
                 "CartPole": _profile(_acktr(CARTPOLE, small, 1, False)),
-                "Breakout, plain K-FAC": _profile(plain(SPARING, *FULL_SPEED)),
-                "Breakout, Atari preset": _profile(atari(*FULL_SPEED)),
+                "Breakout, plain K-FAC": _profile(plain(SPARING, BF16)),
+                "Breakout, Atari preset": _profile(atari(BF16)),
             },
             (),
             mlp[0] if quick else 5.0,

@@ -34,9 +34,9 @@ import torch.multiprocessing as mp
 from stable_baselines3.common.callbacks import BaseCallback
 
 from acktr import distributed
-from acktr.experiment import build_environment, build_model
 from acktr.kfac import comm
 from acktr.presets import resolve
+from acktr.run.experiment import build_environment, build_model
 from benchmarks.speed.measure import manifest
 
 OUT = Path(__file__).resolve().parents[1] / "results" / "scaling"

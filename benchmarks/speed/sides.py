@@ -24,16 +24,16 @@ from torch import nn
 from torch.distributions import Normal
 
 from acktr import ACKTR, KFAC
-from acktr.actor import actor_loss
-from acktr.critic import update_critic
 from acktr.envs.lookup import family
-from acktr.experiment import build_environment, build_model, choose_policy
 from acktr.kfac import Graphs
-from acktr.memory import keep_freed_memory
+from acktr.learner.actor import actor_loss
+from acktr.learner.critic import update_critic
+from acktr.learner.value_scale import update_scale
 from acktr.presets import Configuration, resolve
 from acktr.presets.classes import resolve_classes
-from acktr.rollout import RolloutBatch
-from acktr.value_scale import update_scale
+from acktr.rollout.collect import RolloutBatch
+from acktr.run.experiment import build_environment, build_model, choose_policy
+from acktr.run.memory import keep_freed_memory
 from benchmarks.speed.flops import update_flops
 from benchmarks.speed.process import Pace
 from benchmarks.speed.profile import watch

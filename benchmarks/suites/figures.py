@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from acktr.compare.plot import SECONDS, draw, save
-from acktr.figures import add_legend, with_counts
+from acktr.run.figures import add_legend, with_counts
 from benchmarks.statistics import CONFIDENCE, interval, iqm_with_interval, profile
 from benchmarks.suites.data import SuiteData
 

@@ -8,11 +8,11 @@ import sys
 import numpy as np
 import pytest
 
-from acktr.callbacks import Evaluations
 from acktr.cli import main
 from acktr.cli.arguments import as_sentence
 from acktr.cli.progress import ProgressCallback
-from acktr.runs import Run
+from acktr.run.callbacks import Evaluations
+from acktr.run.directory import Run
 from tests.helpers.command_line import SMALL
 from tests.helpers.runs import TOY
 from tests.helpers.toy_envs import Toy

@@ -5,9 +5,9 @@ import signal
 
 import pytest
 
-from acktr.checkpoint.store import CheckpointStore
 from acktr.cli import main
-from acktr.runs import Run
+from acktr.files.checkpoints import CheckpointStore
+from acktr.run.directory import Run
 from tests.helpers.command_line import PRESSES, start, steps_of_checkpoints, train, wait_for
 from tests.helpers.runs import TOY
 

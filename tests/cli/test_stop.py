@@ -8,9 +8,9 @@ import time
 
 import pytest
 
-from acktr.checkpoint.store import CheckpointStore
 from acktr.cli import main
 from acktr.cli.stop import StopOnSignal
+from acktr.files.checkpoints import CheckpointStore
 from tests.helpers.command_line import (
     PRESSES,
     SMALL,

@@ -3,7 +3,7 @@
 import pytest
 
 from acktr.errors import ConfigurationError
-from acktr.units import duration, whole_number
+from acktr.run.units import duration, whole_number
 
 
 @pytest.mark.parametrize(

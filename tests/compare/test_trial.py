@@ -7,6 +7,7 @@ import pytest
 import torch
 from stable_baselines3.common.vec_env import unwrap_vec_normalize
 
+from acktr import gone
 from acktr.compare import peer_checkpoint
 from acktr.compare.curve import LearningCurve
 from acktr.compare.peer_checkpoint import PeerCheckpoint, restore
@@ -50,6 +51,11 @@ def test_train(algo, tmp_path):
     (row,) = store.rows()
     assert set(row) == set(COLUMNS)
     assert row["last_100_return"] == f"{scores['last_100_return']:.6g}"
+
+
+def test_settings_that_are_gone_count_as_they_were():
+    """Else all results of before would be outdated."""
+    assert gone.DEFAULTS.items() <= complete_settings(trial()).items()
 
 
 def test_acktr_goes_on_where_it_was_killed(tmp_path, monkeypatch, capsys):

@@ -12,7 +12,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from acktr import distributed
 from acktr.errors import ConfigurationError, DivergenceError
 from acktr.kfac import curvature, fisher
-from acktr.rollout import RolloutBatch
+from acktr.rollout.collect import RolloutBatch
 from tests.helpers.models import POLICIES, B, Recorded, batch_of, make
 from tests.helpers.processes import run_in_processes, signs_of_values
 from tests.helpers.small_envs import VECTOR, small_env
@@ -20,7 +20,7 @@ from tests.helpers.small_envs import VECTOR, small_env
 CASES = {
     "running advantages": ("MlpPolicy", "Box", {"normalize_advantage": "running"}),
     "separate": ("MlpPolicy", "Box", {"n_critic_updates": 2, "critic_std": "adaptive"}),
-    "several steps": ("MlpPolicy", "MultiDiscrete", {"n_actor_updates": 2, "ent_coef": 0.01}),
+    "entropy": ("MlpPolicy", "MultiDiscrete", {"ent_coef": 0.01}),
     "conjugate gradients": ("MlpPolicy", "Discrete", {"cg_iterations": 2}),
     "first-order critic": ("MlpPolicy", "Discrete", {"critic_norm": "euclidean", "n_critic_updates": 2}),
     "shared trunk": ("CnnPolicy", "Discrete", {}),

@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from acktr.checkpoint.store import CheckpointStore
+from acktr.files.checkpoints import CheckpointStore
 
 pytestmark = pytest.mark.distributed
 TRAIN = ["-m", "acktr", "train", "CartPole-v1", "--seed", "1", "--no-progress"]

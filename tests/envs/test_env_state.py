@@ -10,10 +10,10 @@ import pytest
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecMonitor
 
-from acktr.checkpoint.codec import decode, encode
 from acktr.envs import make_vec_env
 from acktr.envs.running import VecRunningNormalize
 from acktr.envs.state import NotCapturable, capture, restore
+from acktr.files.codec import decode, encode
 from tests.helpers.small_envs import MIXED, VECTOR, small_env
 from tests.helpers.toy_envs import Toy
 
@@ -57,10 +57,9 @@ CLASSIC = ["CartPole-v1", "Acrobot-v1", "Pendulum-v1", "MountainCar-v0", "Mounta
 
 
 @pytest.mark.parametrize("env_id", [*CLASSIC, "FrozenLake-v1", "tests.helpers.toy_envs:Toy-v0"])
-@pytest.mark.parametrize("overlap", [False, True])
-def test_gymnasium(env_id, overlap):
+def test_gymnasium(env_id):
     def build(seed):
-        env = make_vec_env(env_id, 3, seed, backend="gymnasium", overlap=overlap)
+        env = make_vec_env(env_id, 3, seed, backend="gymnasium")
         return VecRunningNormalize(env) if env_id in CLASSIC else env
 
     assert_goes_on(build)
@@ -73,17 +72,14 @@ def test_mujoco(name):
 
 
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1", "HalfCheetah-v5", "Hopper-v5"])
-@pytest.mark.parametrize("overlap", [False, True])
-def test_envpool(env_id, overlap):
+def test_envpool(env_id):
     pytest.importorskip("envpool")
-    assert_goes_on(
-        lambda seed: make_vec_env(env_id, 3, seed, backend="envpool", overlap=overlap), 130, 120
-    )
+    assert_goes_on(lambda seed: make_vec_env(env_id, 3, seed, backend="envpool"), 130, 120)
 
 
 @pytest.mark.slow
 def test_workers():
-    assert_goes_on(lambda seed: make_vec_env("CartPole-v1", 2, seed, backend="subproc", overlap=True))
+    assert_goes_on(lambda seed: make_vec_env("CartPole-v1", 2, seed, backend="subproc"))
 
 
 def test_wrappers_of_many_kinds():
@@ -93,6 +89,23 @@ def test_wrappers_of_many_kinds():
         small_env(observation=MIXED, seed=seed), norm_obs_keys=["vector"]
     )
     assert_goes_on(mixed)
+
+
+def test_states_of_two_halves_are_those_of_the_whole():
+    """As runs with ``overlap`` left them, which is gone."""
+    env, other = (make_vec_env("CartPole-v1", 3, seed) for seed in (3, 99))
+    env.reset()
+    state = capture(env)
+    whole = state["environments"]
+    state["environments"] = [
+        {name: of_all[part] for name, of_all in whole.items()} for part in (slice(1), slice(1, 3))
+    ]
+    restore(other, state)
+    for step, again in zip(play(env, 40, 1), play(other, 40, 1), strict=True):
+        np.testing.assert_array_equal(step[0], again[0])
+    state["environments"] = [{"seeds": [None], "state": {}}, {"seeds": [None, None], "state": {}}]
+    with pytest.raises(NotCapturable, match="stepped a half"):
+        restore(other, state)
 
 
 def test_seeds_that_wait_for_a_reset_are_kept():

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from acktr.checkpoint.learner import random_state, set_random_state
 from acktr.envs.attributes import NotCapturable, get_attributes, set_attributes
 from acktr.envs.generators import set_legacy_state, set_python_state, set_state
+from acktr.run.state import random_state, set_random_state
 
 KINDS = [np.random.PCG64, np.random.PCG64DXSM, np.random.Philox, np.random.SFC64, np.random.MT19937]
 ODD = [None, "x", -1, 1.5, True, [], {}, 2**200, 10**8, float("nan"), np.zeros(3)]

@@ -10,7 +10,6 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNorm
 
 from acktr import ACKTR
 from acktr.envs import make_vec_env
-from acktr.envs.halves import HalvedVecEnv
 from acktr.envs.limits import time_limit
 from acktr.envs.running import VecRunningNormalize
 from acktr.envs.state import NotCapturable, attach, capture, capture_single
@@ -44,12 +43,12 @@ def furnished():
 
 def test_limits_of_environments_in_this_process():
     assert time_limit(make_vec_env("CartPole-v1", 2)) == 500
-    assert time_limit(make_vec_env("CartPole-v1", 2, overlap=True, frame_stack=2)) == 500
+    assert time_limit(make_vec_env("CartPole-v1", 2, frame_stack=2)) == 500
     assert time_limit(VecNormalize(DummyVecEnv([lambda: gym.make("Pendulum-v1")]))) == 200
     # The longest, and none where one environment has none.
     assert time_limit(DummyVecEnv([scaled, lambda: gym.make("Pendulum-v1")])) == 500
     assert time_limit(DummyVecEnv([scaled, Toy])) is None
-    assert time_limit(HalvedVecEnv(small_env(), small_env())) is None
+    assert time_limit(small_env()) is None
     assert time_limit(DummyVecEnv([lambda: gym.make("CartPole-v1", max_episode_steps=-1)])) is None
 
 
@@ -61,7 +60,6 @@ def test_workers_live_on_when_they_are_asked_for_their_limit(build, limit):
     env = SubprocVecEnv([build] * 2, start_method="fork")
     try:
         assert time_limit(env) == limit
-        assert time_limit(HalvedVecEnv(env, env)) == limit
         ACKTR("MlpPolicy", env, n_steps=4).learn(8)
     finally:
         env.close()
@@ -104,13 +102,11 @@ class Telling(Toy):
         return observation, {"resets": self.resets, "options": options}
 
 
-@pytest.mark.parametrize(
-    ("backend", "overlap"), [("gymnasium", False), ("gymnasium", True), ("subproc", True)]
-)
-def test_resets_tell_what_they_told(backend, overlap):
+@pytest.mark.parametrize("backend", ["gymnasium", "subproc"])
+def test_resets_tell_what_they_told(backend):
     gym.register("Telling-v0", Telling, disable_env_checker=True)
     try:
-        env = make_vec_env("Telling-v0", 2, backend=backend, overlap=overlap, frame_stack=2)
+        env = make_vec_env("Telling-v0", 2, backend=backend, frame_stack=2)
     finally:
         gym.registry.pop("Telling-v0")
     env = VecRunningNormalize(env)

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from stable_baselines3.common.monitor import Monitor
 
-from acktr.checkpoint import bundle
-from acktr.checkpoint.codec import Unstorable, encode
-from acktr.checkpoint.store import CheckpointStore
 from acktr.envs import make_vec_env
 from acktr.envs.monitor import BoundedMonitor
 from acktr.envs.state import NotCapturable, capture, capture_single, restore_single
 from acktr.errors import CheckpointWriteError
+from acktr.files import bundle
+from acktr.files.checkpoints import CheckpointStore
+from acktr.files.codec import Unstorable, encode
 from tests.helpers.runs import new, train
 from tests.helpers.toy_envs import Toy
 

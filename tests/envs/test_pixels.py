@@ -21,10 +21,10 @@ from acktr.envs import make_vec_env
 from acktr.envs.pixels import MujocoFrames, film_frames, make_pixel_env, pixel_arguments
 from acktr.envs.state import capture_single, restore_single
 from acktr.errors import ConfigurationError
-from acktr.experiment import build_environment
-from acktr.experiment import build_model as build_acktr
-from acktr.policies import PixelCNN
+from acktr.networks.policies import PixelCNN
 from acktr.presets import resolve
+from acktr.run.experiment import build_environment
+from acktr.run.experiment import build_model as build_acktr
 from benchmarks import suites
 
 DRAWN = "tests.helpers.toy_envs:Drawn-v0"
@@ -42,16 +42,9 @@ def actions(env):
     return np.array([env.action_space.sample() for _ in range(env.num_envs)])
 
 
-@pytest.mark.parametrize(
-    ("backend", "overlap"),
-    [
-        ("gymnasium", False),
-        ("gymnasium", True),
-        pytest.param("subproc", False, marks=pytest.mark.slow),
-    ],
-)
-def test_two_frames_are_observed_and_so_they_are_at_an_end(backend, overlap):
-    env = make_vec_env(DRAWN, 2, seed=0, backend=backend, overlap=overlap, pixels=True)
+@pytest.mark.parametrize("backend", ["gymnasium", pytest.param("subproc", marks=pytest.mark.slow)])
+def test_two_frames_are_observed_and_so_they_are_at_an_end(backend):
+    env = make_vec_env(DRAWN, 2, seed=0, backend=backend, pixels=True)
     assert env.observation_space.shape == (42, 42, 6)
     assert is_image_space(env.observation_space)
     frames = [picture(column) for column in env.get_attr("column")]

@@ -18,7 +18,7 @@ from acktr import ACKTR
 from acktr.cli import main
 from acktr.envs import make_vec_env
 from acktr.errors import ConfigurationError
-from acktr.policies import PaperCNN
+from acktr.networks.policies import PaperCNN
 from tests.helpers.small_envs import Small
 
 VECTOR = spaces.Box(-1.0, 1.0, (3,), np.float32)

@@ -6,8 +6,8 @@ import pytest
 from stable_baselines3.common import policies
 from torch import Tensor, nn
 
-from acktr.checkpoint import classes
-from acktr.checkpoint.codec import encode
+from acktr.files import allowed as classes
+from acktr.files.codec import encode
 from acktr.presets import classes as presets_classes
 
 

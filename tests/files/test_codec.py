@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
 from torch import nn
 
-from acktr.checkpoint.codec import Absent, Unstorable, decode, encode
+from acktr.files.codec import Absent, Unstorable, decode, encode
 
 
 def through(tree, **options):

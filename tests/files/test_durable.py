@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from acktr.checkpoint import durable
+from acktr.files import durable
 
 
 @pytest.fixture

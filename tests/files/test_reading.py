@@ -7,9 +7,9 @@ import time
 import pytest
 
 from acktr.errors import CheckpointError, ConfigurationError, WorkerError, printable
+from acktr.files.reading import MAX_TEXT, parse_yaml, read_plain, read_yaml
 from acktr.presets import resolve
-from acktr.reading import MAX_TEXT, parse_yaml, read_plain, read_yaml
-from acktr.runs import Run
+from acktr.run.directory import Run
 
 # Plain files --------------------------------------------------------------------------------
 

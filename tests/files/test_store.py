@@ -14,9 +14,6 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from acktr.checkpoint import bundle, durable
-from acktr.checkpoint.bundle import MANIFEST, pack
-from acktr.checkpoint.store import CheckpointStore, pack_checkpoint, read_checkpoint
 from acktr.errors import (
     CheckpointError,
     CheckpointVersionError,
@@ -24,6 +21,9 @@ from acktr.errors import (
     DamagedCheckpointError,
     UnsafeCheckpointError,
 )
+from acktr.files import bundle, durable
+from acktr.files.bundle import MANIFEST, pack
+from acktr.files.checkpoints import CheckpointStore, pack_checkpoint, read_checkpoint
 
 COMPONENTS = {"policy": {"w": torch.arange(6.0)}, "learner": {"steps": 3, "name": "x"}}
 

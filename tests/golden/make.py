@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from acktr import ACKTR
-from acktr.checkpoint.bundle import VERSION
-from acktr.checkpoint.learner import capture_learner
-from acktr.checkpoint.store import CheckpointStore, pack_checkpoint
+from acktr.files.bundle import VERSION
+from acktr.files.checkpoints import CheckpointStore, pack_checkpoint
+from acktr.run.state import capture_learner
 from tests.helpers import small_envs
 
 HERE = Path(__file__).parent
@@ -31,7 +31,9 @@ def build() -> ACKTR:
         small_envs.small_env(cls=Small),
         n_steps=8,
         seed=0,
-        momentum=0.5,
+        # The actor's alone, as when the files of version 1 were made.
+        kfac_kwargs={"momentum": 0.5},
+        critic_kfac_kwargs={"momentum": 0.0},
         normalize_value_targets=False,  # which did not exist when the files of version 1 were made
         policy_kwargs={"net_arch": [2]},
     )

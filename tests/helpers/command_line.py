@@ -5,8 +5,8 @@ import subprocess
 import sys
 import time
 
-from acktr.checkpoint.store import CheckpointStore
 from acktr.cli import main
+from acktr.files.checkpoints import CheckpointStore
 from tests.helpers.runs import TOY
 
 SMALL = ("n_envs=2", "n_steps=8", "n_eval_episodes=1", "n_final_eval_episodes=2")

@@ -3,9 +3,9 @@
 import csv
 import warnings
 
-from acktr.experiment import Experiment
 from acktr.presets import resolve
-from acktr.runs import Run
+from acktr.run.directory import Run
+from acktr.run.experiment import Experiment
 
 TOY = "tests.helpers.toy_envs:Toy-v0"
 SMALL = (

@@ -7,7 +7,7 @@ import zipfile
 import torch
 
 from acktr import ACKTR
-from acktr.checkpoint import bundle
+from acktr.files import bundle
 from tests.helpers.small_envs import VECTOR, small_env
 
 NET = {"net_arch": [4]}

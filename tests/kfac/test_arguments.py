@@ -18,7 +18,6 @@ WRONG = [
     ("lr", [-1.0, math.nan]),
     ("damping", [-0.1, math.nan]),
     ("target_kl", [0.0, -1e-3, math.nan]),
-    ("length_floor", [-0.1, 1.1, math.nan]),
     ("momentum", [-0.1, 1.0, math.nan]),
     ("weight_decay", [-0.1, math.nan]),
     ("stat_decay", [0.0, -0.5, 1.1, math.nan]),
@@ -30,7 +29,7 @@ WRONG = [
 ]
 CASES = [(name, value) for name, values in WRONG for value in values]
 GROUP_OPTIONS = {
-    "lr", "damping", "target_kl", "length_floor", "momentum", "weight_decay", "cold_start",
+    "lr", "damping", "target_kl", "momentum", "weight_decay", "cold_start",
 }  # fmt: skip
 
 

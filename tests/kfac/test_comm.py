@@ -125,7 +125,7 @@ def test_a_split_batch_gives_the_same_parameters(kind, size):
 MODELS_OF_OPTIONS = ["convolution", "shared trunk"]
 OPTIONS = [
     {"cg_iterations": 2},
-    {"length_floor": 1.0, "inverse_period": 2},
+    {"inverse_period": 2},
     {"exact_scaling": True, "momentum": 0.5},
     {"adapt_damping": True, "inverse_period": 2},
     {"inverse": "eigen", "momentum": 0.5, "weight_decay": 0.01},

@@ -62,7 +62,7 @@ SETTINGS = [
     {"fisher": "monte-carlo", "weight_sharing": "reduce"},
     {"factor_period": 2, "inverse_period": 3},
     {"inverse_period": 2, "inverse_refresh": "staggered"},
-    {"cold_start": 5, "length_floor": 0.5},
+    {"cold_start": 5},
     {"cg_iterations": 3},
     {"exact_scaling": True, "momentum": 0.5},
     {"max_factor_size": 5, "statistics_dtype": torch.bfloat16},
@@ -173,7 +173,7 @@ def test_without_a_cuda_device_it_says_so():
 def test_a_step_never_looks_at_a_value():
     """On the meta device there is none: whoever looks is refused."""
     net = Net().to("meta")
-    kfac = KFAC(net, damping=0.1, momentum=0.9, length_floor=0.5)
+    kfac = KFAC(net, damping=0.1, momentum=0.9)
     assert kfac.defer_checks
     for _ in range(3):
         kfac.zero_grad()

@@ -9,7 +9,7 @@ from tests.helpers.saved_models import build
 
 @pytest.fixture(scope="module")
 def trained():
-    return build(momentum=0.5).learn(48)
+    return build(kfac_kwargs={"momentum": 0.5}).learn(48)
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from acktr import ACKTR
-from acktr.advantages import normalize_advantages
 from acktr.errors import ConfigurationError
+from acktr.learner.advantages import normalize_advantages
 from tests.helpers.models import batch_of, make
 from tests.helpers.small_envs import VECTOR, small_env
 

@@ -160,9 +160,14 @@ def test_options_of_kfac_are_handed_through():
         small_env("Box"),
         damping=0.05,
         critic_damping=0.2,
-        momentum=0.5,
-        weight_decay=0.01,
-        kfac_kwargs={"inverse": "eigen", "fisher": "monte-carlo", "stat_decay": 0.9},
+        kfac_kwargs={
+            "momentum": 0.5,
+            "weight_decay": 0.01,
+            "inverse": "eigen",
+            "fisher": "monte-carlo",
+            "stat_decay": 0.9,
+        },
+        critic_kfac_kwargs={"momentum": 0.25},
     )
     model.learn(32)
     actor, critic = model.policy.optimizer, model.policy.critic_optimizer
@@ -170,7 +175,8 @@ def test_options_of_kfac_are_handed_through():
     assert (options.inverse, actor.fisher, options.decay) == ("eigen", "monte-carlo", 0.9)
     group = actor.param_groups[0]
     assert (group["damping"], group["momentum"], group["weight_decay"]) == (0.05, 0.5, 0.01)
-    assert critic.param_groups[0]["damping"] == 0.2
+    group = critic.param_groups[0]
+    assert (group["damping"], group["momentum"], group["weight_decay"]) == (0.2, 0.25, 0.01)
 
 
 def test_the_same_seed_gives_the_same_parameters():
@@ -268,11 +274,11 @@ def continue_learning(model, env):
 @pytest.mark.parametrize(
     ("policy", "action", "kwargs"),
     [
-        ("MlpPolicy", "Box", {"momentum": 0.5, "critic_std": "adaptive"}),
+        ("MlpPolicy", "Box", {"kfac_kwargs": {"momentum": 0.5}, "critic_std": "adaptive"}),
         ("MlpPolicy", "Discrete", {"critic_norm": "euclidean", "learning_rate": "lin_0.5"}),
         ("CnnPolicy", "MultiDiscrete", {"target_kl": LinearSchedule(0.02, 0.0, 1.0)}),
         ("CnnPolicy", "Discrete", {"cg_iterations": 2, "sub_sampling_factor": 2}),
-        ("MlpPolicy", "Box", {"normalize_value_targets": True, "momentum": 0.5}),
+        ("MlpPolicy", "Box", {"normalize_value_targets": True, "kfac_kwargs": {"momentum": 0.5}}),
     ],
 )
 def test_a_saved_model_comes_back_and_learns_on_bit_for_bit(policy, action, kwargs, tmp_path):

@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from acktr import ACKTR
-from acktr.checkpoint import classes, codec
 from acktr.errors import CheckpointError, DamagedCheckpointError, UnsafeCheckpointError
+from acktr.files import allowed as classes
+from acktr.files import codec
 from tests.helpers.saved_models import build, forge, rebuilt
 
 
@@ -90,7 +91,7 @@ def test_a_file_asks_for_no_more_than_it_holds(unused, values):
 
 
 def test_a_rollout_has_a_limit_of_its_own(monkeypatch, unused):
-    monkeypatch.setattr("acktr.checkpoint.claims.MAX_ROLLOUT", 500)
+    monkeypatch.setattr("acktr.learner.claims.MAX_ROLLOUT", 500)
     with pytest.raises(DamagedCheckpointError, match="pass n_steps if that is meant"):
         ACKTR.load(io.BytesIO(unused), device="cpu")
 
@@ -244,7 +245,7 @@ def test_an_odd_optimizer_is_named(unused, path, value):
 
 def test_the_name_of_a_dtype_imports_nothing():
     code = (
-        "import sys; from acktr.checkpoint.codec import decode\n"
+        "import sys; from acktr.files.codec import decode\n"
         "before = set(sys.modules)\n"
         "for name in ('_dynamo', 'onnx', 'compiler', 'nn', '_inductor', 'load'):\n"
         "    try:\n"
@@ -291,7 +292,7 @@ def test_what_is_no_file_is_not_waited_for(tmp_path, kind):
 
 
 def test_a_member_that_no_machine_has_room_for(monkeypatch, unused):
-    monkeypatch.setattr("acktr.checkpoint.bundle.largest_file", lambda: 1000)
+    monkeypatch.setattr("acktr.files.bundle.largest_file", lambda: 1000)
     with pytest.raises(UnsafeCheckpointError, match="bytes, more than half of this machine's memory"):
         ACKTR.load(io.BytesIO(unused))
 

@@ -17,7 +17,7 @@ def test_conjugate_gradients_work_with_everything(policy, action, norm, factor):
     model = make(
         small_env(action, observation), policy, policy_kwargs=policy_kwargs, critic_norm=norm,
         cg_iterations=4, critic_kfac_kwargs={"cg_iterations": 2}, sub_sampling_factor=factor,
-        kl_feedback=False, learning_rate=1e3, target_kl=1e-4, momentum=0.5,
+        kl_feedback=False, learning_rate=1e3, target_kl=1e-4, kfac_kwargs={"momentum": 0.5},
     )  # fmt: skip
     before = parameters(model)
     model.learn(64)

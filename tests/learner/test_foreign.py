@@ -19,7 +19,7 @@ from torch import nn
 
 from acktr import ACKTR
 from acktr.errors import CheckpointMismatchError, ConfigurationError
-from acktr.foreign import REPLACED
+from acktr.learner.foreign import REPLACED
 from acktr.presets.loader import resolve
 from tests.helpers.models import make, parameters, same
 from tests.helpers.small_envs import IMAGE, VECTOR, Small, small_env
@@ -118,7 +118,7 @@ def test_a_subclass_says_its_own_name():
 
 
 def test_a_preset_says_it_too():
-    with pytest.raises(ConfigurationError, match=r"'n_epochs'.*n_actor_updates"):
+    with pytest.raises(ConfigurationError, match=r"'n_epochs'.*n_critic_updates"):
         resolve("CartPole-v1", overrides=["n_epochs=10"])
 
 

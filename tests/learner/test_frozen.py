@@ -15,9 +15,7 @@ def freeze(model, params, frozen=True):
 
 
 @pytest.mark.parametrize("policy", ["MlpPolicy", "CnnPolicy"])
-@pytest.mark.parametrize(
-    "kwargs", [{}, {"critic_norm": "euclidean"}, {"cg_iterations": 2}, {"n_actor_updates": 2}], ids=str
-)
+@pytest.mark.parametrize("kwargs", [{}, {"critic_norm": "euclidean"}, {"cg_iterations": 2}], ids=str)
 @pytest.mark.parametrize("side", ["actor", "critic", "both"])
 def test_a_frozen_side_is_skipped(side, kwargs, policy):
     observation = IMAGE if policy == "CnnPolicy" else VECTOR

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from acktr import ACKTR
-from acktr.checkpoint.bundle import MIGRATIONS, VERSION
-from acktr.checkpoint.learner import capture_learner, restore_learner
-from acktr.checkpoint.store import CheckpointStore
 from acktr.envs.state import NotCapturable
+from acktr.files.bundle import MIGRATIONS, VERSION
+from acktr.files.checkpoints import CheckpointStore
+from acktr.run.state import capture_learner, restore_learner
 from tests.golden.make import HERE, answers, build
 
 VERSIONS = [*MIGRATIONS, VERSION]
@@ -48,7 +48,7 @@ def test_what_is_left_of_a_state_that_does_not_fit(monkeypatch):
     def refuse(env, state):
         raise NotCapturable("another version")
 
-    monkeypatch.setattr("acktr.checkpoint.learner.restore", refuse)
+    monkeypatch.setattr("acktr.run.state.restore", refuse)
     problems = restore_learner(model, checkpoint.components, "golden")
     assert problems == ["their state does not fit here (another version)"]
     assert_answers(model, VERSION)

@@ -178,7 +178,7 @@ def test_files_of_sb3_need_trust(tmp_path, trained):
             load(tmp_path / "old")
     loaded = ACKTR.load(tmp_path / "old", env=trained.env, trust=True)
     assert_same_state(trained, loaded)
-    other = build(momentum=0.5)
+    other = build(kfac_kwargs={"momentum": 0.5})
     other.set_parameters(tmp_path / "old.zip", trust=True)
     assert_same_state(trained, other)
     A2C("MlpPolicy", small_env()).save(tmp_path / "a2c")
@@ -208,7 +208,7 @@ def test_files_of_sb3_may_lie_at_any_kind_of_path(tmp_path, trained):
     BaseAlgorithm.save(trained, tmp_path / "old.zip")
     path = Somewhere(tmp_path / "old.zip")
     assert_same_state(trained, ACKTR.load(path, env=trained.env, trust=True))
-    other = build(momentum=0.5)
+    other = build(kfac_kwargs={"momentum": 0.5})
     other.set_parameters(path, trust=True)
     assert_same_state(trained, other)
 

@@ -10,8 +10,8 @@ from torch.distributions import Categorical, Normal
 from acktr import ACKTR
 from acktr.errors import DivergenceError
 from acktr.kfac.exact import mean_kl
-from acktr.kl import adapt_scale, check_loss, measure_or_restore, rescale_step
-from acktr.outputs import as_list
+from acktr.learner.trust_region import adapt_scale, check_loss, measure_or_restore, rescale_step
+from acktr.networks.outputs import as_list
 from tests.helpers.small_envs import small_env
 
 

@@ -212,10 +212,10 @@ def test_nothing_changes_if_the_optimiser_does_not_fit(content):
 
 
 def test_parameters_alone(trained, content):
-    other = build(momentum=0.5)
+    other = build(kfac_kwargs={"momentum": 0.5})
     other.set_parameters(io.BytesIO(content))
     assert_same_state(trained, other)
-    other = build(momentum=0.5)
+    other = build(kfac_kwargs={"momentum": 0.5})
     other.set_parameters(trained.get_parameters())
     assert_same_state(trained, other)
     other.set_parameters({"policy": trained.policy.state_dict()}, exact_match=False)

@@ -8,8 +8,8 @@ import pytest
 from stable_baselines3.common.callbacks import BaseCallback
 
 from acktr import ACKTR
-from acktr.checkpoint.learner import capture_learner, restore_learner
 from acktr.errors import ConfigurationError
+from acktr.run.state import capture_learner, restore_learner
 from tests.helpers.models import Recorded, make, parameters, same
 from tests.helpers.small_envs import small_env
 

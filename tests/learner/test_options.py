@@ -12,8 +12,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from acktr import ACKTR
 from acktr.errors import AcktrError, ConfigurationError
-from acktr.noise import auto_log_std
-from acktr.options import as_discount, as_schedule, check_arguments
+from acktr.learner.noise import auto_log_std
+from acktr.learner.settings import as_discount, as_schedule, check_arguments
 from tests.helpers.small_envs import IMAGE, VECTOR, Small, small_env
 
 DEFAULTS = {
@@ -47,10 +47,8 @@ REFUSED = [
     ("gae_lambda", "auto_0.9", "auto_A_B"),
     ("gae_lambda", "auto_0.9_1.5", "two of them"),
     ("gae_lambda", "lin_0.9_0.8", "auto_A_B"),
-    ("momentum", 1.0, r"\[0, 1\)"),
     ("damping", -0.01, "0 or more"),
     ("critic_damping", -1.0, "0 or more"),
-    ("weight_decay", -1.0, "0 or more"),
     ("vf_coef", -0.5, "0 or more"),
     ("target_kl", 0.0, "positive"),
     ("target_kl", -0.01, "positive"),

@@ -2,8 +2,8 @@
 
 import torch
 
-from acktr.critic import update_critic
 from acktr.kfac.exact import detached, mean_kl
+from acktr.learner.critic import update_critic
 from tests.helpers.models import POLICIES, make
 from tests.helpers.small_envs import small_env
 

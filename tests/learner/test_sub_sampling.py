@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from acktr.actor import natural_step
 from acktr.kfac.exact import mean_kl
 from acktr.kfac.factors import Gram
 from acktr.kfac.fisher import batch_size
+from acktr.learner.actor import natural_step
 from tests.helpers.models import make
 from tests.helpers.small_envs import IMAGE, VECTOR, small_env
 

@@ -12,7 +12,7 @@ from torch import nn
 from acktr import ACKTR
 from acktr.errors import CheckpointMismatchError, ConfigurationError
 from acktr.kfac import KFAC
-from acktr.value_scale import NormalizedValue, rescale_optimizers, sigma
+from acktr.learner.value_scale import NormalizedValue, rescale_optimizers, sigma
 from tests.helpers.models import POLICIES, Recorded, make, parameters, same
 from tests.helpers.small_envs import ACTIONS, VECTOR, Small, small_env
 
@@ -97,7 +97,7 @@ def test_a_rollouts_values_are_those_after_the_moments_have_moved(policy, kwargs
         raise StopIteration
 
     monkeypatch.setattr(type(model), "_update_learning_rate", look)
-    monkeypatch.setattr("acktr.algorithm.update_critic", look)
+    monkeypatch.setattr("acktr.learner.algorithm.update_critic", look)
     count = model.policy.value_net.count.item()
     with pytest.raises(StopIteration):
         model.train()
@@ -227,7 +227,7 @@ def test_adams_moments_are_those_of_the_new_units(critic_std, monkeypatch):
 
 def test_the_momentum_of_the_values_layer_is_of_the_new_units_too():
     """On a shared trunk; the step that momentum stands for changes values as it did before."""
-    model = normalizing("CnnPolicy", "Discrete", momentum=0.9).learn(2 * 16)
+    model = normalizing("CnnPolicy", "Discrete", kfac_kwargs={"momentum": 0.9}).learn(2 * 16)
     module, state = model.policy.value_net, model.kfac.state
     before = {p: state[p]["momentum_buffer"].clone() for p in model.kfac.param_groups[0]["params"]}
     factors = {name: [x.clone() for x in values] for name, values in model.kfac.factors().items()}

@@ -7,8 +7,8 @@ from gymnasium import spaces
 from stable_baselines3.common.torch_layers import CombinedExtractor
 from torch import nn
 
-from acktr.extractors import MixedExtractor, SmallCNN
-from acktr.policies import CnnPolicy, PaperCNN
+from acktr.networks.extractors import MixedExtractor, SmallCNN
+from acktr.networks.policies import CnnPolicy, PaperCNN
 
 
 def images(*shape):

@@ -5,10 +5,11 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from acktr import ACKTR, algorithm
+from acktr import ACKTR
 from acktr.errors import ConfigurationError
-from acktr.images import ImageStandardization, standardize_images
-from acktr.policies import CnnPolicy, PaperCNN, PixelCNN
+from acktr.learner import algorithm
+from acktr.networks.images import ImageStandardization, standardize_images
+from acktr.networks.policies import CnnPolicy, PaperCNN, PixelCNN
 from acktr.presets.classes import check_policy
 from tests.helpers.processes import run_in_processes
 from tests.helpers.small_envs import ACTIONS, IMAGE, small_env
@@ -131,7 +132,7 @@ def test_a_saved_model_predicts_as_before(tmp_path):
         {"precision": "bf16"},
         {"critic_norm": "gauss-newton"},
         {"normalize_value_targets": True},
-        {"n_actor_updates": 2, "sub_sampling_factor": 2, "cg_iterations": 2},
+        {"sub_sampling_factor": 2, "cg_iterations": 2},
     ],
     ids=lambda options: next(iter(options)),
 )

@@ -14,7 +14,7 @@ from torch.distributions import Normal
 
 from acktr import ACKTR
 from acktr.errors import ConfigurationError
-from acktr.outputs import Outputs
+from acktr.networks.outputs import Outputs
 from tests.helpers.models import Trunk, learn, names
 from tests.helpers.small_envs import ACTIONS, VECTOR, small_env
 
@@ -261,7 +261,7 @@ def taken(model, steps=64):
 @pytest.mark.parametrize("policy_kwargs", [{}, {"net_arch": []}])
 @pytest.mark.parametrize(
     "kwargs",
-    [{}, {"cg_iterations": 2}, {"n_actor_updates": 2}, {"critic_norm": "euclidean"}],
+    [{}, {"cg_iterations": 2}, {"critic_norm": "euclidean"}],
     ids=str,
 )
 def test_an_overridden_forward_is_honoured(kwargs, policy_kwargs):

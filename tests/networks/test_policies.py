@@ -9,8 +9,8 @@ from stable_baselines3.common.torch_layers import NatureCNN
 from torch import nn
 
 from acktr import ACKTR
-from acktr.outputs import Outputs
-from acktr.policies import CnnPolicy, MlpPolicy, PaperCNN, PixelCNN
+from acktr.networks.outputs import Outputs
+from acktr.networks.policies import CnnPolicy, MlpPolicy, PaperCNN, PixelCNN
 from tests.helpers.small_envs import ACTIONS, IMAGE, MIXED, VECTOR, small_env
 
 ATARI = spaces.Box(0, 255, (4, 84, 84), "uint8")

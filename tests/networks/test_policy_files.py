@@ -13,8 +13,8 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
 from acktr import ACKTR
-from acktr.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
-from acktr.value_scale import NormalizedValue
+from acktr.learner.value_scale import NormalizedValue
+from acktr.networks.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 from tests.helpers.models import POLICIES, make, parameters, same
 from tests.helpers.small_envs import ACTIONS, IMAGE, MIXED, VECTOR, small_env
 

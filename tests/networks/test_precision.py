@@ -7,8 +7,9 @@ import torch
 from stable_baselines3.common.utils import obs_as_tensor
 from torch import nn
 
-from acktr import ACKTR, precision
+from acktr import ACKTR
 from acktr.errors import ConfigurationError
+from acktr.networks import bfloat16 as precision
 from tests.helpers.small_envs import IMAGE, MIXED, VECTOR, small_env
 
 POLICIES = {"MlpPolicy": VECTOR, "CnnPolicy": IMAGE, "MultiInputPolicy": MIXED}

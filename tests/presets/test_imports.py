@@ -8,8 +8,8 @@ import yaml
 from acktr.cli import main
 from acktr.envs.lookup import import_module
 from acktr.errors import ConfigurationError
-from acktr.experiment import Experiment
 from acktr.presets import resolve, resolve_resumed, validate
+from acktr.run.experiment import Experiment
 
 CODE = """
 import os

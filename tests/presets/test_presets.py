@@ -8,11 +8,11 @@ import yaml
 from stable_baselines3.common.torch_layers import NatureCNN
 from torch import nn
 
-from acktr.algorithm import ACKTR
 from acktr.errors import ConfigurationError
-from acktr.experiment import build_environment, build_model
+from acktr.learner.algorithm import ACKTR
 from acktr.presets import loader, resolve, validate
 from acktr.presets.classes import resolve_classes
+from acktr.run.experiment import build_environment, build_model
 
 RESERVED = {"self", "policy", "env", "seed", "device", "tensorboard_log", "_init_setup_model"}
 

@@ -9,9 +9,9 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
 from acktr import ACKTR
-from acktr.acting import Actor
 from acktr.errors import DivergenceError
-from acktr.policies import CnnPolicy
+from acktr.networks.policies import CnnPolicy
+from acktr.rollout.actions import Actor
 from tests.helpers.small_envs import ACTIONS, IMAGE, MIXED, VECTOR, small_env
 
 

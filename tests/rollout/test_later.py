@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from acktr.later import Later, now
+from acktr.rollout.later import Later, now
 
 
 def value():

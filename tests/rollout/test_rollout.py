@@ -11,10 +11,11 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecNormalize
 
-from acktr import ACKTR, later
+from acktr import ACKTR
 from acktr.envs import make_vec_env
 from acktr.errors import DivergenceError
-from acktr.rollout import RolloutBatch, RolloutStorage
+from acktr.rollout import later
+from acktr.rollout.collect import RolloutBatch, RolloutStorage
 from tests.helpers.small_envs import ACTIONS, IMAGE, MIXED, VECTOR, small_env
 
 

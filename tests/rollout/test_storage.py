@@ -14,8 +14,8 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from acktr import ACKTR
 from acktr.errors import ConfigurationError
-from acktr.later import Asked
-from acktr.storage import RolloutStorage
+from acktr.rollout.later import Asked
+from acktr.rollout.storage import RolloutStorage
 from tests.helpers.models import make, parameters, same
 from tests.helpers.small_envs import ACTIONS, IMAGE, MIXED, VECTOR, small_env
 

@@ -10,7 +10,7 @@ from tests.helpers.runs import QUICK, TOY, new, train
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr("acktr.training.plot_learning_curve", lambda run: None)
+        monkeypatch.setattr("acktr.run.training.plot_learning_curve", lambda run: None)
         path = new(tmp_path_factory.mktemp("finished"))
         train(path, TOY, *QUICK)
     return path

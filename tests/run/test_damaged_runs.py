@@ -6,8 +6,8 @@ import pytest
 
 from acktr.cli import main
 from acktr.errors import CheckpointError, ConfigurationError
-from acktr.runs import EPISODE_COLUMNS, Run, refuse_remains, refuse_run
-from acktr.tables import Kept, ProgressTable, Table, read_table
+from acktr.run.directory import EPISODE_COLUMNS, Run, refuse_remains, refuse_run
+from acktr.run.tables import Kept, ProgressTable, Table, read_table
 from tests.helpers.runs import QUICK, TOY, content, new, rows, train
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -35,7 +35,7 @@ def test_a_run_without_its_checkpoints_is_not_begun_anew(copy, evidence):
 
 def test_a_run_killed_before_its_first_checkpoint_has_rows_and_begins_anew(tmp_path, monkeypatch):
     path = new(tmp_path)
-    monkeypatch.setattr("acktr.saver.Saver._on_step", lambda saver: saver.n_calls < 70 or 1 / 0)
+    monkeypatch.setattr("acktr.run.saver.Saver._on_step", lambda saver: saver.n_calls < 70 or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         train(path, TOY, *QUICK, "checkpoint_steps=null")
     monkeypatch.undo()

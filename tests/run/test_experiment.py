@@ -11,17 +11,17 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecNormalize
 
-from acktr.callbacks import play
-from acktr.checkpoint.model_file import NORMALIZATION, read_component
 from acktr.errors import (
     CheckpointError,
     ConfigurationError,
     DamagedCheckpointError,
     DivergenceError,
 )
-from acktr.experiment import Experiment, _load, choose_normalization, evaluate, record
+from acktr.files.model_file import NORMALIZATION, read_component
 from acktr.presets import Normalize, resolve
-from acktr.runs import Run
+from acktr.run.callbacks import play
+from acktr.run.directory import Run
+from acktr.run.experiment import Experiment, _load, choose_normalization, evaluate, record
 from tests.helpers.runs import TOY
 from tests.helpers.small_envs import IMAGE, MIXED, VECTOR
 

@@ -9,14 +9,14 @@ import warnings
 
 import pytest
 
-from acktr.checkpoint import durable
-from acktr.checkpoint.durable import WriteErrors
 from acktr.cli import main
 from acktr.errors import CheckpointWriteError, ConfigurationError, DivergenceError
-from acktr.lock import Lock
-from acktr.runs import Run
-from acktr.tables import Table
-from acktr.tensorboard import TensorBoard
+from acktr.files import durable
+from acktr.files.durable import WriteErrors
+from acktr.files.lock import Lock
+from acktr.run.directory import Run
+from acktr.run.tables import Table
+from acktr.run.tensorboard import TensorBoard
 from tests.helpers.runs import QUICK, TOY, new, rows, train
 
 WRITERS = (
@@ -48,7 +48,7 @@ def full(monkeypatch):
             return write(descriptor, data)
 
         monkeypatch.setattr(durable, "_write_and_sync", checked)
-        monkeypatch.setattr("acktr.tables.os.write", appended)
+        monkeypatch.setattr("acktr.run.tables.os.write", appended)
         if "tensorboard" in names:
             writer = pytest.importorskip("tensorboard.summary.writer.record_writer")
             monkeypatch.setattr(writer.RecordWriter, "flush", lambda self: no_room())
@@ -139,13 +139,13 @@ def test_a_directory_without_a_lock(tmp_path, monkeypatch, code):
     def refuse(*_):
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr("acktr.lock.os.open", refuse)
+    monkeypatch.setattr("acktr.files.lock.os.open", refuse)
     with pytest.raises(CheckpointWriteError, match=r"run\.lock could not be written"):
         Lock(tmp_path / "run.lock").__enter__()
 
 
 def test_a_directory_that_cannot_be_written(tmp_path, monkeypatch):
-    monkeypatch.setattr("acktr.runs.os.access", lambda path, mode: False)
+    monkeypatch.setattr("acktr.run.directory.os.access", lambda path, mode: False)
     with pytest.raises(ConfigurationError, match="cannot be written: give another directory"):
         Run.create("x", tmp_path)
 

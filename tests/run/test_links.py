@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from acktr.checkpoint.durable import create_file, open_plain, write_directory, write_file
-from acktr.checkpoint.store import CheckpointStore
 from acktr.compare.runner import run_trials
 from acktr.compare.store import Store
 from acktr.compare.trial import Trial
 from acktr.errors import UnsafeCheckpointError
-from acktr.experiment import record
-from acktr.figures import plot_comparison, plot_learning_curve
-from acktr.lock import Lock
-from acktr.runs import Run
+from acktr.files.checkpoints import CheckpointStore
+from acktr.files.durable import create_file, open_plain, write_directory, write_file
+from acktr.files.lock import Lock
+from acktr.run.directory import Run
+from acktr.run.experiment import record
+from acktr.run.figures import plot_comparison, plot_learning_curve
 from tests.helpers.runs import QUICK, TOY, train
 
 pytestmark = [
@@ -112,7 +112,7 @@ WRITTEN = (
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_resumed_run_writes_nothing_elsewhere(copy, victim, kind, monkeypatch):
-    monkeypatch.setattr("acktr.training.plot_learning_curve", plot_learning_curve)
+    monkeypatch.setattr("acktr.run.training.plot_learning_curve", plot_learning_curve)
     for name in WRITTEN:
         plant(copy / name, kind, victim)
         plant(copy / f".{name}.{os.getpid()}", kind, victim)
@@ -175,7 +175,7 @@ def test_pictures_and_films(copy, victim, kind, monkeypatch):
         plant(copy / name, kind, victim)
     plot_comparison([Run(copy)], copy / "a.png")
     for name in ("check_film_packages", "prepare_rendering"):
-        monkeypatch.setattr(f"acktr.experiment.{name}", lambda: None)
+        monkeypatch.setattr(f"acktr.run.experiment.{name}", lambda: None)
 
     class Env:
         close = staticmethod(lambda: None)
@@ -185,8 +185,8 @@ def test_pictures_and_films(copy, victim, kind, monkeypatch):
         path.write_bytes(b"film")
         return None, Env()
 
-    monkeypatch.setattr("acktr.experiment._load", load)
-    monkeypatch.setattr("acktr.experiment.play", lambda *args: None)
+    monkeypatch.setattr("acktr.run.experiment._load", load)
+    monkeypatch.setattr("acktr.run.experiment.play", lambda *args: None)
     record(Run(copy))
     assert (copy / "episode.mp4").read_bytes() == b"film"
     assert untouched(victim)

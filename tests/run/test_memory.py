@@ -5,12 +5,12 @@ import sys
 
 import pytest
 
-from acktr import memory
+from acktr.run import memory
 
 SCRIPT = """
 import resource, sys
 import numpy as np
-from acktr.memory import keep_freed_memory
+from acktr.run.memory import keep_freed_memory
 kept = keep_freed_memory()
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -7,10 +7,10 @@ import pytest
 from stable_baselines3.common.vec_env import VecNormalize
 
 from acktr import ACKTR
-from acktr.checkpoint import durable
-from acktr.checkpoint.model_file import NORMALIZATION, read_component
 from acktr.errors import CheckpointWriteError, DamagedCheckpointError
-from acktr.runs import Run
+from acktr.files import durable
+from acktr.files.model_file import NORMALIZATION, read_component
+from acktr.run.directory import Run
 from tests.helpers.small_envs import small_env
 
 

@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 from stable_baselines3.common.vec_env import VecNormalize
 
-from acktr.checkpoint import bundle
-from acktr.checkpoint.store import CheckpointStore
 from acktr.cli import main
 from acktr.errors import CheckpointError, DamagedCheckpointError
+from acktr.files import bundle
+from acktr.files.checkpoints import CheckpointStore
 from tests.helpers.runs import new, train
 
 pytestmark = pytest.mark.usefixtures("no_pictures", "known_versions")
 
 
 TOY = "tests.helpers.toy_envs:Toy-v0"
-SETTINGS = ("normalize=true", "momentum=0.5", "critic_norm=euclidean", "n_timesteps=96")
+SETTINGS = ("normalize=true", "natural.kfac_kwargs.momentum=0.5", "critic.kind=adam", "n_timesteps=96")
 NAN = {"$": "float", "value": "nan"}
 ODD = [None, "x", [], {}, NAN, -1, 10**30, 1e300, True, {"$": "tuple", "items": []}, {"$": "zzz"}, 10**8]
 
@@ -27,7 +27,7 @@ ODD = [None, "x", [], {}, NAN, -1, 10**30, 1e300, True, {"$": "tuple", "items": 
 def saved(tmp_path_factory):
     """A run that was stopped, its checkpoint's files, and the paths of all values in them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("acktr.training.plot_learning_curve", lambda run: None)
+        patch.setattr("acktr.run.training.plot_learning_curve", lambda run: None)
         path = new(tmp_path_factory.mktemp("saved") / "run")
         train(path, TOY, *SETTINGS, stop_at=2)
     newest = CheckpointStore(path / "checkpoints").paths()[-1]

@@ -8,7 +8,7 @@ import sys
 import pytest
 from rich.console import Console
 
-from acktr.output import Dropping, dropping, occupy_standard_descriptors
+from acktr.files.streams import Dropping, dropping, occupy_standard_descriptors
 from tests.helpers.command_line import Broken
 
 
@@ -37,7 +37,7 @@ def test_what_can_be_written_is(monkeypatch):
 @pytest.mark.parametrize("how", ["full", "pipe", "closed"])
 def test_python_ends_as_it_would(tmp_path, how):
     code = (
-        "import sys; from acktr.output import *; occupy_standard_descriptors()\n"
+        "import sys; from acktr.files.streams import *; occupy_standard_descriptors()\n"
         f"file = open({str(tmp_path / 'file')!r}, 'w')\n"
         "with dropping():\n print('x'); print('x', file=sys.stderr)\n"
         "import os; os.write(1, b'x') if len(sys.argv) > 1 else None\n"

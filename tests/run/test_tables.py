@@ -5,8 +5,8 @@ import csv
 import pytest
 
 from acktr.errors import ConfigurationError
-from acktr.lock import Lock
-from acktr.tables import ProgressTable, RunLogger, Table
+from acktr.files.lock import Lock
+from acktr.run.tables import ProgressTable, RunLogger, Table
 
 
 def read(path):

@@ -7,7 +7,6 @@ from importlib import metadata
 import pytest
 import torch
 
-from acktr.checkpoint.store import CheckpointStore
 from acktr.errors import (
     CheckpointMismatchError,
     CheckpointWriteError,
@@ -15,9 +14,10 @@ from acktr.errors import (
     DamagedCheckpointError,
     DivergenceError,
 )
-from acktr.experiment import Experiment
+from acktr.files.checkpoints import CheckpointStore
 from acktr.presets import resolve
-from acktr.runs import Run
+from acktr.run.directory import Run
+from acktr.run.experiment import Experiment
 from tests.helpers.runs import SMALL, TOY, new, rows, train
 
 pytestmark = pytest.mark.usefixtures("no_pictures", "known_versions")
@@ -41,16 +41,16 @@ CHEETAH = ("HalfCheetah-v5", "eval_interval=0", "n_final_eval_episodes=0")
 # Episodes that end by time within the first rollout, so that a resumed run must know of them.
 ENDING = ("gamma=auto_0.9_0.99", "env_kwargs.max_episode_steps=4")
 CASES = {
-    "cartpole": ("CartPole-v1", GYM, "momentum=0.9", "target_kl=lin_0.02"),
+    "cartpole": ("CartPole-v1", GYM, "kfac_kwargs.momentum=0.9", "target_kl=lin_0.02"),
     "background": ("CartPole-v1", BACKGROUND, "n_critic_updates=3", "normalize=true"),
     "shared": ("CartPole-v1", "policy_kwargs.share_features_extractor=true", "critic_std=adaptive"),
     "normalised values": ("CartPole-v1", "normalize_value_targets=true", "critic_std=adaptive"),
-    "overlap": ("CartPole-v1", "overlap=true", "sub_sampling_factor=2"),
-    "cheetah": (*CHEETAH, GYM, BACKGROUND, "momentum=0.9", "target_kl=lin_0.02", *ENDING),
-    "cheetah, envpool": (*CHEETAH, "backend=envpool", "overlap=true", "kfac_kwargs.length_floor=0.5"),
+    "sub-sampling": ("CartPole-v1", "sub_sampling_factor=2"),
+    "cheetah": (*CHEETAH, GYM, BACKGROUND, "kfac_kwargs.momentum=0.9", "target_kl=lin_0.02", *ENDING),
+    "cheetah, envpool": (*CHEETAH, "backend=envpool"),
 }
 MORE_CASES = {
-    "staggered": ("CartPole-v1", STAGGERED, "kl_feedback=false", "weight_decay=0.01"),
+    "staggered": ("CartPole-v1", STAGGERED, "kl_feedback=false", "kfac_kwargs.weight_decay=0.01"),
     "adam": (
         "Pendulum-v1",
         "critic_norm=euclidean",
@@ -59,12 +59,12 @@ MORE_CASES = {
         "critic_batch_size=9",
     ),
     "measured eigenvalues": ("Acrobot-v1", "kfac_kwargs={inverse: ekfac, inverse_period: 2}"),
-    "exact scaling": ("CartPole-v1", "kfac_kwargs.exact_scaling=true", "momentum=0.9"),
+    "exact scaling": ("CartPole-v1", "kfac_kwargs.exact_scaling=true", "kfac_kwargs.momentum=0.9"),
     "adaptive damping": ("CartPole-v1", "kfac_kwargs.adapt_damping=true"),
     "conjugate gradients": ("Acrobot-v1", "cg_iterations=2", "kfac_kwargs.inverse=eigen"),
     "workers": ("CartPole-v1", "backend=subproc"),
-    "cheetah, plain": (*CHEETAH, GYM, "momentum=0.5"),
-    "cheetah, staggered": (*CHEETAH, GYM, STAGGERED, "overlap=true"),
+    "cheetah, plain": (*CHEETAH, GYM, "kfac_kwargs.momentum=0.5"),
+    "cheetah, staggered": (*CHEETAH, GYM, STAGGERED),
     "cheetah, bf16": (*CHEETAH, GYM, "precision=bf16", "normalize_value_targets=true"),
     "adam, normalised values": (
         "Pendulum-v1",
@@ -86,7 +86,6 @@ MORE_CASES = {
     "standardised images": (
         "tests.helpers.toy_envs:ToyImage-v0",
         "policy_kwargs.features_extractor_kwargs={features_dim: 8, standardize_images: true}",
-        "overlap=true",
     ),
 }
 
@@ -117,7 +116,7 @@ def test_a_run_that_dies_between_checkpoints(tmp_path, monkeypatch, env_id):
     """What it wrote after its last checkpoint is dropped, and made again."""
     whole, cut = new(tmp_path / "whole"), new(tmp_path / "cut")
     uninterrupted, _ = train(whole, env_id)
-    monkeypatch.setattr("acktr.saver.Saver._on_step", lambda saver: saver.n_calls < 156 or 1 / 0)
+    monkeypatch.setattr("acktr.run.saver.Saver._on_step", lambda saver: saver.n_calls < 156 or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         train(cut, env_id)
     monkeypatch.undo()
@@ -204,7 +203,7 @@ def test_environments_that_cannot_be_captured_begin_anew(tmp_path):
 def test_other_versions_are_named(tmp_path, monkeypatch):
     path = new(tmp_path)
     train(path, TOY, stop_at=4)
-    monkeypatch.setattr("acktr.training.versions", lambda: {"torch": "9.9"})
+    monkeypatch.setattr("acktr.run.training.versions", lambda: {"torch": "9.9"})
     _, told = train(path, TOY, resume=True)
     # What is installed: a CUDA build says 2.13.0 there, and 2.13.0+cu130 of itself.
     assert f"torch was {metadata.version('torch')} and is 9.9" in told[-1]
