@@ -74,8 +74,8 @@ def _settings(data: Mapping[str, Any], where: str) -> dict[str, Any]:
         made_no_difference, why = GONE[name]
         if value is not None and not made_no_difference(value):
             warnings.warn(
-                f"{where} was trained with {name}={value!r}, which is gone ({why}): it keeps what it has "
-                "learned, and goes on without.",
+                f"{where} was trained with {name}={value!r}, which is gone ({why}): it keeps what it "
+                "has learned, and goes on without.",
                 UserWarning,
                 stacklevel=2,
             )
