@@ -343,10 +343,9 @@ def test_other_versions_are_refused(store, version, message):
 def test_an_older_version_is_migrated(store, monkeypatch):
     path = save(store, 1)
     monkeypatch.setattr(bundle, "VERSION", bundle.VERSION + 1)
-    monkeypatch.setitem(
-        bundle.MIGRATIONS, bundle.VERSION - 1, lambda components: {**components, "added": 1}
-    )
-    assert read_checkpoint(path).components["added"] == 1
+    older = bundle.VERSION - 1
+    monkeypatch.setitem(bundle.MIGRATIONS, older, lambda components, where: {**components, "of": where})
+    assert read_checkpoint(path).components["of"] == str(path)
 
 
 def test_a_model_is_no_checkpoint(store):
