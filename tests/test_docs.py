@@ -12,7 +12,7 @@ import pytest
 import torch
 from stable_baselines3 import A2C, PPO
 
-from acktr import ACKTR
+from acktr import ACKTR, Natural, NaturalCritic
 from acktr.cli import _COMMANDS
 from acktr.kfac import layers
 from acktr.presets.schema import setting_names
@@ -80,13 +80,9 @@ def test_the_page_for_migrants_has_every_argument_of_a2c_and_ppo():
 def test_the_metrics_page_lists_what_is_logged():
     listed = set(re.findall(r"^\| `(\w+/\w+)`", read("docs/metrics.md"), re.MULTILINE))
     # A Gaussian policy with a critic of its own logs all there is, with these options.
-    options = {
-        "cg_iterations": 1,
-        "normalize_value_targets": True,
-        "corrected_learning_rate": 10.0,
-        "kfac_kwargs": {"adapt_damping": True},
-    }
-    model = ACKTR("MlpPolicy", "Pendulum-v1", n_steps=64, seed=0, **options)
+    natural = Natural(cg_iterations=1, corrected_learning_rate=10.0, kfac_kwargs={"adapt_damping": True})
+    critic = NaturalCritic(cg_iterations=1, normalize_targets=True)
+    model = ACKTR("MlpPolicy", "Pendulum-v1", n_steps=64, seed=0, natural=natural, critic=critic)
     _, callback = model._setup_learn(64)
     model.collect_rollouts(model.env, callback, model.rollout_buffer, 64)
     model.train()

@@ -85,15 +85,15 @@ def _settings(data: Mapping[str, Any], where: str) -> dict[str, Any]:
     kind = CRITICS[critic.pop("kind", "natural")]
     return {
         **settings,
-        "natural": Natural(**{name: parsed(name, value) for name, value in natural.items()}),
-        "critic": kind(**{name: parsed(name, value) for name, value in critic.items()}),
+        "natural": Natural(**{name: parsed(f"natural.{name}", x) for name, x in natural.items()}),
+        "critic": kind(**{name: parsed(f"critic.{name}", x) for name, x in critic.items()}),
     }
 
 
 def parsed(name: str, value: Any) -> Any:
     """Return the schedule that a string names; what no schedule may stand for stays as it is.
 
-    :param name: of the setting, without its group
+    :param name: of the setting, with its group
     :param value: as YAML, or as 0.1.0, has it
     """
     is_schedule = name in _SCHEDULES or name.endswith("learning_rate")
