@@ -23,7 +23,7 @@ def rooms() -> list[str]:
 
 
 def imports() -> dict[str, set[str]]:
-    """Return the other rooms that each room imports, those of type annotations and functions included."""
+    """Return the other rooms that each room imports, type annotations and functions included."""
     known = set(rooms())
     found: dict[str, set[str]] = {room: set() for room in known}
     for room in known:
@@ -93,7 +93,9 @@ def _draw_arrow(
     """Draw an arrow down to the next box, or an arc beside the column to one further below."""
     style = {"arrowstyle": "-|>", "mutation_scale": 11, "color": color, "linewidth": 1.3}
     if start - end == 1:
-        axes.add_patch(FancyArrowPatch((0, start - 0.29), (0, end + 0.29), shrinkA=0, shrinkB=0, **style))
+        axes.add_patch(
+            FancyArrowPatch((0, start - 0.29), (0, end + 0.29), shrinkA=0, shrinkB=0, **style)
+        )
         return
     side, sign = (-0.9, 1.0) if left else (0.9, -1.0)
     bend = sign * (0.53 + 0.57 / (start - end))

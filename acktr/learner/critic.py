@@ -27,7 +27,7 @@ class CriticUpdate(Protocol):
 
     @property
     def optimizer(self) -> Optimizer:
-        """What moves the parameters."""
+        """The optimiser of the critic's parameters."""
 
     @property
     def learns(self) -> bool:
@@ -47,7 +47,7 @@ class CriticUpdate(Protocol):
 
 
 class ValuesSaid(NamedTuple):
-    """What a critic says of B samples.
+    """The outputs of a critic for B samples.
 
     :param values: ``(B,)``
     :param distributions: its Gaussian output alone
@@ -205,7 +205,7 @@ def parts(
 
 
 def set_rate(optimizer: Optimizer, rate: float) -> None:
-    """Give an optimiser the learning rate of now."""
+    """Give an optimiser the present learning rate."""
     for group in optimizer.param_groups:
         group["lr"] = rate
 
