@@ -24,7 +24,7 @@ _N_UPDATES = 4  # of a rollout, where the settings have no number
 
 
 class ValuesSaid(NamedTuple):
-    """What a critic says of B samples.
+    """The outputs of a critic for B samples.
 
     :param values: ``(B,)``
     :param distributions: its Gaussian output alone
