@@ -8,7 +8,7 @@ from acktr.cli import main
 from acktr.devices import check_device, usable_device
 from acktr.errors import ConfigurationError
 from acktr.run.directory import Run
-from acktr.run.experiment import evaluate
+from acktr.run.play import evaluate
 from tests.helpers.small_envs import small_env
 
 TOY = "tests.helpers.toy_envs:Toy-v0"

@@ -116,8 +116,8 @@ def test_the_metrics_page_lists_what_is_logged():
     listed = set(re.findall(r"^\| `(\w+/\w+)`", read("docs/metrics.md"), re.MULTILINE))
     # A Gaussian policy with a critic of its own logs all there is, with these options.
     natural = Natural(cg_iterations=1, corrected_learning_rate=10.0, kfac_kwargs={"adapt_damping": True})
-    critic = NaturalCritic(normalize_targets=True)
-    model = ACKTR("MlpPolicy", "Pendulum-v1", n_steps=64, natural=natural, critic=critic, seed=0)
+    critic = NaturalCritic(cg_iterations=1, normalize_targets=True)
+    model = ACKTR("MlpPolicy", "Pendulum-v1", n_steps=64, seed=0, natural=natural, critic=critic)
     _, callback = model._setup_learn(64)
     model.collect_rollouts(model.env, callback, model.rollout_buffer, 64)
     model.train()

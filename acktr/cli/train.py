@@ -1,6 +1,5 @@
 """``acktr train``: train on an environment and leave a run directory."""
 
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -50,11 +49,10 @@ def train(
     :param progress: show how training goes
     """
     # Imported here: torch takes seconds, and --help should not.
-    import torch
-
     from acktr import distributed
     from acktr.cli.progress import ProgressCallback
     from acktr.presets import resolve, resolve_resumed
+    from acktr.run.build import choose_threads
     from acktr.run.directory import Run
     from acktr.run.experiment import Experiment
     from acktr.run.memory import keep_freed_memory
@@ -80,10 +78,7 @@ def train(
     else:
         notes = []
         configuration = resolve_resumed(env, old.read_configuration(notes.append), **given)
-    if configuration.policy in ("MlpPolicy", "auto") and "OMP_NUM_THREADS" not in os.environ:
-        # Small networks gain nothing from threads, and with one of them a seed gives the same run on
-        # machines with more or fewer cores.
-        torch.set_num_threads(1)
+    choose_threads(configuration)
     keep_freed_memory()
     # Built and checked before the run directory is made: a refused configuration leaves nothing.
     with distributed.joined(configuration.device), Experiment(configuration) as experiment:

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 ALGORITHMS = ("acktr", *peers.PEERS)
 # ACKTR's settings that are not the same for all tasks and machines though the preset is, and what only
 # says who launches the same updates.
-_NOT_HASHED = ("env_id", "seed", "preset", "device", "cuda_graphs")
+_NOT_HASHED = ("env_id", "seed", "preset", "device", "natural.cuda_graphs")
 # Settings that came after results, and the value that means what was before: it is left out, so that
 # those results stay the results of their settings.
-_CAME_LATER: Mapping[str, Any] = {"corrected_learning_rate": None, "std_scale": 1.0}
+_CAME_LATER: Mapping[str, Any] = {"natural.corrected_learning_rate": None, "std_scale": 1.0}
 
 
 @dataclass(frozen=True)
@@ -86,10 +86,19 @@ def complete_settings(trial: Trial) -> dict[str, Any]:
     """
     check_algorithm(trial.algo)
     if trial.algo == "acktr":
-        settings = configuration(trial).model_dump(mode="json")
-        as_before = {key for key, value in _CAME_LATER.items() if settings[key] == value}
-        return {k: v for k, v in settings.items() if k not in _NOT_HASHED and k not in as_before}
+        return comparable(configuration(trial).model_dump(mode="json"))
     return peers.peer_settings(trial.algo, trial.env_id, trial.n_timesteps, trial.settings)
+
+
+def comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out of ACKTR's complete settings those that no result depends on."""
+    kept = {name: dict(x) if isinstance(x, Mapping) else x for name, x in settings.items()}
+    for key in (*_NOT_HASHED, *_CAME_LATER):
+        *groups, name = key.split(".")
+        group = kept[groups[0]] if groups else kept
+        if key in _NOT_HASHED or group[name] == _CAME_LATER[key]:
+            del group[name]
+    return kept
 
 
 def settings_hash(settings: Mapping[str, Any]) -> str:

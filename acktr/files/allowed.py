@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from types import ModuleType
 from typing import Any, TypeGuard
@@ -63,6 +65,18 @@ def allowed_classes() -> Mapping[str, type]:
         if name.startswith(f"{now}.")
     }
     return {**moved, **classes}
+
+
+@contextlib.contextmanager
+def earlier_modules() -> Iterator[None]:
+    """Let pickles inside ``with`` name modules that have moved as earlier files name them."""
+    names = {name: sys.modules[now] for name, now in _EARLIER.items() if name not in sys.modules}
+    sys.modules.update(names)
+    try:
+        yield
+    finally:
+        for name in names:
+            del sys.modules[name]
 
 
 def _classes_in(module: Any) -> Iterator[type]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,13 +24,18 @@ _OF_PARTS: Mapping[str, tuple[str, str, Any]] = {
     "kl_scale": ("trust_region", "scale", 1.0),
     "kl_rescales": ("trust_region", "rescales", 0),
 }
-# Attributes that were kept, and that settings or the device decide.
-_DERIVED = {
+# Attributes that were kept, and that settings or the device decide. These are no plain values:
+DERIVED_OBJECTS = (
     *("lr_schedule", "target_kl_schedule", "gamma_schedule", "std_scale_schedule"),
-    *("corrected_lr_schedule", "critic_lr_schedule", "used_precision", "defer_checks"),
+    *("corrected_lr_schedule", "critic_lr_schedule", "rollout_buffer_class", "rollout_buffer_kwargs"),
+)
+_DERIVED = (
+    *DERIVED_OBJECTS,
+    *("used_precision", "defer_checks"),
     *("use_sde", "sde_sample_freq", "max_grad_norm", "action_noise"),
-    *("rollout_buffer_class", "rollout_buffer_kwargs"),
-}
+)
+# Settings that are gone, of which a model keeps what it has learned.
+_OF_THE_PAST = ("n_actor_updates",)
 
 
 def is_ours(data: Mapping[str, Any]) -> bool:
@@ -48,7 +54,9 @@ def current_data(data: Mapping[str, Any], where: str) -> dict[str, Any]:
         return dict(data)
     state: dict[str, dict[str, Any]] = {}
     for name, (part, key, before) in _OF_PARTS.items():
-        state.setdefault(part, {})[key] = data.get(name, before)
+        value = data.get(name, before)
+        # Pickled models have tuples as lists.
+        state.setdefault(part, {})[key] = tuple(value) if isinstance(value, list) else value
     state["value_scale"]["begun"] = bool(data.get("_n_updates"))
     left_out = {*_OF_PARTS, *_DERIVED, *MOVED, *GONE}
     kept = {name: value for name, value in data.items() if name not in left_out}
@@ -61,21 +69,31 @@ def _settings(data: Mapping[str, Any], where: str) -> dict[str, Any]:
         return {}
     # Models from before it existed predicted returns as they are.
     flat = {"normalize_value_targets": False, **data}
+    for name in _OF_THE_PAST:
+        value = flat.pop(name, None)
+        made_no_difference, why = GONE[name]
+        if value is not None and not made_no_difference(value):
+            warnings.warn(
+                f"{where} was trained with {name}={value!r}, which is gone ({why}): it keeps what it "
+                "has learned, and goes on without.",
+                UserWarning,
+                stacklevel=2,
+            )
     nested, _ = current_settings(flat, where)
     natural, critic = nested.get("natural", {}), nested.get("critic", {})
     settings = {name: parsed(name, nested[name]) for name in _SCHEDULES if name in nested}
     kind = CRITICS[critic.pop("kind", "natural")]
     return {
         **settings,
-        "natural": Natural(**{name: parsed(name, value) for name, value in natural.items()}),
-        "critic": kind(**{name: parsed(name, value) for name, value in critic.items()}),
+        "natural": Natural(**{name: parsed(f"natural.{name}", x) for name, x in natural.items()}),
+        "critic": kind(**{name: parsed(f"critic.{name}", x) for name, x in critic.items()}),
     }
 
 
 def parsed(name: str, value: Any) -> Any:
     """Return the schedule that a string names; what no schedule may stand for stays as it is.
 
-    :param name: of the setting, without its group
+    :param name: of the setting, with its group
     :param value: as YAML, or as 0.1.0, has it
     """
     is_schedule = name in _SCHEDULES or name.endswith("learning_rate")

@@ -94,7 +94,9 @@ def build_parts(
             step(optimizers.critic, of_critic), outputs, value_scale, critic, deferred
         )
     elif isinstance(critic, AdamCritic) and isinstance(optimizers.critic, Adam):
-        alone = AdamCriticUpdate(optimizers.critic, outputs, value_scale, critic, deferred, of_critic)
+        alone = AdamCriticUpdate(
+            optimizers.critic, outputs, value_scale, critic, deferred, graphs=of_critic
+        )
     joint = isinstance(critic, NaturalCritic) and alone is None
     return Parts(
         discount=Discount(),

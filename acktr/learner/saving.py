@@ -19,7 +19,7 @@ from acktr.errors import (
     CheckpointMismatchError,
     DamagedCheckpointError,
 )
-from acktr.files.allowed import allow
+from acktr.files.allowed import allow, earlier_modules
 from acktr.files.codec import Absent
 from acktr.files.model_file import (
     DATA,
@@ -42,7 +42,7 @@ from acktr.learner.claims import (
 )
 from acktr.learner.fit import check_architecture, check_spaces
 from acktr.learner.foreign import REPLACED, own_arguments
-from acktr.learner.migrations import current_data, is_ours
+from acktr.learner.migrations import DERIVED_OBJECTS, current_data, is_ours
 from acktr.learner.noise import resolve_log_std
 from acktr.learner.parts import Parts
 from acktr.learner.settings import AdamCritic, Natural, NaturalCritic
@@ -191,9 +191,12 @@ class SafeAlgorithm(OnPolicyAlgorithm):
             if not trust:
                 raise foreign_refusal(shown(path))
             path = os.fspath(path) if isinstance(path, os.PathLike) else path
-            said, parameters, _ = load_from_zip_file(
-                path, device=device, custom_objects=custom_objects, print_system_info=print_system_info
-            )
+            # What is computed anew need not be unpickled.
+            objects = {**dict.fromkeys(DERIVED_OBJECTS), **(custom_objects or {})}
+            with earlier_modules():
+                said, parameters, _ = load_from_zip_file(
+                    path, device=device, custom_objects=objects, print_system_info=print_system_info
+                )
             if "n_steps" not in (said or {}):
                 raise DamagedCheckpointError(f"The data of {path} are none of an on-policy algorithm.")
             return cls._from_pickles(

@@ -154,8 +154,9 @@ def _pairs(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[
         if key not in GROUPS:
             yield key, old, new
             continue
-        for name in dict.fromkeys([*old, *new]):
-            yield f"{key}.{name}", old.get(name), new.get(name)
+        for name in new:
+            if name in old:  # else critics are of different kinds, which is said
+                yield f"{key}.{name}", old[name], new[name]
 
 
 def _find(preset: str, env_id: str, pixels: bool) -> tuple[dict[str, Any], str, str]:
@@ -223,10 +224,6 @@ def _apply(settings: dict[str, Any], override: str) -> None:
     keys = path.strip().split(".")
     if not separator or not all(keys):
         raise ConfigurationError(f"--set {override!r} is not of the form key=value.")
-    if keys == ["critic", "kind"]:
-        kind = _parse(text, f"--set {override!r}")
-        settings["critic"] = _merge_critic(settings.get("critic") or {}, {"kind": kind})
-        return
     known = setting_names()
     if keys[0] not in known:
         raise unknown_setting(keys[0], known, "--set")
@@ -240,7 +237,11 @@ def _apply(settings: dict[str, Any], override: str) -> None:
         # A copy: the sections of a preset file stay as they are.
         target[key] = dict(inner or {})
         target = target[key]
-    target[keys[-1]] = _parse(text, f"--set {override!r}")
+    value = _parse(text, f"--set {override!r}")
+    if keys == ["critic", "kind"]:
+        settings["critic"] = _merge_critic(target, {"kind": value})
+    else:
+        target[keys[-1]] = value
     _expand_normalize(settings)
 
 

@@ -114,7 +114,7 @@ class Configuration(_Strict):
 def _argument(name: str, value: Any) -> Any:
     """Turn a setting of YAML into an argument: names into schedules, mappings into settings."""
     if isinstance(value, BaseModel):
-        of_group = {key: parsed(key, part) for key, part in value if key != "kind"}
+        of_group = {key: parsed(f"{name}.{key}", part) for key, part in value if key != "kind"}
         kind = getattr(value, "kind", None)
         return (Natural if kind is None else CRITICS[kind])(**of_group)
     return parsed(name, value)
@@ -229,21 +229,29 @@ def _explain(error: ValidationError) -> str:
     problem = error.errors()[0]
     path = [str(part) for part in problem["loc"]]
     model: type[BaseModel] = complete_model()
-    if path[0] == "critic" and len(path) > 1 and path[1] in CRITICS:
-        model = _group(CRITICS[path.pop(1)], None)
+    kind = path.pop(1) if path[0] == "critic" and len(path) > 1 and path[1] in CRITICS else None
+    if kind is not None:
+        model = _group(CRITICS[kind], None)
     elif path[0] == "natural":
         model = _group(Natural, None)
     elif path[0] == "normalize":
         model = Normalize
     if problem["type"] == "extra_forbidden":
         where = path[0] if len(path) > 1 else "the configuration"
+        if kind is not None and any(
+            path[-1] in _group(cls, None).model_fields for cls in CRITICS.values()
+        ):
+            return f"critic.{path[-1]} is no setting of the critic of kind {kind}: leave it out."
         return str(unknown_setting(path[-1], model.model_fields, where))
     # The rest of the path names the branch of a union: only a nested model has settings inside.
-    name = ".".join(path[:2]) if path[0] in ("normalize", "natural", "critic") else path[0]
+    name = ".".join(path[:2]) if path[0] in GROUPS else path[0]
     if problem["type"] == "missing":
         return f"The setting {name!r} is missing: give it in the preset or with --set {name}=VALUE."
+    given, said, wanted = problem["input"], problem["msg"].lower(), valid_range(name)
     if problem["type"].startswith("union_tag"):
-        name, problem = "critic.kind", {**problem, "msg": f"it must be {' or '.join(CRITICS)}"}
-    wanted = valid_range(name)
-    said = problem["msg"].lower() + (f"; it {wanted}" if wanted else "")
-    return f"The setting {name} = {problem['input']!r} is not valid: {said}."
+        name, given, said = "critic.kind", given["kind"], f"it must be {' or '.join(CRITICS)}"
+    elif name in GROUPS:
+        said = "it must be a mapping of settings"
+    elif wanted:
+        said = f"{said}; it {wanted}"
+    return f"The setting {name} = {given!r} is not valid: {said}."

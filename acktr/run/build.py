@@ -1,10 +1,12 @@
 """Environments and model from a configuration."""
 
+import os
 import warnings
 from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
+import torch
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -130,6 +132,18 @@ def choose_normalization(settings: Normalize, observation_space: spaces.Space) -
     return settings.model_copy(update=chosen)
 
 
+def choose_threads(configuration: Configuration) -> None:
+    """Let torch compute with one thread where networks are small, unless ``OMP_NUM_THREADS`` says more.
+
+    They gain nothing from threads, and with one of them a seed gives the same run on machines with more
+    or fewer cores.
+
+    :param configuration: the settings
+    """
+    if configuration.policy in ("MlpPolicy", "auto") and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
+
+
 def make(
     env_id: str,
     *,
@@ -142,8 +156,9 @@ def make(
 ) -> ACKTR:
     """Build ACKTR with the environments, the normalisation and the settings of ``acktr train``.
 
-    ``make("HalfCheetah-v5").learn(1_000_000)`` learns what ``acktr train HalfCheetah-v5`` does. The
-    environments are ``model.env``.
+    ``make("HalfCheetah-v5").learn(1_000_000)`` learns what ``acktr train HalfCheetah-v5`` does, to the
+    digit; for that torch has one thread from now on, as there (:func:`choose_threads`). The environments
+    are ``model.env``.
 
     :param env_id: an id that :func:`acktr.envs.make_vec_env` accepts
     :param preset: as ``--preset``; by default that of the environment's family
@@ -161,6 +176,7 @@ def make(
     )
     for note in notes:
         warnings.warn(note, UserWarning, stacklevel=2)
+    choose_threads(configuration)
     env = build_environment(configuration)
     try:
         return build_model(configuration, env)

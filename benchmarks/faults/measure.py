@@ -43,9 +43,15 @@ KILL_COLUMNS = ("environment", "backend", "number", "seconds", "steps", "exact",
 MUTATION_COLUMNS = ("file", "change", "number", "refused", "same", "wrong", "executed", "crashed")
 # Environment, backend, steps, and settings that make checkpoints frequent.
 SHORT = ("eval_interval=2000", "n_eval_episodes=1", "n_final_eval_episodes=0")
+MOMENTUM = "natural.kfac_kwargs.momentum=0.5"
 RUNS = (
     ("CartPole-v1", "gymnasium", 20_000, ("checkpoint_steps=1000",)),
-    ("HalfCheetah-v5", "gymnasium", 12_000, ("checkpoint_steps=1000", "kfac_kwargs.momentum=0.5")),
+    (
+        "HalfCheetah-v5",
+        "gymnasium",
+        12_000,
+        ("checkpoint_steps=1000", MOMENTUM),
+    ),
     ("HalfCheetah-v5", "envpool", 12_000, ("checkpoint_steps=1000",)),
 )
 _CLOCKS = {"seconds", "time/fps", "time/time_elapsed"}

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from acktr import ACKTR, KFAC
-from acktr.rollout.actions import Actor
+from acktr.rollout.actions import ActionSampler
 
 ENVIRONMENTS, INFERENCE, ROLLOUT = "environments", "inference", "rest of the rollout"
 NETWORKS, FACTORS, INVERSES = "forward and backward", "factors", "inverses"
@@ -79,7 +79,7 @@ def watch(model: ACKTR, finish: Callable[[], None] = lambda: None) -> Profiler:
         profiler.wrap(type(model.env), name, ENVIRONMENTS)
     profiler.wrap(model, "collect_rollouts", ROLLOUT)
     for name in ("__init__", "__call__", "noise"):
-        profiler.wrap(Actor, name, INFERENCE)
+        profiler.wrap(ActionSampler, name, INFERENCE)
     # On the class: a policy with methods of its own would lose the short way to its actions.
     for name in _POLICY_METHODS:
         profiler.wrap(ActorCriticPolicy, name, INFERENCE)

@@ -14,27 +14,27 @@ PLAIN = (
     "gae_lambda=1.0",
     "learning_rate=0.25",
     "target_kl=0.001",
-    "damping=0.01",
-    "cg_iterations=0",
-    "critic_norm=gauss-newton",
-    "critic_learning_rate=null",
-    "critic_std=1.0",
-    "n_critic_updates=1",
-    "critic_batch_size=null",
-    "kfac_kwargs.weight_sharing=reduce",
+    "natural.damping=0.01",
+    "natural.cg_iterations=0",
+    "critic.kind=natural",
+    "critic.std=1.0",
+    "critic.n_updates=1",
+    "critic.batch_size=null",
+    "natural.kfac_kwargs.weight_sharing=reduce",
     "policy_kwargs.features_extractor_kwargs={}",
 )
 # The paper's batch, 20 steps of 16 environments, with nothing spared; the same with curvature of an
 # eighth of the batch and inverses made anew at every tenth update, as the released code does; and the
 # preset's batch.
-PAPER = (*PLAIN, "n_steps=20", "sub_sampling_factor=1")
-SPARING = (*PLAIN, "n_steps=20", "sub_sampling_factor=8", "kfac_kwargs.inverse_period=10")
-LARGE = (*PLAIN, "n_steps=128", "sub_sampling_factor=8", "kfac_kwargs.inverse_period=4")
+PAPER = (*PLAIN, "n_steps=20", "natural.sub_sampling_factor=1")
+EIGHTH = "natural.sub_sampling_factor=8"
+SPARING = (*PLAIN, "n_steps=20", EIGHTH, "natural.kfac_kwargs.inverse_period=10")
+LARGE = (*PLAIN, "n_steps=128", EIGHTH, "natural.kfac_kwargs.inverse_period=4")
 # The critic's four updates of a rollout see the same samples: curvature of the first serves all, with a
 # memory of as many rollouts.
-ONCE = ("critic_kfac_kwargs.factor_period=4", "critic_kfac_kwargs.stat_decay=0.81")
-BACKGROUND = "kfac_kwargs.inverse_refresh=background"
-BF16 = "precision=bf16"
+ONCE = ("critic.kfac_kwargs.factor_period=4", "critic.kfac_kwargs.stat_decay=0.81")
+BACKGROUND = "natural.kfac_kwargs.inverse_refresh=background"
+BF16 = "natural.precision=bf16"
 WIDTHS = (64, 256, 1024, 4096)
 WIDTH_KFAC: dict[int, dict[str, Any]] = {4096: {"max_factor_size": 1024}}
 
@@ -119,7 +119,7 @@ def groups(quick: bool = False) -> list[Group]:
     mlp, cnn, brief = ((0.02, 2), (0.02, 2), (0.01, 2)) if quick else ((2.0, 5), (6.0, 3), (1.0, 5))
     n_envs = 2 if quick else 8
     small = ("n_envs=2", "n_steps=4") if quick else ()
-    smallest = (*small, "n_critic_updates=2", "critic_batch_size=4") if quick else ()
+    smallest = (*small, "critic.n_updates=2", "critic.batch_size=4") if quick else ()
 
     thrift = "critic's curvature once a rollout"
     once = f"ACKTR, {thrift}"
@@ -160,12 +160,12 @@ def groups(quick: bool = False) -> list[Group]:
             {
                 "ACKTR, batch 320": plain(PAPER),
                 "Adam, batch 320": plain(PAPER, first_order=True),
-                "ACKTR, batch 320, sparing, bf16": plain(SPARING, "precision=bf16"),
-                "Adam, batch 320, bf16": plain(PAPER, "precision=bf16", first_order=True),
+                "ACKTR, batch 320, sparing, bf16": plain(SPARING, "natural.precision=bf16"),
+                "Adam, batch 320, bf16": plain(PAPER, "natural.precision=bf16", first_order=True),
                 "ACKTR, batch 2048": plain(LARGE),
                 "Adam, batch 2048": plain(LARGE, first_order=True),
-                "ACKTR, batch 2048, bf16": plain(LARGE, "precision=bf16"),
-                "Adam, batch 2048, bf16": plain(LARGE, "precision=bf16", first_order=True),
+                "ACKTR, batch 2048, bf16": plain(LARGE, "natural.precision=bf16"),
+                "Adam, batch 2048, bf16": plain(LARGE, "natural.precision=bf16", first_order=True),
                 "ACKTR, preset": atari(),
                 "Adam, preset": atari(first_order=True),
             },

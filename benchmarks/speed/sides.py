@@ -26,13 +26,13 @@ from torch.distributions import Normal
 from acktr import ACKTR, KFAC
 from acktr.envs.lookup import family
 from acktr.kfac import Graphs
-from acktr.learner.actor import actor_loss
-from acktr.learner.critic import update_critic
-from acktr.learner.value_scale import update_scale
+from acktr.learner.critic import AdamCriticUpdate
+from acktr.learner.natural_step import run
+from acktr.learner.settings import AdamCritic
 from acktr.presets import Configuration, resolve
 from acktr.presets.classes import resolve_classes
-from acktr.rollout.collect import RolloutBatch
-from acktr.run.experiment import build_environment, build_model, choose_policy
+from acktr.rollout.batch import RolloutBatch
+from acktr.run.build import build_environment, build_model, choose_policy
 from acktr.run.memory import keep_freed_memory
 from benchmarks.speed.flops import update_flops
 from benchmarks.speed.process import Pace
@@ -40,6 +40,7 @@ from benchmarks.speed.profile import watch
 
 # So long that no schedule moves: every repetition is made at the settings of a run's start.
 _HORIZON = 10**9
+_CRITIC_RATE = 1e-3
 _WIDTH_BATCH, _WIDTH_INPUTS, _WIDTH_OUTPUTS = 512, 17, 6  # HalfCheetah's observations and actions
 _GEMM_FLOPS = 1e8  # between two looks at the clock
 
@@ -71,25 +72,33 @@ class FirstOrder(ACKTR):
 
     def _setup_model(self) -> None:
         super()._setup_model()
-        graphs = bool(self._graphs)
+        graphs = self.natural.cuda_graphs and self.device.type == "cuda"
+        params = self.kfac.param_groups[0]["params"]
+        adam = torch.optim.Adam(params, lr=3e-4, capturable=graphs)
+        self.policy.optimizer, self._graphs = adam, Graphs(adam) if graphs else None
         critic = self.critic_optimizer
         if isinstance(critic, KFAC):
             params = critic.param_groups[0]["params"]
-            self._set_critic_optimizer(torch.optim.Adam(params, lr=1e-3, capturable=graphs))
-        params = self.kfac.param_groups[0]["params"]
-        self.policy.optimizer = torch.optim.Adam(params, lr=3e-4, capturable=graphs)
-        if graphs:
-            both = {"actor": self.policy.optimizer, "critic": self.critic_optimizer}
-            self._graphs = {name: Graphs(optimizer) for name, optimizer in both.items() if optimizer}
+            adam = torch.optim.Adam(params, lr=_CRITIC_RATE, capturable=graphs)
+            self.policy.__dict__["critic_optimizer"] = adam
+            settings = AdamCritic(n_updates=self.critic.n_updates, batch_size=self.critic.batch_size)
+            graphs_of_critic = Graphs(adam) if graphs else None
+            scale = self.parts.value_scale
+            update = AdamCriticUpdate(
+                adam, self.outputs, scale, settings, self.device.type != "cpu", graphs=graphs_of_critic
+            )
+            self.parts = self.parts._replace(critic_update=update)
 
     def train(self) -> None:
         """As many critic updates as ACKTR makes, then one step of the actor on the whole batch."""
         self.policy.set_training_mode(True)
         batch = self.rollout_buffer.batch()
-        update_scale(self, batch)
-        if self.critic_optimizer is not None:
-            self.logger.record("train/value_loss", update_critic(self, batch).item())
-        losses = self.run("actor", self._step_actor, batch)
+        optimizers = filter(None, (self.policy.optimizer, self.critic_optimizer))
+        self.parts.value_scale.follow(batch, optimizers)
+        critic = self.parts.critic_update
+        if critic is not None:
+            self.logger.record("train/value_loss", critic.fit(batch, _CRITIC_RATE).item())
+        losses = run(self._graphs, self._step_actor, batch)
         self._n_updates += 1
         # What SB3's A2C logs too.
         for name, part in losses.items():
@@ -98,11 +107,12 @@ class FirstOrder(ACKTR):
         self.logger.record("train/explained_variance", float(fit))
 
     def _step_actor(self, batch: RolloutBatch) -> dict[str, torch.Tensor]:
-        loss, losses = actor_loss(self, self._model(batch), batch)
+        actor = self.parts.actor_update
+        losses = actor.losses(actor.evaluate(batch), batch)
         self.policy.optimizer.zero_grad()
-        loss.backward()
+        losses["loss"].backward()
         self.policy.optimizer.step()
-        return {name: part.detach() for name, part in losses.items()}
+        return {name: part.detach() for name, part in losses.items() if name != "loss"}
 
 
 def configure(env_id: str, settings: Sequence[str], device: str = "cpu") -> Configuration:

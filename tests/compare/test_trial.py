@@ -12,8 +12,9 @@ from acktr.compare import peer_checkpoint
 from acktr.compare.curve import LearningCurve
 from acktr.compare.peer_checkpoint import PeerCheckpoint, restore
 from acktr.compare.peers import build_model
+from acktr.compare.process import can_go_on, train, write_job
 from acktr.compare.store import COLUMNS, Store, session
-from acktr.compare.trial import Trial, can_go_on, complete_settings, settings_hash, train, write_job
+from acktr.compare.trial import Trial, complete_settings, settings_hash
 from acktr.errors import CheckpointError, CheckpointWriteError, ConfigurationError
 
 TOY = "tests.helpers.toy_envs:Toy-v0"

@@ -9,24 +9,29 @@ import torch
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecNormalize
 
-from acktr import distributed
+from acktr import AdamCritic, Natural, NaturalCritic, distributed
 from acktr.errors import ConfigurationError, DivergenceError
 from acktr.kfac import curvature, fisher
-from acktr.rollout.collect import RolloutBatch
+from acktr.rollout.batch import RolloutBatch
+from acktr.schedules import Horizon, Linear
 from tests.helpers.models import POLICIES, B, Recorded, batch_of, make
 from tests.helpers.processes import run_in_processes, signs_of_values
 from tests.helpers.small_envs import VECTOR, small_env
 
 CASES = {
     "running advantages": ("MlpPolicy", "Box", {"normalize_advantage": "running"}),
-    "separate": ("MlpPolicy", "Box", {"n_critic_updates": 2, "critic_std": "adaptive"}),
+    "separate": ("MlpPolicy", "Box", {"critic": NaturalCritic(n_updates=2, std="adaptive")}),
     "entropy": ("MlpPolicy", "MultiDiscrete", {"ent_coef": 0.01}),
-    "conjugate gradients": ("MlpPolicy", "Discrete", {"cg_iterations": 2}),
-    "first-order critic": ("MlpPolicy", "Discrete", {"critic_norm": "euclidean", "n_critic_updates": 2}),
+    "conjugate gradients": ("MlpPolicy", "Discrete", {"natural": Natural(cg_iterations=2)}),
+    "first-order critic": ("MlpPolicy", "Discrete", {"critic": AdamCritic(n_updates=2)}),
     "shared trunk": ("CnnPolicy", "Discrete", {}),
-    "normalised values": ("MlpPolicy", "Box", {"normalize_value_targets": True}),
-    "normalised values, shared trunk": ("CnnPolicy", "Discrete", {"normalize_value_targets": True}),
-    "shared trunk, first-order critic": ("CnnPolicy", "Discrete", {"critic_norm": "euclidean"}),
+    "normalised values": ("MlpPolicy", "Box", {"critic": NaturalCritic(normalize_targets=True)}),
+    "normalised values, shared trunk": (
+        "CnnPolicy",
+        "Discrete",
+        {"critic": NaturalCritic(normalize_targets=True)},
+    ),
+    "shared trunk, first-order critic": ("CnnPolicy", "Discrete", {"critic": AdamCritic()}),
 }
 
 
@@ -52,8 +57,8 @@ def update(rank, size, names):
             model.train()
         found[name] = (
             [p.detach() for p in (*model.policy.parameters(), *model.policy.buffers())],
-            model.kl_scale,
-            model.bellman_std,
+            model.parts.trust_region.scale,
+            model.parts.value_scale.bellman_std,
         )
     return found
 
@@ -152,7 +157,9 @@ def test_one_decision_for_all():
 
 
 def see_endings(rank, size):
-    model = make(small_env(ends=("truncated", "terminated")[rank]), cls=Recorded, gamma="auto_0.9_0.99")
+    model = make(
+        small_env(ends=("truncated", "terminated")[rank]), cls=Recorded, gamma=Horizon(0.9, 0.99)
+    )
     model.learn(4 * 16 * size)
     return model.logged("gamma").tolist()
 
@@ -168,7 +175,7 @@ def fade(rank, size):
     model = make(
         env,
         cls=Recorded,
-        std_scale="lin_1_0.5",
+        std_scale=Linear(1, 0.5),
         learning_rate=1e-9,
         policy_kwargs={"log_std_init": 0.0},
     )

@@ -13,6 +13,7 @@ from acktr.envs import make_vec_env
 from acktr.envs.limits import time_limit
 from acktr.envs.running import VecRunningNormalize
 from acktr.envs.state import NotCapturable, attach, capture, capture_single
+from acktr.schedules import Horizon
 from tests.helpers.small_envs import VECTOR, Small, small_env
 from tests.helpers.toy_envs import Toy
 
@@ -85,8 +86,8 @@ ANSWERS += [EOFError, None, [], [None], [None, None], 3, {}, [{"max_episode_step
 @pytest.mark.parametrize("answer", ANSWERS, ids=str)
 def test_no_answer_means_that_the_limit_is_unknown(answer, monkeypatch):
     monkeypatch.setattr(Silent, "answer", answer)
-    model = ACKTR("MlpPolicy", Silent([Toy, Toy]), n_steps=4, gamma="auto_0.9_0.99").learn(8)
-    assert model.time_limit is None
+    model = ACKTR("MlpPolicy", Silent([Toy, Toy]), n_steps=4, gamma=Horizon(0.9, 0.99)).learn(8)
+    assert model.parts.discount.time_limit is None
 
 
 class Telling(Toy):

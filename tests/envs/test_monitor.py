@@ -145,10 +145,10 @@ def test_what_would_not_be_read_is_not_written(monkeypatch):
     with pytest.raises(CheckpointWriteError, match="learner cannot be saved"):
         bundle.pack("checkpoint", {"learner": list(range(1000))}, {})
     with pytest.raises(Unstorable, match="bytes besides its arrays, and only 1,000 are read"):
-        bundle.check_size(list(range(1000)))
+        bundle.encode_part(list(range(1000)))
     monkeypatch.setattr(bundle, "MAX_JSON", 10**6)
     monkeypatch.setattr(bundle, "MAX_TENSOR_HEADER", 1000)
     with pytest.raises(Unstorable, match="so many arrays"):
-        bundle.check_size([np.zeros(1)] * 100)
+        bundle.encode_part([np.zeros(1)] * 100)
     with pytest.raises(CheckpointWriteError, match="so many arrays"):
         bundle.pack("checkpoint", {"learner": [np.zeros(1)] * 100}, {})

@@ -328,7 +328,8 @@ def test_a_huge_header_is_not_read(store, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("version", "message"), [(2, "install a newer acktr"), (0, "no longer reads"), ("1", "newer")]
+    ("version", "message"),
+    [(bundle.VERSION + 1, "install a newer acktr"), (0, "no longer reads"), ("1", "newer")],
 )
 def test_other_versions_are_refused(store, version, message):
     save(store, 1)
@@ -341,9 +342,10 @@ def test_other_versions_are_refused(store, version, message):
 
 def test_an_older_version_is_migrated(store, monkeypatch):
     path = save(store, 1)
-    monkeypatch.setattr(bundle, "VERSION", 2)
-    monkeypatch.setitem(bundle.MIGRATIONS, 1, lambda components: {**components, "added": 1})
-    assert read_checkpoint(path).components["added"] == 1
+    monkeypatch.setattr(bundle, "VERSION", bundle.VERSION + 1)
+    older = bundle.VERSION - 1
+    monkeypatch.setitem(bundle.MIGRATIONS, older, lambda components, where: {**components, "of": where})
+    assert read_checkpoint(path).components["of"] == str(path)
 
 
 def test_a_model_is_no_checkpoint(store):

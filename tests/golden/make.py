@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from acktr import ACKTR
+from acktr import ACKTR, Natural, NaturalCritic
 from acktr.files.bundle import VERSION
 from acktr.files.checkpoints import CheckpointStore, pack_checkpoint
 from acktr.run.state import capture_learner
@@ -31,10 +31,9 @@ def build() -> ACKTR:
         small_envs.small_env(cls=Small),
         n_steps=8,
         seed=0,
-        # The actor's alone, as when the files of version 1 were made.
-        kfac_kwargs={"momentum": 0.5},
-        critic_kfac_kwargs={"momentum": 0.0},
-        normalize_value_targets=False,  # which did not exist when the files of version 1 were made
+        natural=Natural(kfac_kwargs={"momentum": 0.5}),
+        # As when the files of version 1 were made: momentum the actor's alone, returns as they are.
+        critic=NaturalCritic(kfac_kwargs={"momentum": 0.0}, normalize_targets=False),
         policy_kwargs={"net_arch": [2]},
     )
 
@@ -42,7 +41,7 @@ def build() -> ACKTR:
 def answers(model: ACKTR) -> dict:
     with torch.no_grad():
         values = model.policy.predict_values(torch.as_tensor(OBSERVATIONS)).flatten().tolist()
-    return {"values": values, "steps": model.num_timesteps, "kl_scale": model.kl_scale}
+    return {"values": values, "steps": model.num_timesteps, "kl_scale": model.parts.trust_region.scale}
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
 from acktr import ACKTR
-from acktr.rollout.collect import RolloutBatch
+from acktr.rollout.batch import RolloutBatch
 from tests.helpers.small_envs import IMAGE, MIXED, VECTOR, small_env
 
 POLICIES = {

@@ -1,10 +1,14 @@
 """The natural-gradient step of the actor."""
 
+import math
+
 import pytest
 import torch
 
+from acktr import NaturalCritic
 from acktr.kfac.exact import mean_kl
-from acktr.learner.actor import actor_loss, natural_step, update_actor
+from acktr.learner.actor import ActorLimits
+from acktr.learner.natural_step import NaturalStep
 from tests.helpers.models import make
 from tests.helpers.small_envs import IMAGE, VECTOR, small_env
 
@@ -12,7 +16,8 @@ POLICIES = {"MlpPolicy": VECTOR, "CnnPolicy": IMAGE}
 
 
 def rollout(policy="MlpPolicy", **options):
-    options = {"normalize_value_targets": False, **options}  # no update before tells of the scale
+    # No update before tells of the scale.
+    options = {"critic": NaturalCritic(normalize_targets=False), **options}
     model = make(small_env("Discrete", POLICIES[policy]), policy, **options)
     _, callback = model._setup_learn(1000)
     model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
@@ -22,29 +27,31 @@ def rollout(policy="MlpPolicy", **options):
 @pytest.mark.parametrize("policy", POLICIES)
 def test_one_step_spends_the_budget(policy):
     model, batch = rollout(policy, target_kl=0.01)
-    old = model._distributions(batch)
+    update = model.parts.actor_update
+    old = update.distributions(batch)
     steps = []
     step = model.kfac.step
     model.kfac.step = lambda: (steps.append(1), step())[1]
-    _, kl = update_actor(model, batch, 0.01)
+    _, kl = update.update(batch, ActorLimits(0.01, 1.0, math.inf, 0.0))
     assert len(steps) == 1
     with torch.no_grad():
-        assert kl == pytest.approx(mean_kl(old, model._distributions(batch)).item(), rel=1e-5)
+        assert kl == pytest.approx(mean_kl(old, update.distributions(batch)).item(), rel=1e-5)
     assert 0 < kl < 0.02  # from below eta_max may rule
 
 
 def test_after_a_step_the_surrogate_is_that_of_the_policy_before():
     """Its gradient is that of E[A p_new / p_old], by central differences."""
     model, batch = rollout()
-    old = model._model(batch).log_prob.detach()
-    natural_step(model, batch)
+    update = model.parts.actor_update
+    old = update.evaluate(batch).log_prob.detach()
+    NaturalStep(model.kfac)(update, batch)
     parameters = model.kfac.param_groups[0]["params"]
 
     def surrogate():
-        new = model._model(batch).log_prob
+        new = update.evaluate(batch).log_prob
         return -(batch.advantages * (new - old).exp()).mean()
 
-    loss, _ = actor_loss(model, model._model(batch), batch, old)
+    loss = update.losses(update.evaluate(batch), batch, old)["loss"]
     gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
     known = [(p, g) for p, g in zip(parameters, gradients, strict=True) if g is not None]
     length = torch.stack([g.square().sum() for _, g in known]).sum().sqrt()

@@ -4,7 +4,7 @@ import pytest
 import torch
 from stable_baselines3.common.policies import ActorCriticPolicy
 
-from acktr import ACKTR
+from acktr import ACKTR, AdamCritic, Natural
 from tests.helpers.models import learn, names
 from tests.helpers.small_envs import IMAGE, VECTOR, small_env
 
@@ -15,7 +15,7 @@ def freeze(model, params, frozen=True):
 
 
 @pytest.mark.parametrize("policy", ["MlpPolicy", "CnnPolicy"])
-@pytest.mark.parametrize("kwargs", [{}, {"critic_norm": "euclidean"}, {"cg_iterations": 2}], ids=str)
+@pytest.mark.parametrize("kwargs", [{}, {"critic": AdamCritic()}, {"natural": Natural(cg_iterations=2)}])
 @pytest.mark.parametrize("side", ["actor", "critic", "both"])
 def test_a_frozen_side_is_skipped(side, kwargs, policy):
     observation = IMAGE if policy == "CnnPolicy" else VECTOR

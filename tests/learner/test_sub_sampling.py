@@ -3,10 +3,11 @@
 import pytest
 import torch
 
+from acktr import Natural, NaturalCritic
 from acktr.kfac.exact import mean_kl
 from acktr.kfac.factors import Gram
 from acktr.kfac.fisher import batch_size
-from acktr.learner.actor import natural_step
+from acktr.learner.natural_step import NaturalStep
 from tests.helpers.models import make
 from tests.helpers.small_envs import IMAGE, VECTOR, small_env
 
@@ -15,12 +16,16 @@ POLICIES = {"MlpPolicy": VECTOR, "CnnPolicy": IMAGE}
 
 def rollout(policy, factor, **options):
     env = small_env("Discrete", POLICIES[policy])
-    options = {"sub_sampling_factor": factor, "normalize_value_targets": False, **options}
-    model = make(env, policy, **options)
+    natural = Natural(sub_sampling_factor=factor, **options)
+    model = make(env, policy, natural=natural, critic=NaturalCritic(normalize_targets=False))
     _, callback = model._setup_learn(1000)
     model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
     model.set_logger(model.logger)
     return model, model.rollout_buffer.batch()
+
+
+def step(model, factor, batch):
+    return NaturalStep(model.kfac, factor)(model.parts.actor_update, batch)
 
 
 @pytest.mark.parametrize("cg_iterations", [0, 2])
@@ -41,7 +46,7 @@ def test_statistics_and_kl_are_of_a_part_unless_the_exact_fisher_is(policy, cg_i
         "average_into",
         lambda self, *args: (rows.append(self.rows.shape[-2]), average_into(self, *args))[1],
     )
-    _, losses, part, old, _ = natural_step(model, batch)
+    losses, part, old = step(model, 4, batch)
     part_size = max(len(batch.returns) // 4, 1)
     # Beside the exact Fisher of a part, statistics and KL are those of the whole batch.
     expected = len(batch.returns) if cg_iterations else part_size
@@ -49,7 +54,7 @@ def test_statistics_and_kl_are_of_a_part_unless_the_exact_fisher_is(policy, cg_i
     assert all(n % expected == 0 for n in rows)  # rows of linear layers; T times as many of convolutions
     assert rows
     assert len(part.returns) == expected
-    new = model._distributions(part)
+    new = model.parts.actor_update.distributions(part)
     assert mean_kl(old, new) > 0
     assert torch.isfinite(losses["policy_gradient_loss"])
 
@@ -59,7 +64,7 @@ def test_the_gradient_is_of_all_samples(policy):
     gradients = []
     for factor in (1, 4):
         model, batch = rollout(policy, factor)
-        natural_step(model, batch)
+        step(model, factor, batch)
         gradients.append([p.grad for p in model.kfac.param_groups[0]["params"]])
     for whole, with_part in zip(*gradients, strict=True):
         torch.testing.assert_close(whole, with_part)
@@ -67,5 +72,5 @@ def test_the_gradient_is_of_all_samples(policy):
 
 def test_a_batch_smaller_than_the_factor_leaves_one_sample():
     model, batch = rollout("MlpPolicy", 10**6)
-    part = natural_step(model, batch).part
+    part = step(model, 10**6, batch).part
     assert len(part.returns) == 1

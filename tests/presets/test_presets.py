@@ -2,17 +2,20 @@
 
 import contextlib
 import inspect
+import operator
+from dataclasses import replace
 
 import pytest
 import yaml
 from stable_baselines3.common.torch_layers import NatureCNN
 from torch import nn
 
+from acktr import ACKTR, NaturalCritic
 from acktr.errors import ConfigurationError
-from acktr.learner.algorithm import ACKTR
 from acktr.presets import loader, resolve, validate
 from acktr.presets.classes import resolve_classes
-from acktr.run.experiment import build_environment, build_model
+from acktr.run.build import build_environment, build_model
+from acktr.schedules import Linear
 
 RESERVED = {"self", "policy", "env", "seed", "device", "tensorboard_log", "_init_setup_model"}
 
@@ -78,7 +81,8 @@ def test_every_constructor_argument_is_a_setting_with_its_default():
     assert set(arguments) == set(parameters) - RESERVED
     section = loader._load_family("classic")["default"]
     expected = {name: section.get(name, parameters[name].default) for name in arguments}
-    assert arguments == {**expected, "normalize_value_targets": True}  # None, without VecNormalize
+    changed = {"target_kl": Linear(0.02), "critic": NaturalCritic(normalize_targets=True)}
+    assert arguments == {**expected, **changed}  # normalize_targets: None, without VecNormalize
 
 
 @pytest.mark.parametrize(
@@ -87,13 +91,13 @@ def test_every_constructor_argument_is_a_setting_with_its_default():
         ([], False),
         (["normalize.norm_reward=false"], True),
         (["normalize=false"], True),
-        (["normalize=false", "normalize_value_targets=false"], False),
-        (["normalize_value_targets=true"], True),
+        (["normalize=false", "critic.normalize_targets=false"], False),
+        (["critic.normalize_targets=true"], True),
     ],
 )
 def test_value_targets_are_normalised_where_rewards_are_not(overrides, expected):
     configuration, _ = resolve("HalfCheetah-v5", overrides=overrides)
-    assert configuration.algorithm_arguments()["normalize_value_targets"] is expected
+    assert configuration.algorithm_arguments()["critic"].normalize_targets is expected
 
 
 def test_the_constructor_has_the_preset_for_mujoco_without_schedules():
@@ -103,8 +107,9 @@ def test_the_constructor_has_the_preset_for_mujoco_without_schedules():
     said = loader._load_family("mujoco")["default"].keys() & configuration.algorithm_arguments().keys()
     others = {name for name in said if getattr(plain, name) != getattr(model, name)}
     schedules = {"gamma", "gae_lambda", "target_kl", "std_scale"}
-    assert others == {*schedules, "corrected_learning_rate", "n_critic_updates"}
-    assert (plain.n_critic_updates, model.n_critic_updates) == (None, 4)  # None is 4, see test_algorithm
+    assert others == {*schedules, "natural", "critic"}
+    assert model.natural == replace(plain.natural, corrected_learning_rate=10.0)
+    assert model.critic == replace(plain.critic, n_updates=4)  # None is 4, see test_algorithm
 
 
 @pytest.mark.parametrize(
@@ -113,7 +118,7 @@ def test_the_constructor_has_the_preset_for_mujoco_without_schedules():
         ("n_steps=7", "n_steps", 7),
         ("n_timesteps=1e6", "n_timesteps", 1_000_000),
         ("gamma=0.9", "gamma", 0.9),
-        ("damping=1e-3", "damping", 0.001),
+        ("natural.damping=1e-3", "natural.damping", 0.001),
         ("target_kl=lin_2e-3", "target_kl", "lin_2e-3"),
         ("seed=3", "seed", 3),
         ("policy_kwargs={log_std_init: -1}", "policy_kwargs", {"log_std_init": -1}),
@@ -124,7 +129,7 @@ def test_the_constructor_has_the_preset_for_mujoco_without_schedules():
 )
 def test_set_reads_yaml_values(override, name, value):
     configuration, _ = resolve("CartPole-v1", overrides=[override])
-    assert getattr(configuration, name) == value
+    assert operator.attrgetter(name)(configuration) == value
 
 
 @pytest.mark.parametrize(
@@ -196,7 +201,7 @@ def test_bad_preset_file(tmp_path, content, message):
         ("=3", "not of the form key=value"),
         ("policy_kwargs..a=3", "not of the form key=value"),
         ("n_steps.a=3", "n_steps is 64, not a mapping"),
-        ("damping=high", "damping = 'high' is not valid"),
+        ("natural.damping=high", "natural.damping = 'high' is not valid"),
         ("n_steps=2.5", "n_steps = 2.5 is not valid"),
         ("n_envs=0", "n_envs = 0 is not valid: input should be greater than 0"),
         ("n_timesteps=-5", "n_timesteps = -5 is not valid"),

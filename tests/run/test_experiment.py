@@ -19,9 +19,11 @@ from acktr.errors import (
 )
 from acktr.files.model_file import NORMALIZATION, read_component
 from acktr.presets import Normalize, resolve
+from acktr.run.build import choose_normalization
 from acktr.run.callbacks import play
 from acktr.run.directory import Run
-from acktr.run.experiment import Experiment, _load, choose_normalization, evaluate, record
+from acktr.run.experiment import Experiment
+from acktr.run.play import _load, evaluate, record
 from tests.helpers.runs import TOY
 from tests.helpers.small_envs import IMAGE, MIXED, VECTOR
 
@@ -225,7 +227,7 @@ WIDTHS = ("[0]", "[-1]", "['a']", "[8, ~]", "[1.5]", "[true]", "{pi: 8}", "{xx: 
         (TOY, ["policy=MultiInputPolicy"], "use --set policy=MlpPolicy"),
         ("FrozenLake-v1", ["normalize=true"], "use --set normalize.norm_obs=false"),
         (TOY, ["n_steps=0"], "n_steps"),
-        (TOY, ["damping=-1"], "damping"),
+        (TOY, ["natural.damping=-1"], "natural.damping"),
         (TOY, ["target_kl=-1"], "target_kl"),
         (TOY, ["policy_kwargs.optimizer_class=Adam"], "optimizer_class"),
         (TOY, ["policy_kwargs.net_arch=abc"], "net_arch in policy_kwargs must be a list of positive"),
@@ -279,7 +281,7 @@ def test_what_is_normalised_by_itself(space, settings, norm_obs, keys):
         ("FrozenLake-v1", [], "MlpPolicy"),
         ("tests.helpers.toy_envs:ToyBytes-v0", [], "MlpPolicy"),
         ("tests.helpers.toy_envs:ToyImage-v0", ["env_kwargs.side=9"], "MlpPolicy"),
-        ("tests.helpers.toy_envs:ToyImage-v0", ["n_envs=2", "n_critic_updates=2"], "CnnPolicy"),
+        ("tests.helpers.toy_envs:ToyImage-v0", ["n_envs=2", "critic.n_updates=2"], "CnnPolicy"),
     ],
 )
 def test_what_belongs_to_no_family_learns_and_plays(tmp_path, env_id, overrides, policy):

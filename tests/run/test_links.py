@@ -14,8 +14,8 @@ from acktr.files.checkpoints import CheckpointStore
 from acktr.files.durable import create_file, open_plain, write_directory, write_file
 from acktr.files.lock import Lock
 from acktr.run.directory import Run
-from acktr.run.experiment import record
 from acktr.run.figures import plot_comparison, plot_learning_curve
+from acktr.run.play import record
 from tests.helpers.runs import QUICK, TOY, train
 
 pytestmark = [
@@ -175,7 +175,7 @@ def test_pictures_and_films(copy, victim, kind, monkeypatch):
         plant(copy / name, kind, victim)
     plot_comparison([Run(copy)], copy / "a.png")
     for name in ("check_film_packages", "prepare_rendering"):
-        monkeypatch.setattr(f"acktr.run.experiment.{name}", lambda: None)
+        monkeypatch.setattr(f"acktr.run.play.{name}", lambda: None)
 
     class Env:
         close = staticmethod(lambda: None)
@@ -185,8 +185,8 @@ def test_pictures_and_films(copy, victim, kind, monkeypatch):
         path.write_bytes(b"film")
         return None, Env()
 
-    monkeypatch.setattr("acktr.run.experiment._load", load)
-    monkeypatch.setattr("acktr.run.experiment.play", lambda *args: None)
+    monkeypatch.setattr("acktr.run.play._load", load)
+    monkeypatch.setattr("acktr.run.play.play", lambda *args: None)
     record(Run(copy))
     assert (copy / "episode.mp4").read_bytes() == b"film"
     assert untouched(victim)

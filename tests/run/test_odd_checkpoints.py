@@ -118,7 +118,7 @@ CASES = [
     ("run.json", ("progress_rows",), 1.5),
     ("run.json", (), None),
     ("learner.json", ("num_timesteps",), "x"),
-    ("learner.json", ("kl_scale",), NAN),
+    ("learner.json", ("parts", "trust_region", "scale"), NAN),
     ("learner.json", (), []),
     ("optimizer.json", ("param_groups", 0, "step"), "x"),
     ("optimizer.json", ("counters",), 5),

@@ -11,7 +11,7 @@ from acktr.cli import main
 from acktr.errors import CheckpointError, ConfigurationError
 from acktr.presets.received import check_received
 from acktr.run.directory import Run
-from acktr.run.experiment import evaluate, record
+from acktr.run.play import evaluate, record
 from tests.helpers.runs import TOY
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -53,7 +53,7 @@ COMMANDS = {
 
 @pytest.mark.parametrize("arguments", COMMANDS.values(), ids=COMMANDS)
 def test_no_command_imports_what_a_run_names(copy, evil, capsys, monkeypatch, arguments):
-    monkeypatch.setattr("acktr.run.experiment.check_film_packages", lambda: None)
+    monkeypatch.setattr("acktr.run.play.check_film_packages", lambda: None)
     edit(copy, env_id="evil:Evil-v0")
     code = main([argument.replace("RUN", str(copy)) for argument in arguments])
     error = capsys.readouterr().err
@@ -112,7 +112,7 @@ def test_other_arguments_are_no_files():
 
 
 def test_files_of_a_run(copy, capsys, monkeypatch):
-    monkeypatch.setattr("acktr.run.experiment.check_film_packages", lambda: None)
+    monkeypatch.setattr("acktr.run.play.check_film_packages", lambda: None)
     edit(copy, env_kwargs={"xml_file": "/etc/world.xml"})
     for play in (evaluate, record):
         with pytest.raises(CheckpointError, match=r"env_kwargs\.xml_file in .* '/etc/world\.xml'"):

@@ -7,8 +7,10 @@ import pytest
 from matplotlib.figure import Figure
 
 from acktr.errors import CheckpointError, ConfigurationError
-from acktr.run.directory import EPISODE_COLUMNS, EVALUATION_COLUMNS, Run, Table, find_runs, versions
+from acktr.run.directory import EPISODE_COLUMNS, EVALUATION_COLUMNS, Run, find_runs
 from acktr.run.figures import plot_comparison, plot_learning_curve, window_means, window_of
+from acktr.run.tables import Table
+from acktr.run.versions import versions
 
 
 def make_run(path, seed=0, env_id="Toy-v0", episodes=30, **settings):

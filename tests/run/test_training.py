@@ -35,41 +35,61 @@ def assert_same_run(first, second):
 
 
 GYM = "backend=gymnasium"
-BACKGROUND = "kfac_kwargs={inverse_refresh: background, inverse_period: 3}"
-STAGGERED = "kfac_kwargs={inverse_refresh: staggered, inverse_period: 3}"
+BACKGROUND = "natural.kfac_kwargs={inverse_refresh: background, inverse_period: 3}"
+STAGGERED = "natural.kfac_kwargs={inverse_refresh: staggered, inverse_period: 3}"
 CHEETAH = ("HalfCheetah-v5", "eval_interval=0", "n_final_eval_episodes=0")
 # Episodes that end by time within the first rollout, so that a resumed run must know of them.
 ENDING = ("gamma=auto_0.9_0.99", "env_kwargs.max_episode_steps=4")
 CASES = {
-    "cartpole": ("CartPole-v1", GYM, "kfac_kwargs.momentum=0.9", "target_kl=lin_0.02"),
-    "background": ("CartPole-v1", BACKGROUND, "n_critic_updates=3", "normalize=true"),
-    "shared": ("CartPole-v1", "policy_kwargs.share_features_extractor=true", "critic_std=adaptive"),
-    "normalised values": ("CartPole-v1", "normalize_value_targets=true", "critic_std=adaptive"),
-    "sub-sampling": ("CartPole-v1", "sub_sampling_factor=2"),
-    "cheetah": (*CHEETAH, GYM, BACKGROUND, "kfac_kwargs.momentum=0.9", "target_kl=lin_0.02", *ENDING),
+    "cartpole": ("CartPole-v1", GYM, "natural.kfac_kwargs.momentum=0.9", "target_kl=lin_0.02"),
+    "background": ("CartPole-v1", BACKGROUND, "critic.n_updates=3", "normalize=true"),
+    "shared": ("CartPole-v1", "policy_kwargs.share_features_extractor=true", "critic.std=adaptive"),
+    "normalised values": ("CartPole-v1", "critic.normalize_targets=true", "critic.std=adaptive"),
+    "sub-sampling": ("CartPole-v1", "natural.sub_sampling_factor=2"),
+    "cheetah": (
+        *CHEETAH,
+        GYM,
+        BACKGROUND,
+        "natural.kfac_kwargs.momentum=0.9",
+        "target_kl=lin_0.02",
+        *ENDING,
+    ),
     "cheetah, envpool": (*CHEETAH, "backend=envpool"),
 }
 MORE_CASES = {
-    "staggered": ("CartPole-v1", STAGGERED, "kl_feedback=false", "kfac_kwargs.weight_decay=0.01"),
+    "staggered": (
+        "CartPole-v1",
+        STAGGERED,
+        "natural.kl_feedback=false",
+        "natural.kfac_kwargs.weight_decay=0.01",
+    ),
     "adam": (
         "Pendulum-v1",
-        "critic_norm=euclidean",
-        "critic_learning_rate=lin_0.01",
-        "n_critic_updates=3",
-        "critic_batch_size=9",
+        "critic.kind=adam",
+        "critic.learning_rate=lin_0.01",
+        "critic.n_updates=3",
+        "critic.batch_size=9",
     ),
-    "measured eigenvalues": ("Acrobot-v1", "kfac_kwargs={inverse: ekfac, inverse_period: 2}"),
-    "exact scaling": ("CartPole-v1", "kfac_kwargs.exact_scaling=true", "kfac_kwargs.momentum=0.9"),
-    "adaptive damping": ("CartPole-v1", "kfac_kwargs.adapt_damping=true"),
-    "conjugate gradients": ("Acrobot-v1", "cg_iterations=2", "kfac_kwargs.inverse=eigen"),
+    "measured eigenvalues": ("Acrobot-v1", "natural.kfac_kwargs={inverse: ekfac, inverse_period: 2}"),
+    "exact scaling": (
+        "CartPole-v1",
+        "natural.kfac_kwargs.exact_scaling=true",
+        "natural.kfac_kwargs.momentum=0.9",
+    ),
+    "adaptive damping": ("CartPole-v1", "natural.kfac_kwargs.adapt_damping=true"),
+    "conjugate gradients": (
+        "Acrobot-v1",
+        "natural.cg_iterations=2",
+        "natural.kfac_kwargs.inverse=eigen",
+    ),
     "workers": ("CartPole-v1", "backend=subproc"),
-    "cheetah, plain": (*CHEETAH, GYM, "kfac_kwargs.momentum=0.5"),
+    "cheetah, plain": (*CHEETAH, GYM, "natural.kfac_kwargs.momentum=0.5"),
     "cheetah, staggered": (*CHEETAH, GYM, STAGGERED),
-    "cheetah, bf16": (*CHEETAH, GYM, "precision=bf16", "normalize_value_targets=true"),
+    "cheetah, bf16": (*CHEETAH, GYM, "natural.precision=bf16", "critic.normalize_targets=true"),
     "adam, normalised values": (
         "Pendulum-v1",
-        "critic_norm=euclidean",
-        "normalize_value_targets=true",
+        "critic.kind=adam",
+        "critic.normalize_targets=true",
     ),
     "cheetah, evaluated": ("HalfCheetah-v5", GYM),
     "drawn": (
