@@ -1,4 +1,4 @@
-"""Where torch can compute here, and one sentence where it cannot."""
+"""The devices that torch can compute on here, and one sentence about those that are missing."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def check_device(device: torch.device | str) -> None:
 
 
 def usable_device(device: torch.device | str) -> torch.device | str:
-    """Return where to compute: as in Stable-Baselines3 the CPU where CUDA is asked for and not here.
+    """Return the device to use: the CPU where CUDA is asked for and missing, as in Stable-Baselines3.
 
     Stable-Baselines3 says nothing of it; this warns.
 

@@ -1,10 +1,12 @@
 """The documentation keeps its word: its Python runs, and its tables leave nothing out."""
 
 import importlib
+import importlib.util
 import inspect
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import gymnasium as gym
@@ -12,9 +14,10 @@ import pytest
 import torch
 from stable_baselines3 import A2C, PPO
 
-from acktr import ACKTR, Natural, NaturalCritic
+from acktr import ACKTR, AdamCritic, Natural, NaturalCritic
 from acktr.cli import _COMMANDS
 from acktr.kfac import layers
+from acktr.learner.moved import GONE, MOVED, new_key
 from acktr.presets.schema import setting_names
 from tests.helpers.recording import RecordingEngine
 
@@ -71,10 +74,42 @@ def test_the_python_of_a_page_runs(page, tmp_path, monkeypatch):
 
 
 def test_the_page_for_migrants_has_every_argument_of_a2c_and_ppo():
-    rows = "\n".join(re.findall(r"^\| (`.*?) \|", read("docs/migrating.md"), re.MULTILINE))
+    section = read("docs/migrating.md").split("## Arguments")[1].split("\n## ")[0]
+    rows = "\n".join(re.findall(r"^\| (`.*?) \|", section, re.MULTILINE))
     listed = re.findall(r"`(\w+)`", rows)
     arguments = {name for cls in (A2C, PPO) for name in inspect.signature(cls.__init__).parameters}
     assert sorted(listed) == sorted(arguments - {"self"})
+
+
+def test_the_page_for_migrants_has_every_argument_of_before():
+    section = read("docs/migrating.md").split("## From acktr 0.1.0")[1].split("\n## ")[0]
+    rows = [row.strip("| ").split(" | ") for row in re.findall(r"^\| `.*$", section, re.MULTILINE)]
+    places = {found[1]: row for row in rows if (found := re.match(r"`(\w+)`", row[0]))}
+    assert places.keys() >= MOVED.keys() | GONE.keys()
+    for name in MOVED:
+        assert f"`{new_key(name)}`" in places[name][2]
+    assert all("gone" in places[name][1] for name in GONE)
+
+
+def house():
+    spec = importlib.util.spec_from_file_location("house", ROOT / "docs" / "house.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_of_the_house_lists_its_rooms_from_top_to_bottom():
+    listed = re.findall(r"^\| [^|]* \| `(\w+)/` \|", read("docs/house.md"), re.MULTILINE)
+    rooms = house().imports()
+    assert sorted(listed) == house().rooms()
+    assert not [(a, b) for a in listed for b in rooms[a] if listed.index(b) < listed.index(a)]
+
+
+def test_rooms_are_drawn_above_what_they_import(tmp_path):
+    assert house().floors({"b": {"a"}, "a": set(), "d": {"b"}, "c": {"a"}}) == [["a"], ["b", "c"], ["d"]]
+    with pytest.raises(ValueError, match=r"import each other: a, b\."):
+        house().floors({"a": {"b"}, "b": {"a"}})
+    house().draw(house().imports()).savefig(tmp_path / "house.png")
 
 
 def test_the_metrics_page_lists_what_is_logged():
@@ -102,6 +137,9 @@ def test_the_command_line_page_lists_every_option(command):
 def test_the_command_line_page_lists_every_setting():
     rows = re.findall(r"^\| (`.*?`) \|", read("docs/cli.md").split("## Settings")[1], re.MULTILINE)
     assert sorted(re.findall(r"`(\w+)`", " ".join(rows))) == sorted(setting_names())
+    of_groups = {f"natural.{field.name}" for field in fields(Natural)} | {"critic.kind"}
+    of_groups |= {f"critic.{field.name}" for cls in (NaturalCritic, AdamCritic) for field in fields(cls)}
+    assert sorted(re.findall(r"`(\w+\.\w+)`", " ".join(rows))) == sorted(of_groups)
 
 
 def test_formulas_need_no_network(tmp_path):

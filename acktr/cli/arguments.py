@@ -1,4 +1,4 @@
-"""What was typed, read: numbers, and why the rest could not be understood, in one sentence."""
+"""Reading of what was typed: numbers, and one sentence about what could not be understood."""
 
 import re
 

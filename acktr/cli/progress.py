@@ -1,4 +1,4 @@
-"""What is shown while training runs: a bar on a terminal, a line now and then in a log file."""
+"""Progress of a training: a bar on a terminal, a line now and then in a log file."""
 
 import time
 from collections.abc import Callable

@@ -72,7 +72,7 @@ class StopOnSignal:
 
 
 def ignore_signals() -> None:
-    """Ignore them all from now on: all is done, and the end of Python is not to be disturbed."""
+    """Ignore all signals from now on: the work is done, and Python's shutdown must not be disturbed."""
     for name in _CODES:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)

@@ -14,7 +14,7 @@ from acktr.presets import resolve
 
 @dataclass(frozen=True)
 class Comparison:
-    """What ``acktr compare`` has to show.
+    """The results of ``acktr compare``.
 
     :param rows: of the store, those of this comparison, by algorithm and seed
     :param summary: what became of the trainings

@@ -1,4 +1,4 @@
-"""What is noted of a training, of whichever algorithm: its learning curve and its scores."""
+"""The learning curve and the scores of a training, of whichever algorithm."""
 
 import time
 from array import array

@@ -1,4 +1,4 @@
-"""What a peer goes on from after its process was killed: one file, written every few minutes."""
+"""The file that a peer goes on from after its process was killed, written every few minutes."""
 
 import io
 import time

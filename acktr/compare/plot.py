@@ -20,7 +20,7 @@ SECONDS = {"seconds": "wall-clock seconds", "cpu_seconds": "seconds of one core"
 
 
 def mean_and_range(returns: np.ndarray) -> np.ndarray:
-    """Return the mean, the least and the greatest: for few seeds nothing says more.
+    """Return the mean, the least and the greatest, which say all there is to say of few seeds.
 
     :param returns: ``(n_points, n_seeds)``
     """

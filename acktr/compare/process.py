@@ -187,7 +187,7 @@ def can_go_on(path: Path, trial: Trial) -> bool:
 
 
 def _origin(trial: Trial) -> dict[str, str]:
-    """What a trial's figures depend on beside its name: settings and code."""
+    """Settings and code, on which a trial's figures depend beside its name."""
     return {"settings": settings_hash(complete_settings(trial)), "code": _code_hash()}
 
 

@@ -43,7 +43,7 @@ class Failure(NamedTuple):
 
 @dataclass
 class Summary:
-    """What became of trials.
+    """The outcomes of trials.
 
     :param done: trained now
     :param skipped: done before

@@ -1,4 +1,4 @@
-"""Where the results of trials lie: csv files that are whole at any moment and easy to merge.
+"""The results of trials: csv files that are whole at any moment and easy to merge.
 
 ::
 

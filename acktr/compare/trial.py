@@ -1,4 +1,4 @@
-"""What to train, with which settings, and what came out."""
+"""Trials: an algorithm, an environment, settings, and the figures that came out."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ _CAME_LATER: Mapping[str, Any] = {"natural.corrected_learning_rate": None, "std_
 
 @dataclass(frozen=True)
 class Trial:
-    """What to train.
+    """A training to be made.
 
     :param env_id: an id that :func:`acktr.envs.make_vec_env` accepts
     :param algo: one of :data:`ALGORITHMS`
@@ -59,7 +59,7 @@ def file_name(*parts: str) -> str:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came out.
+    """The figures of one training.
 
     :param scores: values for the columns of the store's table
     :param curve: the points of the learning curve

@@ -1,4 +1,4 @@
-"""Which process of several this is: joined, counted, and seeded apart from the others."""
+"""This process among several: how it joins them, its number, and a seed of its own."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def own_seed(seed: int, n_envs: int) -> int:
 
 
 def message_device() -> torch.device:
-    """Where tensors must be to travel."""
+    """Return the device on which tensors must be to travel."""
     if dist.get_backend() == "nccl":
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")

@@ -1,4 +1,4 @@
-"""What the processes of one training tell each other besides K-FAC's part (:mod:`acktr.kfac.comm`)."""
+"""Messages between the processes of one training, besides those of K-FAC (:mod:`acktr.kfac.comm`)."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def share_parameters(module: torch.nn.Module) -> None:
 
 
 def vote(state: int, flags: Flags, moments: SharedMoments | None = None) -> tuple[int, Flags]:
-    """Tell the others whether to go on, and hear what all together say.
+    """Vote with the other ranks on whether to go on.
 
     :param state: ``GO_ON``, ``STOP`` or ``FAILED``
     :param flags: what this rank has seen, in the same message

@@ -102,7 +102,7 @@ def _sum(a: Moments, b: Moments) -> Moments:
 
 
 def _difference(total: Moments, before: Moments) -> Moments:
-    """What was added to ``before`` to make ``total``."""
+    """Return the moments that were added to ``before`` to make ``total``."""
     count = total[0] - before[0]
     if count[0] <= 0:
         return np.zeros(1), np.zeros_like(total[1]), np.zeros_like(total[2])

@@ -1,4 +1,4 @@
-"""Which engine steps an environment: what each can do, and which of them "auto" stands for."""
+"""The engines that step environments: what each can do, and which of them "auto" stands for."""
 
 import sys
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Which camera films a body that runs away: one of the model's own, or one made to follow it.
+"""The camera for a body that runs away: one of the model's own, or one made to follow it.
 
 Gymnasium looks where the body starts, even where the model has a camera that follows it. HalfCheetah has
 left that picture before an eighth of an episode is over.

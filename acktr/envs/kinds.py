@@ -1,4 +1,4 @@
-"""Whether a value from a file is of the kind that stands where it is to go."""
+"""Comparison of a value from a file with the kind of the value that it is to replace."""
 
 import math
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ _INTEGERS = 2**63
 
 
 def difference(value: Any, own: Any, name: str) -> str | None:
-    """Tell in what a value is not of the kind of another one.
+    """Tell where a value differs in kind from another one.
 
     :param value: from a file
     :param own: what stands there now; ``None`` says nothing of the kind

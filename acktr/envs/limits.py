@@ -1,4 +1,4 @@
-"""After how many steps episodes are cut, as far as environments tell; what cannot be told is unknown."""
+"""Time limits of episodes, as far as environments tell them; where they do not, the limit is unknown."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecEnvWrappe
 
 
 def time_limit(env: VecEnv) -> int | None:
-    """Return after how many steps an episode is cut at the latest.
+    """Return the number of steps after which an episode is cut at the latest.
 
     :param env: wrappers and all, between two steps
     :return: ``None`` where one of the environments has no limit, or does not tell

@@ -1,4 +1,4 @@
-"""What an environment id tells before anything is built: its family, and what must be installed."""
+"""Facts that an environment id gives before anything is built: its family, what must be installed."""
 
 import difflib
 import importlib

@@ -1,4 +1,4 @@
-"""What adapters of native engines share: SB3's ``VecEnv`` around a simulator that steps in threads.
+"""The common base of native engines: SB3's ``VecEnv`` around a simulator that steps in threads.
 
 The rules, by which a learner cannot tell engines from environments stepped one by one:
 

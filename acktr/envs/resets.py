@@ -1,4 +1,4 @@
-"""What resets tell, through wrappers: SB3's own answer with empty dicts of theirs."""
+"""Infos of resets, through wrappers: SB3's own answer with empty dicts of theirs."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ class TellsResets:
 
     @property
     def reset_infos(self) -> list[dict[str, Any]]:
-        """What the last reset of each environment told."""
+        """Infos of the last reset of each environment."""
         return list(self.venv.reset_infos)
 
     @reset_infos.setter

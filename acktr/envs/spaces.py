@@ -43,7 +43,7 @@ def check_spaces(
     policy: str | type | None = None,
     policy_kwargs: Mapping[str, Any] | None = None,
 ) -> None:
-    """Refuse what ACKTR cannot learn from.
+    """Refuse spaces that ACKTR cannot learn from.
 
     :param env_id: names the environment in the message
     :param observation_space: Box, Discrete, MultiDiscrete, MultiBinary, or a flat Dict of these
@@ -111,7 +111,7 @@ def fitting_policy(space: spaces.Space) -> str:
 
 
 def numbers_alone(space: spaces.Space, kind: type = np.number) -> dict[str, Any]:
-    """Return arguments for ``VecNormalize`` that leave images, and what is counted, as they are.
+    """Return arguments for ``VecNormalize`` that leave images and counts as they are.
 
     :param space: of the observations
     :param kind: of the numbers that are normalised, such as ``np.floating``

@@ -188,7 +188,7 @@ _START = 120.0  # seconds for a worker to import what its environment needs, wha
 
 
 class _Failure(NamedTuple):
-    """What a worker sends in the place of an answer when its environment raises."""
+    """A worker's message in place of an answer, when its environment raises."""
 
     traceback: str
 
@@ -223,7 +223,7 @@ class _Remote:
         self._has_answered = False
 
     def send(self, message: Any) -> None:
-        """Send; that a worker is gone is told by :meth:`recv`, which follows every message."""
+        """Send; :meth:`recv`, which follows every message, tells if the worker is gone."""
         with contextlib.suppress(OSError):
             self._connection.send(message)
 

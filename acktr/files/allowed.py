@@ -28,7 +28,7 @@ def allow(
     settings: Iterable[type] = (),
     earlier: Mapping[str, str] | None = None,
 ) -> None:
-    """Let files name classes of one's own; who reads such files calls this when it is imported.
+    """Let files name further classes; a module that reads such files calls this when it is imported.
 
     :param modules: whose networks, policies and buffers may be named
     :param settings: dataclasses that check themselves, whose values are stored

@@ -64,7 +64,7 @@ _DECODING = (
 
 
 class Manifest(NamedTuple):
-    """What a manifest tells.
+    """The contents of a manifest.
 
     :param kind: ``"model"`` or ``"checkpoint"``
     :param version: of the format

@@ -29,7 +29,7 @@ _NAME = re.compile(r"step-(\d+)")
 
 
 class Checkpoint(NamedTuple):
-    """One that was read.
+    """A checkpoint that was read.
 
     :param path: its directory
     :param steps: environment steps, of all environments together

@@ -119,7 +119,7 @@ def refuse_links(*directories: Path) -> None:
 
 
 class WriteErrors:
-    """What is done about files of a run that cannot be written.
+    """Handles files of a run that cannot be written.
 
     :param goes_on: warn, once for each file until it can be written again, in the place of an error
     """

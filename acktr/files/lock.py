@@ -18,7 +18,7 @@ _FLAGS = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_
 
 
 class Lock:
-    """Held inside ``with``; the file stays, which says nothing.
+    """A lock that is held inside ``with``; that its file stays says nothing.
 
     :param path: the file that is locked
     :param wait: until whoever holds it lets it go, in the place of an error

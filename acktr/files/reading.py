@@ -1,4 +1,4 @@
-"""What others may have written: plain files of bounded size, and YAML that stays small."""
+"""Reading of files that others may have written: plain, of bounded size; YAML that stays small."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _INTEGERS = 2**63  # whole numbers are below
 
 
 def read_plain(path: str | os.PathLike[str], limit: int) -> bytes:
-    """Read a file that is one, and not larger than it may be.
+    """Read a plain file that is not larger than it may be.
 
     A pipe would be waited for, a device has no end, and a file with holes takes no room on the disk.
 

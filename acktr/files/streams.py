@@ -1,4 +1,4 @@
-"""Messages never end what they tell of: what cannot be written is dropped."""
+"""Output that cannot be written is dropped, and never ends the work that it tells of."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Dropping:
 
 
 def occupy_standard_descriptors() -> None:
-    """Open to nowhere what of standard input, output and error is closed (``2>&-``).
+    """Open those of standard input, output and error that are closed (``2>&-``), to nowhere.
 
     Else the next file that is opened takes its place, and what libraries print there goes into it.
     """

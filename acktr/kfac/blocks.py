@@ -31,7 +31,7 @@ WEIGHT_SHARING = ("expand", "reduce")
 
 
 class BlockOptions(NamedTuple):
-    """What all Kronecker blocks of an optimiser share.
+    """The settings and helpers that all Kronecker blocks of an optimiser share.
 
     :param decay: rho of the running averages
     :param inverse: key of :data:`acktr.kfac.inverses.INVERSES`
@@ -81,7 +81,7 @@ class Block:
 
     @property
     def like(self) -> Tensor:
-        """What has the dtype and device of the statistics."""
+        """A tensor with the dtype and device of the statistics."""
         return next(iter(self.all_params.values()))
 
     @property

@@ -29,7 +29,7 @@ MIN_DAMPING, MAX_DAMPING = 1e-6, 1e4
 
 
 class Promise(NamedTuple):
-    """What the quadratic model says of the step that was taken.
+    """The quadratic model's prediction for the step that was taken.
 
     :param reduction: by how much the loss falls, over all parameter groups together, 0-dim tensor
     :param groups: whose damping is to adapt to it

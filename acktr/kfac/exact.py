@@ -158,7 +158,7 @@ def split_by_block(vector: Tensor, blocks: Sequence[Block]) -> list[list[Tensor]
 
 
 class Solution(NamedTuple):
-    """What :func:`solve` found.
+    """The result of :func:`solve`.
 
     :param x: the natural gradient, ``(P,)``
     :param fisher_x: ``F x``, ``(P,)``, which comes for free

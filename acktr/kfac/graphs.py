@@ -52,7 +52,7 @@ class CaptureError(RuntimeError):
 
 
 class Engine(Protocol):
-    """What records work and repeats it."""
+    """Records work and repeats it."""
 
     def warm_up(self, work: Callable[[], Any]) -> Any:
         """Run work where it will be recorded."""

@@ -1,4 +1,4 @@
-"""What has been averaged of the Fisher, in other units."""
+"""Averages of the Fisher, brought to other units."""
 
 from __future__ import annotations
 

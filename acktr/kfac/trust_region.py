@@ -18,7 +18,7 @@ from torch import Tensor
 
 
 class StepInfo(NamedTuple):
-    """What the trust region did to one parameter group in the last step.
+    """The trust region's decision about one parameter group in the last step.
 
     :param step_scale: eta, 0-dim tensor
     :param predicted_kl: ``eta^2 D' F D / 2`` in nats, 0-dim tensor

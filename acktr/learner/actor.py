@@ -24,7 +24,7 @@ from acktr.rollout.batch import RolloutBatch
 
 
 class ActorLimits(NamedTuple):
-    """What the actor's update is told of the time it is made at.
+    """The limits of the actor's update, at the time it is made.
 
     :param target_kl: radius of the trust region, nats
     :param rate: eta_max, in K-FAC's natural gradients
@@ -71,7 +71,7 @@ class ActorUpdate:
 
     @property
     def kfac(self) -> KFAC:
-        """What moves the parameters."""
+        """The optimiser of the actor's parameters."""
         return self._step.kfac
 
     @property

@@ -202,7 +202,7 @@ class ACKTR(Timed, AdaptedAlgorithm, SafeAlgorithm):
 
     @property
     def critic_optimizer(self) -> torch.optim.Optimizer | None:
-        """What steps the parameters that only the critic has; ``None`` if K-FAC steps them too."""
+        """The optimiser of what only the critic has; ``None`` if the actor's K-FAC has that too."""
         return cast("torch.optim.Optimizer | None", getattr(self.policy, "critic_optimizer", None))
 
     def set_random_seed(self, seed: int | None = None) -> None:

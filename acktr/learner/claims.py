@@ -1,4 +1,4 @@
-"""What a file may say of a learner: names that it has, values of their kinds, sizes it pays for."""
+"""Limits on what a file says of a learner: its own names, values of their kinds, sizes it pays for."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _Algorithm = TypeVar("_Algorithm", bound="OnPolicyAlgorithm")
 
 
 class Learner(Protocol):
-    """What tells of itself which names it has."""
+    """Anything that knows the names it has."""
 
     @property
     def house(self) -> set[str]:
@@ -56,7 +56,7 @@ _POSITIVE = {"trust_region.scale", "value_scale.bellman_std", "noise.scale", "di
 def own_names(
     model: Learner, data: Mapping[str, Any], given: Collection[str], where: str
 ) -> dict[str, Any]:
-    """Return of a file's attributes those that a learner remembers: its counters, and the user's own.
+    """Return those attributes of a file that a learner remembers: its counters, and the user's own.
 
     :param model: built
     :param data: the attributes by name
@@ -220,7 +220,7 @@ def check_observations(
 
 
 def check_classes(data: Mapping[str, Any], given: Collection[str]) -> None:
-    """Refuse what has the place of a policy or a space and is none.
+    """Refuse anything that stands in the place of a policy or a space and is none.
 
     :param data: the attributes by name
     :param given: names whose values are the caller's

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, Normal
-from torch.optim import Adam, Optimizer
+from torch.optim import Optimizer
 
-from acktr.kfac import KFAC, Graphs
+from acktr.kfac import Graphs
 from acktr.kfac.exact import detached, mean_kl
 from acktr.learner.natural_step import NaturalStep, check_losses, learns, run, take_step
-from acktr.learner.settings import AdamCritic, NaturalCritic
+from acktr.learner.settings import Critic, NaturalCritic
 from acktr.learner.undo import Undo
 from acktr.learner.value_scale import ValueScale
 from acktr.networks.outputs import Outputs
@@ -22,32 +23,8 @@ from acktr.rollout.batch import RolloutBatch
 _N_UPDATES = 4  # of a rollout, where the settings have no number
 
 
-class CriticUpdate(Protocol):
-    """The updates of a critic, of one rollout at a time."""
-
-    @property
-    def optimizer(self) -> Optimizer:
-        """What moves the parameters."""
-
-    @property
-    def learns(self) -> bool:
-        """Whether any of its parameters is to be trained now."""
-
-    def fit(self, batch: RolloutBatch, rate: float) -> Tensor:
-        """Make all updates of one rollout, on the whole batch or on minibatches of it.
-
-        :param batch: the rollout
-        :param rate: the learning rate of now
-        :return: the loss before the last update, 0-dim tensor
-        :raises DivergenceError: a loss is not finite; its step is not taken
-        """
-
-    def metrics(self) -> dict[str, Any]:
-        """Return the figures of the last update, for the log."""
-
-
 class ValuesSaid(NamedTuple):
-    """What a critic says of B samples.
+    """The outputs of a critic for B samples.
 
     :param values: ``(B,)``
     :param distributions: its Gaussian output alone
@@ -57,26 +34,25 @@ class ValuesSaid(NamedTuple):
     distributions: list[Any]
 
 
-class NaturalCriticUpdate:
-    """Gauss-Newton steps of a critic with parameters of its own, by K-FAC.
+class CriticUpdate(ABC):
+    """The updates of a critic that learns by itself, of one rollout at a time.
 
-    :param step: of K-FAC with the critic's parameters
+    :param optimizer: of the critic's parameters
     :param outputs: of the policy
     :param value_scale: sigma, and the loss
-    :param settings: how many updates, and how they are bounded
+    :param settings: how many updates, and of how many samples
     :param deferred: as for :class:`~acktr.learner.natural_step.NaturalStep`
     """
 
     def __init__(
         self,
-        step: NaturalStep,
+        optimizer: Optimizer,
         outputs: Outputs,
         value_scale: ValueScale,
-        settings: NaturalCritic,
+        settings: Critic,
         deferred: bool = False,
     ) -> None:
-        self.optimizer: KFAC = step.kfac
-        self._step = step
+        self.optimizer = optimizer
         self._outputs = outputs
         self._value_scale = value_scale
         self._settings = settings
@@ -88,21 +64,60 @@ class NaturalCriticUpdate:
         return learns(self.optimizer)
 
     def fit(self, batch: RolloutBatch, rate: float) -> Tensor:
-        """Make all updates of one rollout, see :meth:`CriticUpdate.fit`."""
-        set_rate(self.optimizer, rate)
+        """Make all updates of one rollout, on the whole batch or on minibatches of it.
+
+        :param batch: the rollout
+        :param rate: the learning rate of now
+        :return: the loss before the last update, 0-dim tensor
+        :raises DivergenceError: a loss is not finite; its step is not taken
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
         undo = Undo(self.optimizer) if self._deferred else None
-        losses = []
-        for _chosen, part in parts(batch, self._settings):
-            losses.append(self._step(self, part, self._settings.trust_region).losses["loss"].clone())
+        step = self._begin(batch)
+        n_updates = self._settings.n_updates or _N_UPDATES
+        minibatches = batch.minibatches(self._settings.batch_size, n_updates)
+        losses = [step(chosen, part).clone() for chosen, part in minibatches]
         if undo is not None:
             check_losses(losses, undo)
         return losses[-1]
+
+    @abstractmethod
+    def _begin(self, batch: RolloutBatch) -> Callable[[Tensor | slice, RolloutBatch], Tensor]:
+        """Return what makes one step, from the chosen samples and their part of a rollout; its loss."""
+
+    def metrics(self) -> dict[str, Any]:
+        """Return the figures of the last update, for the log."""
+        return {}
+
+
+class NaturalCriticUpdate(CriticUpdate):
+    """Gauss-Newton steps of a critic with parameters of its own, by K-FAC.
+
+    :param step: of K-FAC with the critic's parameters
+    :param settings: how its steps are bounded, besides what :class:`CriticUpdate` takes of them
+    """
+
+    def __init__(
+        self,
+        step: NaturalStep,
+        outputs: Outputs,
+        value_scale: ValueScale,
+        settings: NaturalCritic,
+        deferred: bool = False,
+    ) -> None:
+        super().__init__(step.kfac, outputs, value_scale, settings, deferred)
+        self._step = step
+        self._bound = settings.trust_region
+
+    def _begin(self, batch: RolloutBatch) -> Callable[[Tensor | slice, RolloutBatch], Tensor]:
+        return lambda _chosen, part: self._step(self, part, self._bound).losses["loss"]
 
     def metrics(self) -> dict[str, Any]:
         """Return the figures of the last update, for the log."""
         if not self.learns:
             return {}
-        group, info = self.optimizer.param_groups[0], self.optimizer.last_step[0]
+        group, info = self._step.kfac.param_groups[0], self._step.kfac.last_step[0]
         figures = {"critic_step_scale": info.step_scale, "critic_predicted_kl": info.predicted_kl}
         return {"critic_damping": group["damping"], **figures} if group["adapt_damping"] else figures
 
@@ -122,60 +137,30 @@ class NaturalCriticUpdate:
         return self.losses(before, batch)["loss"] - self.losses(after, batch)["loss"]
 
 
-class AdamCriticUpdate:
+class AdamCriticUpdate(CriticUpdate):
     """Steps of Adam.
 
-    On a shared trunk the policy is held where it is: its KL is part of the loss (as in phasic policy
-    gradient, Cobbe et al. 2021).
+    On a shared trunk, which is among its parameters, the policy is held where it is: its KL is part of
+    the loss (as in phasic policy gradient, Cobbe et al. 2021).
 
-    :param optimizer: of the critic's parameters, a shared trunk among them
-    :param outputs: of the policy
-    :param value_scale: sigma, and the loss
-    :param settings: how many updates
-    :param deferred: as for :class:`~acktr.learner.natural_step.NaturalStep`
     :param graphs: repeats the step on a CUDA device; ``None`` if it is launched anew each time
     """
 
-    def __init__(
-        self,
-        optimizer: Adam,
-        outputs: Outputs,
-        value_scale: ValueScale,
-        settings: AdamCritic,
-        deferred: bool = False,
-        graphs: Graphs | None = None,
-    ) -> None:
-        self.optimizer = optimizer
-        self._outputs = outputs
-        self._value_scale = value_scale
-        self._settings = settings
-        self._deferred = deferred
+    def __init__(self, *args: Any, graphs: Graphs | None = None) -> None:
+        super().__init__(*args)
         self._graphs = graphs
 
-    @property
-    def learns(self) -> bool:
-        """Whether any of the critic's parameters is to be trained now."""
-        return learns(self.optimizer)
-
-    def fit(self, batch: RolloutBatch, rate: float) -> Tensor:
-        """Make all updates of one rollout, see :meth:`CriticUpdate.fit`."""
-        set_rate(self.optimizer, rate)
-        undo = Undo(self.optimizer) if self._deferred else None
+    def _begin(self, batch: RolloutBatch) -> Callable[[Tensor | slice, RolloutBatch], Tensor]:
         policy = []
         if self._outputs.shared:
             with torch.no_grad(), self._outputs.quiet():
                 policy = self._outputs.evaluate(batch.observations, batch.actions).distributions
-        losses = []
-        for chosen, part in parts(batch, self._settings):
-            held = [_taken_apart(detached(d, chosen)) for d in policy]
-            losses.append(run(self._graphs, self._take, part, held).clone())
-        if undo is not None:
-            check_losses(losses, undo)
-        return losses[-1]
 
-    def metrics(self) -> dict[str, Any]:
-        """Adam has no figures of its own."""
-        return {}
+        def step(chosen: Tensor | slice, part: RolloutBatch) -> Tensor:
+            held = [_taken_apart(detached(d, chosen)) for d in policy]
+            return run(self._graphs, self._take, part, held)
+
+        return step
 
     def _take(
         self, batch: RolloutBatch, policy: list[tuple[type[Distribution], dict[str, Any]]]
@@ -195,19 +180,6 @@ class AdamCriticUpdate:
         loss = self._value_scale.loss(values, batch.returns)
         take_step(loss + held, self.optimizer, deferred=self._deferred)
         return loss.detach()
-
-
-def parts(
-    batch: RolloutBatch, settings: NaturalCritic | AdamCritic
-) -> Iterator[tuple[Tensor | slice, RolloutBatch]]:
-    """Divide a rollout into what a critic's updates learn from, one after another."""
-    return batch.minibatches(settings.batch_size, settings.n_updates or _N_UPDATES)
-
-
-def set_rate(optimizer: Optimizer, rate: float) -> None:
-    """Give an optimiser the learning rate of now."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate
 
 
 def _taken_apart(distribution: Distribution) -> tuple[type[Distribution], dict[str, Any]]:

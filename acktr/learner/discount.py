@@ -1,4 +1,4 @@
-"""What the advantages of a rollout discount with."""
+"""Discount factor and lambda of the advantages of a rollout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether what a file holds fits the model and the environment that it is to go into."""
+"""Comparison of a file's contents with the model and the environment that they are to go into."""
 
 from __future__ import annotations
 

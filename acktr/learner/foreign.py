@@ -1,4 +1,4 @@
-"""What other algorithms take and ACKTR does not, arguments and policies, and what takes its place."""
+"""Arguments and policies that other algorithms take and ACKTR does not, and what takes their place."""
 
 from __future__ import annotations
 
@@ -205,7 +205,7 @@ def _parameters(policy: Any) -> dict[str, list[str]]:
 
 
 def check_built_policy(policy: ActorCriticPolicy) -> None:
-    """Refuse a policy whose actions are not what ACKTR takes them for.
+    """Refuse a policy whose actions differ from what ACKTR takes them for.
 
     :raises ConfigurationError: gSDE, or squashed actions
     """

@@ -1,4 +1,4 @@
-"""From the layout that saved learners had in 0.1.0 to that of now."""
+"""Migration of saved learners from the layout of 0.1.0 to the present one."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def is_ours(data: Mapping[str, Any]) -> bool:
 
 
 def current_data(data: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Turn what a saved learner says of itself into the layout of now.
+    """Turn the attributes of a saved learner into the present layout.
 
     :param data: arguments and attributes by name, of 0.1.0 or of now
     :param where: names the file

@@ -1,4 +1,4 @@
-"""Where the settings of 0.1.0 are now: to refuse them by name, and to read the files that have them."""
+"""New places of the settings of 0.1.0: to refuse them by name, and to read the files that have them."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def new_key(key: str) -> str | None:
 
 
 def current_settings(flat: Mapping[str, Any], where: str) -> tuple[dict[str, Any], list[str]]:
-    """Turn settings as 0.1.0 had them into those of now.
+    """Turn settings of 0.1.0 into the present ones.
 
     :param flat: complete or not; what has not moved stays
     :param where: names them in messages

@@ -22,7 +22,7 @@ from acktr.rollout.batch import RolloutBatch
 
 
 class Said(Protocol):
-    """What networks say of a batch."""
+    """The outputs of networks for a batch."""
 
     @property
     def distributions(self) -> list[Any]:
@@ -43,7 +43,7 @@ class Model(Protocol):
 
 
 class Step(NamedTuple):
-    """What one step leaves behind.
+    """The traces of one step.
 
     :param losses: as the model has them, before the step, detached
     :param part: the samples whose curvature was taken
@@ -158,7 +158,7 @@ def without_graph(distribution: Any) -> Any:
 
 
 def learns(optimizer: Optimizer) -> bool:
-    """Whether any of an optimiser's parameters is to be trained now: who freezes all of them waits."""
+    """Whether any of an optimiser's parameters is to be trained now, and not all of them are frozen."""
     return any(p.requires_grad for group in optimizer.param_groups for p in group["params"])
 
 

@@ -16,7 +16,7 @@ from acktr.schedules import as_schedule
 
 
 def auto_log_std(action_dim: int) -> float:
-    """Return the logarithm of the standard deviation that a Gaussian policy had best begin with.
+    """Return the logarithm of a good standard deviation for a Gaussian policy to begin with.
 
     Noise of each actuator moves the same body, so that of d actuators is ``sigma sqrt(d)`` together: it
     may be 0.87, which is 0.5 for each of three. More than 0.5 is cut off at the bounds of many action

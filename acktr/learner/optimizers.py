@@ -23,7 +23,7 @@ _WIDEST_FACTOR, _BLOCK = 2048, 1024
 
 
 class Optimizers(NamedTuple):
-    """What moves the parameters of a policy.
+    """The optimisers of a policy's parameters.
 
     :param actor: the actor's, and on a shared trunk with a natural critic all of them
     :param critic: those that only the critic has, on a shared trunk all of the critic's; ``None`` where

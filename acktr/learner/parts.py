@@ -23,7 +23,7 @@ from acktr.networks.outputs import Outputs
 
 
 class Part(Protocol):
-    """What remembers something from one update to the next, as torch's optimisers do."""
+    """Anything that remembers something from one update to the next, as torch's optimisers do."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return it as plain values."""
@@ -33,7 +33,7 @@ class Part(Protocol):
 
 
 class Parts(NamedTuple):
-    """What learns, and what remembers something from one update to the next.
+    """Everything that learns, or that remembers something from one update to the next.
 
     :param critic_update: ``None`` where the critic learns with the actor
     :param notes: what a user should know of how they are built, in sentences
@@ -49,7 +49,7 @@ class Parts(NamedTuple):
     notes: list[str]
 
     def owners(self) -> dict[str, Part]:
-        """Return those that own a state, besides networks and optimisers, by name."""
+        """Return the parts that own a state, besides networks and optimisers, by name."""
         names = ("discount", "advantage_scale", "value_scale", "noise", "trust_region")
         return {name: getattr(self, name) for name in names}
 
@@ -94,7 +94,9 @@ def build_parts(
             step(optimizers.critic, of_critic), outputs, value_scale, critic, deferred
         )
     elif isinstance(critic, AdamCritic) and isinstance(optimizers.critic, Adam):
-        alone = AdamCriticUpdate(optimizers.critic, outputs, value_scale, critic, deferred, of_critic)
+        alone = AdamCriticUpdate(
+            optimizers.critic, outputs, value_scale, critic, deferred, graphs=of_critic
+        )
     joint = isinstance(critic, NaturalCritic) and alone is None
     return Parts(
         discount=Discount(),

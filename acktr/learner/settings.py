@@ -1,4 +1,4 @@
-"""What ACKTR is told: settings that belong together in frozen dataclasses, which check themselves.
+"""The settings of ACKTR; those that belong together are frozen dataclasses that check themselves.
 
 What may change while training goes on is a number, a callable of the share of training that is left, or
 an object of :mod:`acktr.schedules`.

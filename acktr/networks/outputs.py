@@ -1,4 +1,4 @@
-"""What a policy says of observations, and which of its parameters that depends on.
+"""The outputs of a policy, and the parameters that each of them depends on.
 
 SB3 acts by ``forward`` and learns by ``evaluate_actions``. ACKTR rather asks ``get_distribution`` and
 ``predict_values``, which compute no more than a step needs. A policy of the user's own may override
@@ -26,7 +26,7 @@ from acktr.networks.policies import CnnPolicy
 
 
 class Evaluation(NamedTuple):
-    """What the networks say of one batch of B samples.
+    """The outputs of the networks for one batch of B samples.
 
     :param distributions: of the action's parts
     :param log_prob: of the actions taken, ``(B,)``

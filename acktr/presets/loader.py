@@ -139,7 +139,7 @@ def resolve_resumed(
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Name what differs between the settings of two runs that may not at a resume, with both values.
+    """Name the settings that differ between two runs and may not at a resume, with both values.
 
     :param before: complete settings as plain values
     :param now: likewise

@@ -1,4 +1,4 @@
-"""What the configuration of a run may have done that settings do not need: modules run, files opened."""
+"""Checks of a received configuration: no modules run and no files opened that nobody asked for."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any

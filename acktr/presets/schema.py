@@ -97,7 +97,7 @@ class Configuration(_Strict):
     keep_best: NonNegativeInt = 1
     """So many checkpoints with the best mean return of the last 100 episodes are kept too."""
     on_checkpoint_error: Literal["stop", "continue"] = "stop"
-    """What to do when a checkpoint cannot be written."""
+    """Whether to go on when a checkpoint cannot be written."""
 
     def algorithm_arguments(self) -> dict[str, Any]:
         """Arguments for the ACKTR constructor, other than policy, env, seed and device.

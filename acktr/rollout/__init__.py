@@ -1,1 +1,1 @@
-"""What is collected before an update: actions, steps, and the storage of both."""
+"""Collection of the samples of an update: actions, steps, and the storage of both."""

@@ -1,4 +1,4 @@
-"""One rollout as the learner takes it."""
+"""One rollout, as the learner takes it."""
 
 from __future__ import annotations
 

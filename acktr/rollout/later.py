@@ -1,4 +1,4 @@
-"""A tensor that is computed when somebody looks at it: what callbacks may read, and most do not."""
+"""Tensors that are computed when somebody looks at them: callbacks may, and most do not."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ for _name in _BINARY:
 
 
 class Asked:
-    """What a policy says of observations, as long as it is the one that acted on them.
+    """The outputs of a policy, as long as it is the one that acted on the observations.
 
     :param outputs: the policy's, in evaluation mode; ``None`` if there is none
     """
@@ -142,7 +142,7 @@ class Asked:
             return self._acting().evaluate(obs, actions).log_prob
 
     def close(self) -> None:
-        """Compute what somebody has kept and not read, and let go of the policy: it will learn."""
+        """Compute whatever somebody has kept unread, and let go of the policy, which will learn."""
         for given in self._given:
             now(given())
         self._given, self._outputs = [], None

@@ -20,7 +20,7 @@ from acktr.rollout.actions import ActionSampler
 
 
 class Decision(NamedTuple):
-    """What the policy answers to observations.
+    """The policy's answer to observations.
 
     :param obs_tensor: the observations on the policy's device, ``(n_envs, *obs)`` or a dict
     :param action_tensor: as the policy drew them
@@ -37,7 +37,7 @@ class Decision(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What the environments answer to actions.
+    """The environments' answer to actions.
 
     :param new_obs: ``(n_envs, *obs)``, or a dict of such arrays
     :param rewards: ``(n_envs,)``

@@ -1,4 +1,4 @@
-"""Where a rollout is kept, and what SB3's buffer offers of it."""
+"""The storage of a rollout, with the interface of SB3's buffer."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ class RolloutStorage(RolloutBuffer):
         self._ask(outputs)
 
     def close(self) -> None:
-        """Compute what somebody still holds and has not read: the policy will learn."""
+        """Compute whatever somebody still holds and has not read, before the policy learns."""
         self._ask(None)
 
     def _ask(self, outputs: Outputs | None) -> None:
@@ -245,7 +245,7 @@ class RolloutStorage(RolloutBuffer):
 
     @property
     def returns(self) -> np.ndarray:
-        """What the critic learns, ``(n_steps, n_envs)``."""
+        """Targets of the critic, ``(n_steps, n_envs)``."""
         return _array(self._returns)
 
     @returns.setter

@@ -1,4 +1,4 @@
-"""What happens in training besides learning: episodes noted, evaluations played, stops obeyed."""
+"""Callbacks of a training: episodes are noted, evaluations played, stops obeyed."""
 
 import io
 import math

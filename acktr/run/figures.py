@@ -162,7 +162,7 @@ def with_counts(counts: Mapping[str, Sequence[int]], noun: str) -> dict[str, str
 
 
 def window_of(steps: float) -> int:
-    """Choose over how many steps to average: a twentieth of all, rounded up to 1, 2 or 5 and zeros."""
+    """Choose how many steps to average over: a twentieth of all, rounded up to 1, 2 or 5 and zeros."""
     least = max(steps / _WINDOWS, 1.0)
     unit = 10 ** math.floor(math.log10(least))
     return next(digit * unit for digit in (1, 2, 5, 10) if digit * unit >= least)

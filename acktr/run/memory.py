@@ -1,4 +1,4 @@
-"""What the C library does with freed memory, which can cost more than the arithmetic."""
+"""Freed memory and the C library, which can cost more than the arithmetic."""
 
 import ctypes
 import sys

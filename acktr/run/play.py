@@ -1,4 +1,4 @@
-"""What a saved run can do: episodes played with its deterministic policy, and films of them."""
+"""Playing a saved run: episodes with its deterministic policy, and films of them."""
 
 import contextlib
 import tempfile

@@ -1,4 +1,4 @@
-"""What a run goes on from, whether it may, and whether that is exact."""
+"""Resuming a run: from which checkpoint, whether it may, and whether that is exact."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def restore(
 
 
 def origin(model: ACKTR, configuration: Configuration, versions: Mapping[str, Any]) -> dict[str, Any]:
-    """Describe all beside settings that a result may depend on, for the manifest of a checkpoint.
+    """Describe everything besides settings that a result may depend on, for a checkpoint's manifest.
 
     :param model: of the run
     :param configuration: its settings

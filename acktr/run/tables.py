@@ -26,7 +26,7 @@ SCORE_WINDOW = 100
 
 
 class Kept(NamedTuple):
-    """What of a table goes on with the run that a checkpoint holds.
+    """The part of a table that belongs to the run as a checkpoint holds it.
 
     :param rows: so many of the first ones
     :param steps: of the checkpoint; rows of later steps are not the first ones

@@ -1,4 +1,4 @@
-"""What a run writes for TensorBoard."""
+"""Writing a run's values for TensorBoard."""
 
 import contextlib
 import threading

@@ -29,7 +29,7 @@ from acktr.run.versions import versions
 
 @dataclass(frozen=True)
 class Result:
-    """What sums up a training run.
+    """The figures of one run.
 
     :param steps: environment steps that were made
     :param seconds: wall time, evaluations and the parts before a resume included

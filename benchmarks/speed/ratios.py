@@ -27,12 +27,8 @@ PLAIN = (
 # eighth of the batch and inverses made anew at every tenth update, as the released code does; and the
 # preset's batch.
 PAPER = (*PLAIN, "n_steps=20", "natural.sub_sampling_factor=1")
-SPARING = (
-    *PLAIN,
-    "n_steps=20",
-    "natural.sub_sampling_factor=8",
-    "natural.kfac_kwargs.inverse_period=10",
-)
+EIGHTH = "natural.sub_sampling_factor=8"
+SPARING = (*PLAIN, "n_steps=20", EIGHTH, "natural.kfac_kwargs.inverse_period=10")
 LARGE = (*PLAIN, "n_steps=128", EIGHTH, "natural.kfac_kwargs.inverse_period=4")
 # The critic's four updates of a rollout see the same samples: curvature of the first serves all, with a
 # memory of as many rollouts.

@@ -85,7 +85,7 @@ class FirstOrder(ACKTR):
             graphs_of_critic = Graphs(adam) if graphs else None
             scale = self.parts.value_scale
             update = AdamCriticUpdate(
-                adam, self.outputs, scale, settings, self.device.type != "cpu", graphs_of_critic
+                adam, self.outputs, scale, settings, self.device.type != "cpu", graphs=graphs_of_critic
             )
             self.parts = self.parts._replace(critic_update=update)
 
