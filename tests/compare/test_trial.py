@@ -7,7 +7,6 @@ import pytest
 import torch
 from stable_baselines3.common.vec_env import unwrap_vec_normalize
 
-
 from acktr.compare import peer_checkpoint
 from acktr.compare.curve import LearningCurve
 from acktr.compare.peer_checkpoint import PeerCheckpoint, restore
