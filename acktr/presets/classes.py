@@ -42,13 +42,17 @@ def resolve_classes(
     return resolved
 
 
-def resolve_policy(policy: str, *, allow_import: bool = False) -> str | type[ActorCriticPolicy]:
-    """Turn ``module:Class`` into the class; a name such as "MlpPolicy" stays as it is.
+def resolve_policy(
+    policy: str | type[ActorCriticPolicy], *, allow_import: bool = False
+) -> str | type[ActorCriticPolicy]:
+    """Turn ``module:Class`` into the class; a name such as "MlpPolicy" stays, and so does a class.
 
-    :param policy: "auto" or the name of a policy
+    :param policy: "auto", the name of a policy, or a class
     :param allow_import: whether a module may be imported, which runs its code
     :raises ConfigurationError: for a name that ACKTR does not have, or a class that is no policy
     """
+    if not isinstance(policy, str):
+        return policy
     if ":" in policy:
         found = _import_class("policy", policy, allow_import)
         return _check_kind("policy", policy, found, ActorCriticPolicy)
@@ -61,11 +65,14 @@ def resolve_policy(policy: str, *, allow_import: bool = False) -> str | type[Act
 
 
 def check_policy(
-    policy: str, policy_kwargs: Mapping[str, Any] | None, *, allow_import: bool = False
+    policy: str | type[ActorCriticPolicy],
+    policy_kwargs: Mapping[str, Any] | None,
+    *,
+    allow_import: bool = False,
 ) -> None:
     """Refuse a policy that ACKTR does not have, and arguments that the policy does not have.
 
-    :param policy: "auto", a name such as "MlpPolicy", or ``module:Class``
+    :param policy: "auto", a name such as "MlpPolicy", ``module:Class``, or a class
     :param policy_kwargs: the arguments for it
     :param allow_import: whether modules may be imported, which runs their code
     :raises ConfigurationError: naming the nearest policy or argument
@@ -73,7 +80,7 @@ def check_policy(
     found = resolve_policy(policy, allow_import=allow_import)
     policy_kwargs = resolve_classes(policy_kwargs, allow_import=allow_import)
     aliases: Mapping[str, Any] = ACKTR.policy_aliases
-    policy_class = aliases.get(policy, aliases["MlpPolicy"]) if isinstance(found, str) else found
+    policy_class = aliases.get(found, aliases["MlpPolicy"]) if isinstance(found, str) else found
     allowed = set(_arguments(policy_class))
     for key in policy_kwargs:
         if key not in allowed:

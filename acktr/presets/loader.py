@@ -50,7 +50,8 @@ def resolve(
         that the id belongs to, or ``pixels`` with the override ``pixels=true``; for an id of no
         family one that fits what the environment observes, for which one is built
     :param overrides: ``key=value`` strings, each for one setting
-    :param settings: what they say too, as values of Python; a mapping changes what it names
+    :param settings: what they say too, as values of Python; a mapping changes what it names, while
+        ``Natural``, ``NaturalCritic`` and ``AdamCritic`` say all of their group
     :param options: settings that win over all others; those that are ``None`` are left out
     :param allow_import: as for :func:`acktr.presets.validate`
     :return: the configuration and notes for the user
@@ -71,6 +72,8 @@ def resolve(
         )
     sections, section, name = _find(preset, env_id, given.get("pixels") is True)
     merged = _merge(sections.get("default", {}), sections.get(section, {}))
+    whole = {name for name, value in (settings or {}).items() if dataclasses.is_dataclass(value)}
+    merged = {name: value for name, value in merged.items() if name not in whole}
     merged = _merge(merged, _plain_settings(settings or {}))
     for override in _kind_first(overrides):
         _apply(merged, override)

@@ -24,6 +24,7 @@ from pydantic import (
     ValidationError,
     create_model,
 )
+from stable_baselines3.common.policies import ActorCriticPolicy
 
 from acktr.envs.backends import check_backend
 from acktr.envs.make import MAX_ENVS, MAX_FRAMES
@@ -73,8 +74,8 @@ class Configuration(_Strict):
     backend: str = "auto"
     n_timesteps: Steps
     n_envs: int = Field(8, gt=0, le=MAX_ENVS)
-    policy: str = "auto"
-    """A name ACKTR knows, "auto" (chosen by the observation space), or ``module:Class``."""
+    policy: str | type[ActorCriticPolicy] = "auto"
+    """A name ACKTR knows, "auto" (chosen by the observation space), ``module:Class``, or a class."""
     normalize: Normalize = Normalize(norm_obs=False, norm_reward=False)
     pixels: bool = False
     """Observe pictures, 42 x 42 RGB, in the place of states."""

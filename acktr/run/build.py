@@ -8,6 +8,7 @@ from typing import Any
 import gymnasium as gym
 import torch
 from gymnasium import spaces
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecEnv
 
 from acktr.envs import make_vec_env
@@ -53,22 +54,27 @@ def build_environment(
         worker_timeout=configuration.worker_timeout,
         worker_restarts=configuration.worker_restarts if training else 0,
     )
+    try:
+        # SB3 puts image channels first; training and evaluation must be wrapped in the same way.
+        return ACKTR._wrap_env(_normalized(configuration, env, training))
+    except BaseException:
+        env.close()
+        raise
+
+
+def _normalized(configuration: Configuration, env: VecEnv, training: bool) -> VecEnv:
     settings = choose_normalization(configuration.normalize, env.observation_space)
-    if settings.norm_obs or settings.norm_reward:
-        try:
-            env = VecRunningNormalize(
-                env,
-                training=training,
-                gamma=as_discount(configuration.algorithm_arguments()["gamma"])(1.0),
-                **{**settings.model_dump(), "norm_reward": settings.norm_reward and training},
-            )
-        except ValueError as error:
-            raise ConfigurationError(
-                f"The observations of {configuration.env_id} cannot be normalised ({error}): "
-                "use --set normalize.norm_obs=false."
-            ) from error
-    # SB3 puts image channels first; training and evaluation must be wrapped in the same way.
-    return ACKTR._wrap_env(env)
+    if not (settings.norm_obs or settings.norm_reward):
+        return env
+    gamma = as_discount(configuration.algorithm_arguments()["gamma"])(1.0)
+    kwargs = {**settings.model_dump(), "norm_reward": settings.norm_reward and training}
+    try:
+        return VecRunningNormalize(env, training=training, gamma=gamma, **kwargs)
+    except ValueError as error:
+        raise ConfigurationError(
+            f"The observations of {configuration.env_id} cannot be normalised ({error}): "
+            "use --set normalize.norm_obs=false."
+        ) from error
 
 
 def _evaluation_backend(configuration: Configuration) -> str:
@@ -111,13 +117,16 @@ def build_model(configuration: Configuration, env: VecEnv, seed: int | None = No
         # What policies and torch raise for arguments with right names and wrong values is up to them.
         kind = "" if isinstance(error, AssertionError | TypeError | ValueError) else type(error).__name__
         raise ConfigurationError(
-            f"ACKTR with {policy} cannot be built for {configuration.env_id}: "
+            f"ACKTR with {policy if isinstance(policy, str) else policy.__name__} cannot be built for "
+            f"{configuration.env_id}: "
             f"{' '.join(f'{kind} {error}'.split())}"
         ) from error
     return model
 
 
-def choose_policy(configuration: Configuration, observation_space: spaces.Space) -> str:
+def choose_policy(
+    configuration: Configuration, observation_space: spaces.Space
+) -> str | type[ActorCriticPolicy]:
     """Turn the policy "auto" into the name of one that fits the observations."""
     return fitting_policy(observation_space) if configuration.policy == "auto" else configuration.policy
 

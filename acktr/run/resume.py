@@ -12,7 +12,12 @@ import torch
 from stable_baselines3.common.vec_env import VecEnv
 
 from acktr.envs.code import environment_code
-from acktr.errors import CheckpointError, CheckpointMismatchError
+from acktr.errors import (
+    CheckpointError,
+    CheckpointMismatchError,
+    ConfigurationError,
+    DamagedCheckpointError,
+)
 from acktr.files.bundle import decoding
 from acktr.files.checkpoints import Checkpoint
 from acktr.files.reading import MAX_TEXT, read_plain
@@ -54,9 +59,11 @@ def find_checkpoint(
     check_learner(model, checkpoint.components, str(checkpoint.path))
     state: Any = checkpoint.components.get("run")
     check_run(state, checkpoint.info, str(checkpoint.path))
-    differing = differences(
-        complete(state["configuration"]).model_dump(mode="json"), configuration.model_dump(mode="json")
-    )
+    try:
+        before = complete(state["configuration"]).model_dump(mode="json")
+    except ConfigurationError as error:
+        raise DamagedCheckpointError(f"The settings in {checkpoint.path} are none: {error}") from error
+    differing = differences(before, configuration.model_dump(mode="json"))
     if differing:
         raise CheckpointMismatchError(
             f"{checkpoint.path} was made with other settings than {run.path / 'config.yaml'} has now "

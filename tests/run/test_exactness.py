@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("no_pictures")
     [
         ("gamma", 0.5),
         ("seed", 7),
-        ("damping", 0.3),
+        ("natural.damping", 0.3),
         ("n_steps", 8),
         ("n_envs", 3),
         ("env_kwargs", {"max_episode_steps": 3}),
@@ -32,7 +32,9 @@ pytestmark = pytest.mark.usefixtures("no_pictures")
 def test_an_edited_configuration_is_refused(copy, capsys, key, value):
     path = copy / "config.yaml"
     settings = yaml.safe_load(path.read_text())
-    was, settings[key] = settings[key], value
+    group, _, name = key.rpartition(".")
+    part = settings[group] if group else settings
+    was, part[name] = part[name], value
     path.write_text(yaml.safe_dump(settings))
     before = content(copy)
     assert main(["train", TOY, "--out", str(copy), "--resume", "--no-progress"]) == 4
