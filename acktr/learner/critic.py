@@ -168,7 +168,7 @@ class AdamCriticUpdate:
         losses = []
         for chosen, part in parts(batch, self._settings):
             held = [_taken_apart(detached(d, chosen)) for d in policy]
-            losses.append(run(self._graphs, self._take, part, held).clone())
+            losses.append(run(self._graphs, "critic", self._take, part, held).clone())
         if undo is not None:
             check_losses(losses, undo)
         return losses[-1]
