@@ -326,7 +326,7 @@ def build(
             _init_setup_model=False,
         )
         data = {n: x for n, x in data.items() if n not in _DESTINATIONS or n in given}
-        state = data.pop("parts", None)
+        has_state, state = "parts" in data, data.pop("parts", None)  # who saves may leave it out
         settings = {name: data[name] for name in model.described if name in data}
         check_state(model, settings, {*given, *constructor_arguments(cls), *NEEDED}, where)
         check_classes(data, given)
@@ -346,7 +346,7 @@ def build(
         check_state(model, remembered, {*given, *constructor_arguments(cls)}, where)
         check_observations(model, remembered, model.n_envs, where)
         vars(model).update(remembered)
-        if state is not None:
+        if has_state:
             model.load_parts(state, where)
     except ConfigurationError as error:
         if given:

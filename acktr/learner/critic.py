@@ -158,7 +158,7 @@ class AdamCriticUpdate(CriticUpdate):
 
         def step(chosen: Tensor | slice, part: RolloutBatch) -> Tensor:
             held = [_taken_apart(detached(d, chosen)) for d in policy]
-            return run(self._graphs, self._take, part, held)
+            return run(self._graphs, "critic", self._take, part, held)
 
         return step
 

@@ -64,6 +64,7 @@ class NaturalStep:
     :param deferred: whether a look at a value would wait for the device; then whoever makes the update
         checks its losses when it is done, and has :class:`Undo` for it
     :param graphs: repeats the step on a CUDA device; ``None`` if it is launched anew each time
+    :param name: of whose step it is, for messages
     """
 
     def __init__(
@@ -74,12 +75,14 @@ class NaturalStep:
         quiet: Callable[[], AbstractContextManager[None]] | None = None,
         deferred: bool = False,
         graphs: Graphs | None = None,
+        name: str = "actor",
     ) -> None:
         self.kfac = kfac
         self._factor = sub_sampling_factor
         self._quiet = quiet
         self._deferred = deferred
         self._graphs = graphs
+        self._name = name
 
     def __call__(self, model: Model, batch: RolloutBatch, relative_bound: float | None = None) -> Step:
         """Make one step.
@@ -93,7 +96,7 @@ class NaturalStep:
         def work(part: RolloutBatch) -> Step:
             return self._take(model, part, relative_bound)
 
-        return run(self._graphs, work, batch)
+        return run(self._graphs, self._name, work, batch)
 
     def _take(self, model: Model, batch: RolloutBatch, relative_bound: float | None) -> Step:
         samples_statistics = self._factor > 1 and not self.kfac.needs_exact_fisher
@@ -132,10 +135,11 @@ class NaturalStep:
             return model.evaluate(batch)
 
 
-def run(graphs: Graphs | None, work: Callable[..., Any], *inputs: Any) -> Any:
+def run(graphs: Graphs | None, name: str, work: Callable[..., Any], *inputs: Any) -> Any:
     """Do work, as a CUDA graph if there is to be one.
 
     :param graphs: of the optimiser that steps
+    :param name: of the work
     :param work: the same one each time
     :param inputs: what of it changes from one time to the next
     :return: what ``work`` returns, valid until the next time
@@ -144,7 +148,7 @@ def run(graphs: Graphs | None, work: Callable[..., Any], *inputs: Any) -> Any:
     if graphs is None:
         return work(*inputs)
     try:
-        return graphs("step", work, *inputs)
+        return graphs(name, work, *inputs)
     except CaptureError as error:
         raise ConfigurationError(f"cuda_graphs=True is not possible. {error}") from error
 

@@ -83,15 +83,15 @@ def build_parts(
     quiet = outputs.quiet if outputs.noisy else None
     of_actor, of_critic = optimizers.graphs
 
-    def step(kfac: KFAC, graphs: Any) -> NaturalStep:
+    def step(name: str, kfac: KFAC, graphs: Any) -> NaturalStep:
         factor = natural.sub_sampling_factor
-        return NaturalStep(kfac, factor, quiet=quiet, deferred=deferred, graphs=graphs)
+        return NaturalStep(kfac, factor, quiet=quiet, deferred=deferred, graphs=graphs, name=name)
 
     value_scale, trust_region = ValueScale(policy, outputs, critic.std), TrustRegion(natural.kl_feedback)
     alone: CriticUpdate | None = None
     if isinstance(critic, NaturalCritic) and isinstance(optimizers.critic, KFAC):
         alone = NaturalCriticUpdate(
-            step(optimizers.critic, of_critic), outputs, value_scale, critic, deferred
+            step("critic", optimizers.critic, of_critic), outputs, value_scale, critic, deferred
         )
     elif isinstance(critic, AdamCritic) and isinstance(optimizers.critic, Adam):
         alone = AdamCriticUpdate(
@@ -105,7 +105,7 @@ def build_parts(
         noise=Noise(),
         trust_region=trust_region,
         actor_update=ActorUpdate(
-            step(optimizers.actor, of_actor),
+            step("actor", optimizers.actor, of_actor),
             outputs,
             value_scale,
             trust_region,

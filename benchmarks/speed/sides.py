@@ -98,7 +98,7 @@ class FirstOrder(ACKTR):
         critic = self.parts.critic_update
         if critic is not None:
             self.logger.record("train/value_loss", critic.fit(batch, _CRITIC_RATE).item())
-        losses = run(self._graphs, self._step_actor, batch)
+        losses = run(self._graphs, "actor", self._step_actor, batch)
         self._n_updates += 1
         # What SB3's A2C logs too.
         for name, part in losses.items():

@@ -3,6 +3,7 @@
 import functools
 import inspect
 import math
+import re
 
 import gymnasium as gym
 import numpy as np
@@ -17,7 +18,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import NatureCNN
 from torch import nn
 
-from acktr import ACKTR
+from acktr import ACKTR, Natural
 from acktr.errors import CheckpointMismatchError, ConfigurationError
 from acktr.learner.foreign import REPLACED
 from acktr.presets.loader import resolve
@@ -27,6 +28,13 @@ from tests.helpers.small_envs import IMAGE, VECTOR, Small, small_env
 # What ACKTR refuses of the defaults of A2C, PPO and TRPO, because they say how another optimiser works.
 REFUSED = {"max_grad_norm", "rms_prop_eps", "use_rms_prop", "n_epochs", "batch_size", "clip_range"}
 REFUSED |= {"cg_max_steps", "cg_damping", "line_search_shrinking_factor", "line_search_max_iter"}
+
+# What ACKTR has in another place.
+MOVED = {
+    "vf_coef": "critic=NaturalCritic(vf_coef=...)",
+    "n_critic_updates": "critic=NaturalCritic(n_updates=...)",
+    "sub_sampling_factor": "natural=Natural(sub_sampling_factor=...)",
+}
 
 
 def defaults(algorithm):
@@ -42,9 +50,12 @@ def test_every_argument_is_taken_or_explained(algorithm):
             with pytest.raises(ConfigurationError, match="target_kl must be positive"):
                 make(target_kl=value)
         elif name in REFUSED:
-            with pytest.raises(
-                ConfigurationError, match=f"^ACKTR has no {name}: .*{REPLACED[name][:20]}"
-            ):
+            says = re.escape(REPLACED[name][:20])
+            with pytest.raises(ConfigurationError, match=f"^ACKTR has no {name}: .*{says}"):
+                make(**{name: value})
+        elif name in MOVED:
+            says = re.escape(f"ACKTR has no {name}: {name} is now {MOVED[name]}.")
+            with pytest.raises(ConfigurationError, match=f"^{says}$"):
                 make(**{name: value})
         else:
             make(**{name: value})
@@ -103,7 +114,7 @@ def test_the_replacements_are_arguments():
     own = inspect.signature(ACKTR.__init__).parameters
     assert not REPLACED.keys() & own.keys()
     assert "kwargs" not in own
-    assert list(own)[:9] == list(inspect.signature(A2C.__init__).parameters)[:9]
+    assert list(own)[:7] == list(inspect.signature(A2C.__init__).parameters)[:7]
 
 
 def test_a_subclass_says_its_own_name():
@@ -118,7 +129,7 @@ def test_a_subclass_says_its_own_name():
 
 
 def test_a_preset_says_it_too():
-    with pytest.raises(ConfigurationError, match=r"'n_epochs'.*n_critic_updates"):
+    with pytest.raises(ConfigurationError, match=r"'n_epochs'.*the critic n_updates times"):
         resolve("CartPole-v1", overrides=["n_epochs=10"])
 
 
@@ -129,11 +140,13 @@ def test_a_preset_says_it_too():
         ({"target_kl": -1.0}, "target_kl must be positive"),
         ({"target_kl": None}, "target_kl must be positive"),
         ({"learning_rate": lambda left: left - 0.5}, "learning_rate must not be negative"),
-        ({"dampin": 0.2}, "did you mean 'damping'?"),
+        ({"target_k": 0.2}, "did you mean 'target_kl'?"),
+        ({"damping": 0.2}, r"damping is now natural=Natural\(damping=...\)"),
+        ({"n_actor_updates": 2}, "n_actor_updates is gone"),
         ({"max_grad_norm": 0.5}, "ACKTR has no max_grad_norm"),
         ({"custom_objects": {"target_kl": -1.0}}, "target_kl must be positive"),
         ({"gamma": 2.0}, "gamma must lie"),
-        ({"kfac_kwargs": {"lr": 1.0}}, "kfac_kwargs must not hold lr"),
+        ({"natural": {"damping": 1.0}}, r"natural must be Natural\(...\)"),
     ],
 )
 def test_changes_at_load_are_checked_as_the_constructors_arguments_are(changes, says, tmp_path):
@@ -275,9 +288,11 @@ def test_a_file_of_another_algorithm_gives_its_policy(algorithm, action, tmp_pat
     theirs = algorithm("MlpPolicy", env, n_steps=8, gamma=0.9, seed=3, device="cpu", **minibatch)
     theirs.learn(32)
     theirs.save(tmp_path / "theirs")
-    ours = ACKTR.load(tmp_path / "theirs", env=small_env(action, n_envs=3), trust=True, damping=0.2)
+    ours = ACKTR.load(
+        tmp_path / "theirs", env=small_env(action, n_envs=3), trust=True, natural=Natural(damping=0.2)
+    )
     agree(ours.policy, theirs.policy, observations())
-    assert (ours.gamma, ours.num_timesteps, ours.n_envs, ours.damping) == (0.9, 32, 3, 0.2)
+    assert (ours.gamma, ours.num_timesteps, ours.n_envs, ours.natural.damping) == (0.9, 32, 3, 0.2)
     assert (ours.n_steps, ours.target_kl, ours.learning_rate) == (170, 0.01, 1.0)  # ACKTR's own
     ours.learn(600, reset_num_timesteps=False)
     ours.save(tmp_path / "ours")

@@ -86,7 +86,7 @@ def test_no_step_is_taken_on_a_loss_that_is_not_finite(loss):
         check_loss(torch.tensor(loss))
 
 
-@pytest.fixture(params=[True, False], ids=["feedback", "none"])
+@pytest.fixture(params=[True, False])
 def model(request, monkeypatch):
     """After one rollout; each step of its actor goes ``times`` as far as K-FAC says."""
     natural = Natural(kl_feedback=request.param)

@@ -16,10 +16,9 @@ from stable_baselines3.common.callbacks import CheckpointCallback, EvalCallback
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
-from acktr import ACKTR
-from acktr.errors import (
-    CheckpointMismatchError,
-)
+from acktr import ACKTR, AdamCritic, Natural, NaturalCritic
+from acktr.errors import CheckpointMismatchError
+from acktr.schedules import Horizon, Late, Linear, TraceDecay
 from tests.helpers.saved_models import assert_same_state, build, states
 from tests.helpers.small_envs import ACTIONS, IMAGE, MIXED, VECTOR, small_env
 
@@ -42,7 +41,7 @@ policies = st.sampled_from(
     st.sampled_from([nn.Tanh, nn.ELU]),
     st.booleans(),
     st.sampled_from(["cholesky", "eigen"]),
-    st.sampled_from(["gauss-newton", "euclidean"]),
+    st.sampled_from([NaturalCritic, AdamCritic]),
 )
 def test_any_architecture_comes_back(policy, action, sizes, activation, shared, inverse, critic):
     name, observation = policy
@@ -54,21 +53,20 @@ def test_any_architecture_comes_back(policy, action, sizes, activation, shared, 
         observation,
         name,
         policy_kwargs=kwargs,
-        critic_norm=critic,
-        kfac_kwargs={"inverse": inverse},
-        target_kl="lin_0.01",
-        gamma="rise_0.9_0.99",
-        corrected_learning_rate="late_9",
-        std_scale="late_1_0.5",
+        critic=critic(learning_rate=Linear(0.1)),
+        natural=Natural(kfac_kwargs={"inverse": inverse}, corrected_learning_rate=Late(9)),
+        target_kl=Linear(0.01),
+        gamma=Horizon(0.9, 0.99, at_once=False),
+        gae_lambda=TraceDecay(0.95, 0.9),
+        std_scale=Late(1, 0.5),
     ).learn(32)
     buffer = io.BytesIO()
     model.save(buffer)
     buffer.seek(0)
     loaded = ACKTR.load(buffer, env=model.env)
     assert_same_state(model, loaded)
-    assert loaded.target_kl_schedule(0.5) == 0.005
-    assert loaded.gamma_schedule(0.0) == pytest.approx(0.99)
-    assert loaded.std_scale_schedule(0.0) == 0.5
+    for setting in ("target_kl", "gamma", "gae_lambda", "std_scale", "natural", "critic"):
+        assert getattr(loaded, setting) == getattr(model, setting)
     loaded.learn(16, reset_num_timesteps=False)
 
 
@@ -105,11 +103,12 @@ def test_arguments_change_at_load(content, capsys):
         io.BytesIO(content),
         env=small_env(n_envs=3),
         print_system_info=True,
-        damping=0.5,
+        natural=Natural(damping=0.5),
         custom_objects={"learning_rate": 0.25, "of_another_algorithm": 1.0},
     )
     assert not hasattr(loaded, "of_another_algorithm")
-    assert (loaded.n_envs, loaded.damping, loaded.kfac.param_groups[0]["damping"]) == (3, 0.5, 0.1)
+    damping = loaded.natural.damping, loaded.kfac.param_groups[0]["damping"]
+    assert (loaded.n_envs, *damping) == (3, 0.5, 0.1)
     assert loaded.lr_schedule(1.0) == 0.25
     assert "SAVED MODEL SYSTEM INFO" in capsys.readouterr().out
     with pytest.raises(CheckpointMismatchError, match="policy_kwargs"):
@@ -163,7 +162,7 @@ def test_what_is_not_stored_is_given_again(tmp_path):
     again = {"policy_kwargs.features_extractor_class": OwnExtractor, "target_kl": 0.02}
     assert_same_state(model, ACKTR.load(tmp_path / "own", custom_objects=again))
     loaded = ACKTR.load(tmp_path / "own", custom_objects={"policy_kwargs": own}, target_kl=0.02)
-    assert loaded.target_kl_schedule(1.0) == 0.02
+    assert loaded.target_kl == 0.02
 
 
 def test_callbacks_of_sb3_work(tmp_path):
@@ -202,7 +201,9 @@ def test_another_architecture_is_refused_with_a_diff(content):
 def test_nothing_changes_if_the_optimiser_does_not_fit(content):
     # The critic's optimiser and the parameters fit, and come before the one that does not.
     fits = {"inverse": "cholesky"}
-    other = build(kfac_kwargs={"inverse": "eigen"}, critic_kfac_kwargs=fits).learn(16)
+    other = build(
+        natural=Natural(kfac_kwargs={"inverse": "eigen"}), critic=NaturalCritic(kfac_kwargs=fits)
+    ).learn(16)
     before = {name: x.clone() for name, x in states(other)[1].items()}
     with pytest.raises(CheckpointMismatchError, match=r"as it was: The inverse of block .*'eigen'"):
         other.set_parameters(io.BytesIO(content))
@@ -212,10 +213,10 @@ def test_nothing_changes_if_the_optimiser_does_not_fit(content):
 
 
 def test_parameters_alone(trained, content):
-    other = build(kfac_kwargs={"momentum": 0.5})
+    other = build(natural=Natural(kfac_kwargs={"momentum": 0.5}))
     other.set_parameters(io.BytesIO(content))
     assert_same_state(trained, other)
-    other = build(kfac_kwargs={"momentum": 0.5})
+    other = build(natural=Natural(kfac_kwargs={"momentum": 0.5}))
     other.set_parameters(trained.get_parameters())
     assert_same_state(trained, other)
     other.set_parameters({"policy": trained.policy.state_dict()}, exact_match=False)

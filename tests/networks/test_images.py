@@ -5,9 +5,8 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from acktr import ACKTR
+from acktr import ACKTR, AdamCritic, Natural, NaturalCritic
 from acktr.errors import ConfigurationError
-from acktr.learner import algorithm
 from acktr.networks.images import ImageStandardization, standardize_images
 from acktr.networks.policies import CnnPolicy, PaperCNN, PixelCNN
 from acktr.presets.classes import check_policy
@@ -98,21 +97,22 @@ def test_a_policy_without_it_is_left_alone():
 def model_with(n_envs=2, **kwargs):
     env = small_env("Discrete", IMAGE, n_envs=n_envs)
     extractor = {"features_dim": 8, "standardize_images": True}
-    kwargs = {"n_steps": 8, "seed": 0, "critic_norm": "euclidean", **kwargs}
+    kwargs = {"n_steps": 8, "seed": 0, "critic": AdamCritic(), **kwargs}
     return ACKTR("CnnPolicy", env, policy_kwargs={"features_extractor_kwargs": extractor}, **kwargs)
 
 
 def test_a_rollout_is_taken_in_before_its_update(monkeypatch):
     """The first factors are of standardised images already."""
     counts = []
-    update = algorithm.update_actor
+    model = model_with()
+    update = model.parts.actor_update.update
 
-    def seen(model, *args):
+    def seen(*args):
         counts.append(module_of(model.policy).count.item())
-        return update(model, *args)
+        return update(*args)
 
-    monkeypatch.setattr(algorithm, "update_actor", seen)
-    model_with().learn(48)
+    monkeypatch.setattr(model.parts.actor_update, "update", seen)
+    model.learn(48)
     assert counts == [16, 32, 48]
 
 
@@ -129,12 +129,11 @@ def test_a_saved_model_predicts_as_before(tmp_path):
 @pytest.mark.parametrize(
     "options",
     [
-        {"precision": "bf16"},
-        {"critic_norm": "gauss-newton"},
-        {"normalize_value_targets": True},
-        {"sub_sampling_factor": 2, "cg_iterations": 2},
+        {"natural": Natural(precision="bf16")},
+        {"critic": NaturalCritic()},
+        {"critic": AdamCritic(normalize_targets=True)},
+        {"natural": Natural(sub_sampling_factor=2, cg_iterations=2)},
     ],
-    ids=lambda options: next(iter(options)),
 )
 @pytest.mark.filterwarnings("ignore:precision='bf16' needs hardware")
 def test_with_the_other_options(options):

@@ -12,7 +12,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 from torch.distributions import Normal
 
-from acktr import ACKTR
+from acktr import ACKTR, AdamCritic, Natural
 from acktr.errors import ConfigurationError
 from acktr.networks.outputs import Outputs
 from tests.helpers.models import Trunk, learn, names
@@ -261,8 +261,7 @@ def taken(model, steps=64):
 @pytest.mark.parametrize("policy_kwargs", [{}, {"net_arch": []}])
 @pytest.mark.parametrize(
     "kwargs",
-    [{}, {"cg_iterations": 2}, {"critic_norm": "euclidean"}],
-    ids=str,
+    [{}, {"natural": Natural(cg_iterations=2)}, {"critic": AdamCritic()}],
 )
 def test_an_overridden_forward_is_honoured(kwargs, policy_kwargs):
     model = ACKTR(
@@ -270,10 +269,11 @@ def test_an_overridden_forward_is_honoured(kwargs, policy_kwargs):
     )
     assert 0 not in taken(model)
     batch = model.rollout_buffer.batch()
-    of_policy = model._model(batch).distributions[0].probs[:, 0]
+    said = model.outputs.evaluate(batch.observations, batch.actions)
+    of_policy = said.distributions[0].probs[:, 0]
     assert of_policy.max() == 0
     values = model.policy.forward(batch.observations)[1].flatten()
-    assert torch.equal(model._values(batch), values)
+    assert torch.equal(model.outputs.values(batch.observations), values)
 
 
 def test_actor_and_critic_that_share_nothing_stay_apart_when_evaluated_together():
@@ -309,7 +309,7 @@ def test_an_overridden_get_distribution_alone_is_meant(share):
     model = ACKTR(Told, small_env(), n_steps=8, seed=0, policy_kwargs=kwargs, target_kl=0.1)
     assert 0 not in taken(model)
     batch = model.rollout_buffer.batch()
-    evaluated = model._model(batch)
+    evaluated = model.outputs.evaluate(batch.observations, batch.actions)
     assert evaluated.distributions[0].probs[:, 0].max() == 0
     assert model.shared == share
     if share:

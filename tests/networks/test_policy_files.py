@@ -12,9 +12,9 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
-from acktr import ACKTR
-from acktr.learner.value_scale import NormalizedValue
+from acktr import ACKTR, NaturalCritic
 from acktr.networks.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
+from acktr.networks.value_head import NormalizedValue
 from tests.helpers.models import POLICIES, make, parameters, same
 from tests.helpers.small_envs import ACTIONS, IMAGE, MIXED, VECTOR, small_env
 
@@ -63,7 +63,7 @@ CLASSES = {"MlpPolicy": MlpPolicy, "CnnPolicy": CnnPolicy, "MultiInputPolicy": M
 @pytest.mark.parametrize("normalized", [True, False])
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_policy_saves_and_loads_by_itself(policy, normalized, steps, tmp_path):
-    model = trained(policy, steps=steps, normalize_value_targets=normalized)
+    model = trained(policy, steps=steps, critic=NaturalCritic(normalize_targets=normalized))
     model.policy.save(tmp_path / "policy")
     loaded = CLASSES[policy].load(tmp_path / "policy")
     agree(loaded, model)

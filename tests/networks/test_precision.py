@@ -7,12 +7,13 @@ import torch
 from stable_baselines3.common.utils import obs_as_tensor
 from torch import nn
 
-from acktr import ACKTR
+from acktr import ACKTR, AdamCritic, Natural, NaturalCritic
 from acktr.errors import ConfigurationError
 from acktr.networks import bfloat16 as precision
 from tests.helpers.small_envs import IMAGE, MIXED, VECTOR, small_env
 
 POLICIES = {"MlpPolicy": VECTOR, "CnnPolicy": IMAGE, "MultiInputPolicy": MIXED}
+BF16 = Natural(precision="bf16")
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def make(policy="MlpPolicy", **options):
 @pytest.mark.usefixtures("capable")
 @pytest.mark.parametrize("policy", POLICIES)
 def test_outputs_are_near_those_of_fp32_and_in_fp32(policy):
-    exact, rounded = make(policy), make(policy, precision="bf16")
+    exact, rounded = make(policy), make(policy, natural=BF16)
     obs = obs_as_tensor(exact.env.reset(), exact.device)
     logits = [m.policy.get_distribution(obs).distribution.logits for m in (exact, rounded)]
     for model in (exact, rounded):
@@ -48,9 +49,9 @@ def test_outputs_are_near_those_of_fp32_and_in_fp32(policy):
 @pytest.mark.usefixtures("capable")
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("cg_iterations", [0, 2])
-@pytest.mark.parametrize("critic_norm", ["gauss-newton", "euclidean"])
-def test_learning_in_bfloat16(policy, cg_iterations, critic_norm):
-    model = make(policy, precision="bf16", cg_iterations=cg_iterations, critic_norm=critic_norm)
+@pytest.mark.parametrize("critic", [NaturalCritic, AdamCritic])
+def test_learning_in_bfloat16(policy, cg_iterations, critic):
+    model = make(policy, natural=Natural(precision="bf16", cg_iterations=cg_iterations), critic=critic())
     before = copy.deepcopy(model.policy.state_dict())
     model.learn(64)
     assert model.kfac.counters["rejected_steps"] == 0
@@ -67,7 +68,7 @@ def test_learning_in_bfloat16(policy, cg_iterations, critic_norm):
 
 
 def test_statistics_dtype_of_the_user_wins():
-    model = make(kfac_kwargs={"statistics_dtype": "bfloat16"})
+    model = make(natural=Natural(kfac_kwargs={"statistics_dtype": "bfloat16"}))
     assert model.kfac.block_options.statistics_dtype == torch.bfloat16
 
 
@@ -95,7 +96,7 @@ def test_a_copy_is_independent():
 def test_hardware_without_bfloat16_warns_once_and_goes_on_in_fp32(monkeypatch):
     monkeypatch.setattr(precision, "has_bfloat16", lambda device: False)
     with pytest.warns(UserWarning, match="goes on in fp32") as caught:
-        model = make(precision="bf16")
+        model = make(natural=BF16)
     assert len(caught) == 1
     model.learn(16)
     assert model.used_precision == "fp32"
@@ -106,13 +107,15 @@ def test_hardware_without_bfloat16_warns_once_and_goes_on_in_fp32(monkeypatch):
 
 
 def test_an_unknown_precision_is_refused():
-    with pytest.raises(ConfigurationError, match="precision must be one of fp32, bf16, got 'fp8'"):
-        make(precision="fp8")
+    with pytest.raises(
+        ConfigurationError, match=r"^natural\.precision must be one of fp32, bf16, got 'fp8'"
+    ):
+        Natural(precision="fp8")
 
 
 def test_save_and_load(tmp_path, monkeypatch):
     monkeypatch.setattr(precision, "has_bfloat16", lambda device: True)
-    model = make(precision="bf16")
+    model = make(natural=BF16)
     model.learn(16)
     model.save(tmp_path / "model")
     loaded = ACKTR.load(tmp_path / "model", env=model.env)

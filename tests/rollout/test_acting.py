@@ -11,7 +11,7 @@ from torch import nn
 from acktr import ACKTR
 from acktr.errors import DivergenceError
 from acktr.networks.policies import CnnPolicy
-from acktr.rollout.actions import Actor
+from acktr.rollout.actions import ActionSampler
 from tests.helpers.small_envs import ACTIONS, IMAGE, MIXED, VECTOR, small_env
 
 
@@ -50,7 +50,7 @@ def theirs(policy, obs, seed=1):
 
 def ours(policy, obs, seed=1):
     torch.manual_seed(seed)
-    actor = Actor(policy)
+    actor = ActionSampler(policy)
     return actor(obs, actor.noise(5))[0]
 
 
@@ -70,7 +70,7 @@ def test_the_same_seed_gives_the_same_actions(action, network):
 @pytest.mark.parametrize("action", ACTIONS)
 def test_noise_may_be_divided_among_calls(action):
     policy, obs = build(action)
-    actor = Actor(policy)
+    actor = ActionSampler(policy)
     noise = actor.noise(5)
     parts = torch.cat([actor(obs[:2], noise[:2])[0], actor(obs[2:], noise[2:])[0]])
     torch.testing.assert_close(parts, actor(obs, noise)[0])
@@ -78,11 +78,11 @@ def test_noise_may_be_divided_among_calls(action):
 
 def test_a_policy_of_its_own_kind_draws_for_itself():
     policy, obs = build()
-    assert Actor(build(network="own")[0]).noise(5) is None
+    assert ActionSampler(build(network="own")[0]).noise(5) is None
     plain = ours(policy, obs)
     original = policy.get_distribution
     policy.get_distribution = lambda obs: original(2 * obs)
-    assert Actor(policy).noise(5) is None
+    assert ActionSampler(policy).noise(5) is None
     assert not torch.equal(ours(policy, obs), plain)
     assert torch.equal(ours(policy, obs), theirs(policy, obs))
 
@@ -123,14 +123,14 @@ def test_a_layer_that_is_not_known_is_called_as_a_module():
 
 def test_parameters_are_those_of_now():
     policy, obs = build()
-    actor = Actor(policy)
+    actor = ActionSampler(policy)
     with torch.no_grad():
         policy.action_net.bias += 3  # in place, as optimisers do
     noise = actor.noise(5)
     assert actor(obs, noise)[0].mean() > 1
-    policy.action_net.weight = nn.Parameter(torch.zeros(2, 64))  # another tensor: for a new Actor
+    policy.action_net.weight = nn.Parameter(torch.zeros(2, 64))  # another tensor: for a new sampler
     policy.log_std.data += 5
-    assert Actor(policy)(obs, noise)[0].std() > 50
+    assert ActionSampler(policy)(obs, noise)[0].std() > 50
 
 
 @pytest.mark.parametrize("action", ACTIONS)
@@ -167,7 +167,7 @@ def test_values_come_along_where_the_trunk_is_shared(share):
     policy = CnnPolicy(space, spaces.Discrete(3), lambda _: 0.0, share_features_extractor=share)
     policy.set_training_mode(False)
     obs = torch.randint(0, 256, (5, 4, 84, 84), dtype=torch.uint8)
-    actor = Actor(policy)
+    actor = ActionSampler(policy)
     _, values = actor(obs, actor.noise(5))
     if not share:
         assert values is None
@@ -183,5 +183,5 @@ def test_values_of_a_critic_of_its_own_kind_are_left_to_it():
     space = spaces.Box(0, 255, (4, 84, 84), np.uint8)
     policy = Own(space, spaces.Discrete(3), lambda _: 0.0)
     obs = torch.randint(0, 256, (5, 4, 84, 84), dtype=torch.uint8)
-    actor = Actor(policy)
+    actor = ActionSampler(policy)
     assert actor(obs, actor.noise(5))[1] is None

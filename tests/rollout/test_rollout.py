@@ -11,11 +11,12 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecNormalize
 
-from acktr import ACKTR
+from acktr import ACKTR, NaturalCritic
 from acktr.envs import make_vec_env
 from acktr.errors import DivergenceError
 from acktr.rollout import later
-from acktr.rollout.collect import RolloutBatch, RolloutStorage
+from acktr.rollout.batch import RolloutBatch
+from acktr.rollout.storage import RolloutStorage
 from tests.helpers.small_envs import ACTIONS, IMAGE, MIXED, VECTOR, small_env
 
 
@@ -244,7 +245,8 @@ def test_only_a_cut_by_time_is_bootstrapped():
     rewards = {}
     for ends in ("truncated", "terminated"):
         env = small_env("Discrete", n_envs=1, length=4, ends=ends)
-        model = ACKTR("MlpPolicy", env, n_steps=4, gamma=0.5, normalize_value_targets=False, seed=0)
+        critic = NaturalCritic(normalize_targets=False)
+        model = ACKTR("MlpPolicy", env, n_steps=4, gamma=0.5, critic=critic, seed=0)
         with torch.no_grad():  # V = 3 everywhere
             model.policy.value_net.weight.zero_()
             model.policy.value_net.bias.fill_(3.0)
@@ -300,11 +302,11 @@ def test_infinity_is_not_finite_either():
         ACKTR("MlpPolicy", env, n_steps=8, seed=0).learn(16)
 
 
-@pytest.mark.parametrize("critic_std", [1.0, "adaptive"])
-def test_the_last_observation_of_a_cut_episode_is_watched_too(critic_std):
+@pytest.mark.parametrize("std", [1.0, "adaptive"])
+def test_the_last_observation_of_a_cut_episode_is_watched_too(std):
     env = small_env("Discrete", n_envs=2, length=5)
     env.envs[1].bad, env.envs[1].bad_step = "observation", 6  # where its first episode is cut
-    model = ACKTR("MlpPolicy", env, n_steps=8, critic_std=critic_std, seed=0)
+    model = ACKTR("MlpPolicy", env, n_steps=8, critic=NaturalCritic(std=std), seed=0)
     before = [p.clone() for p in model.policy.parameters()]
     with pytest.raises(DivergenceError, match=r"observation.*environment 1 at step 10"):
         model.learn(16)

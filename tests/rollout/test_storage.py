@@ -12,7 +12,7 @@ from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
-from acktr import ACKTR
+from acktr import ACKTR, NaturalCritic
 from acktr.errors import ConfigurationError
 from acktr.rollout.later import Asked
 from acktr.rollout.storage import RolloutStorage
@@ -137,7 +137,7 @@ def test_a_step_knows_what_has_been_so_far(policy):
         now = callback.locals
         return [np.array(getattr(b, n)[:n_steps]) for n in names[:2]], now["values"], now["log_probs"]
 
-    model = make(env, policy, n_steps=6, normalize_value_targets=False)
+    model = make(env, policy, n_steps=6, critic=NaturalCritic(normalize_targets=False))
     callback = At(step=look, end=lambda c: (np.array(buffer(c).values), np.array(buffer(c).log_probs)))
     model.learn(24, callback)
     for first in (0, 7):
@@ -237,7 +237,7 @@ def test_what_nobody_asked_for_is_unknown_once_the_policy_has_learned():
 
 def test_what_somebody_kept_is_what_it_was_before_the_policy_learned():
     kept = []
-    model = make(n_steps=6, normalize_value_targets=False)
+    model = make(n_steps=6, critic=NaturalCritic(normalize_targets=False))
     note = {"step": lambda c: kept.append((c.locals["values"], c.locals["log_probs"]))}
     rollouts = At(end=lambda c: (buffer(c).values.copy(), buffer(c).log_probs.copy()), **note)
     model.learn(24, rollouts)
