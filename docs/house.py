@@ -6,11 +6,9 @@ import ast
 from collections.abc import Mapping
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-from matplotlib import pyplot as plt
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 PACKAGE = Path(__file__).parents[1] / "acktr"
@@ -60,7 +58,7 @@ def floors(of: Mapping[str, set[str]]) -> list[list[str]]:
     return rows
 
 
-def draw(of: Mapping[str, set[str]]) -> plt.Figure:
+def draw(of: Mapping[str, set[str]]) -> Figure:
     """Draw rooms as boxes, each above all that it imports, and imports as arrows.
 
     :param of: the rooms that each room imports
@@ -69,8 +67,9 @@ def draw(of: Mapping[str, set[str]]) -> plt.Figure:
     order = [room for row in reversed(rows) for room in reversed(row)]
     height = {room: float(len(order) - place) for place, room in enumerate(order)}
     lowest = order[-1]
-    figure, axes = plt.subplots(figsize=(6.0, 6.4))
-    colors = plt.get_cmap("tab10").colors  # type: ignore[attr-defined]
+    figure = Figure(figsize=(6.0, 6.4))
+    axes = figure.subplots()
+    colors = colormaps["tab10"].colors  # type: ignore[attr-defined]
     for place, room in enumerate(order):
         color = colors[place % len(colors)]
         box = FancyBboxPatch(
@@ -79,7 +78,7 @@ def draw(of: Mapping[str, set[str]]) -> plt.Figure:
         box.set(facecolor=(*color, 0.15), edgecolor=color, linewidth=1.4)
         axes.add_patch(box)
         axes.text(0.0, height[room], room, ha="center", va="center", fontsize=12)
-        for other in of[room]:
+        for other in sorted(of[room]):
             _draw_arrow(axes, height[room], height[other], color, left=other == lowest)
     axes.set(xlim=(-3.0, 2.7), ylim=(0.5, len(order) + 0.5))
     axes.axis("off")
@@ -87,9 +86,7 @@ def draw(of: Mapping[str, set[str]]) -> plt.Figure:
     return figure
 
 
-def _draw_arrow(
-    axes: plt.Axes, start: float, end: float, color: tuple[float, ...], *, left: bool
-) -> None:
+def _draw_arrow(axes: Axes, start: float, end: float, color: tuple[float, ...], *, left: bool) -> None:
     """Draw an arrow down to the next box, or an arc beside the column to one further below."""
     style = {"arrowstyle": "-|>", "mutation_scale": 11, "color": color, "linewidth": 1.3}
     if start - end == 1:

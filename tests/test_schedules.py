@@ -1,339 +1,116 @@
-"""Settings that change over training: what a schedule says is what each update learns with."""
+"""Schedules: what they are at a share of training that is left, and how YAML writes them."""
 
 import math
 
 import numpy as np
 import pytest
-import torch
-from gymnasium.envs.registration import EnvSpec
-from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
-from stable_baselines3.common.vec_env import VecEnvWrapper, VecNormalize
 
-from acktr import ACKTR
 from acktr.errors import ConfigurationError
-from tests.helpers.models import Recorded, make, parameters, same
-from tests.helpers.small_envs import small_env
+from acktr.schedules import (
+    Horizon,
+    Late,
+    Linear,
+    TraceDecay,
+    as_discount,
+    as_schedule,
+    as_trace_decay,
+    parse,
+    written,
+)
 
 
-def test_schedules_are_honoured():
-    seen = []
-
-    def halving(progress_remaining):
-        seen.append(progress_remaining)
-        return 0.5 * progress_remaining
-
-    model = make(cls=Recorded, learning_rate=halving, target_kl="lin_0.02", kl_feedback=False)
-    model.learn(4 * 16)
-    left = np.array([0.75, 0.5, 0.25, 0.0])
-    np.testing.assert_allclose(model.logged("learning_rate"), 0.5 * left)
-    np.testing.assert_allclose(model.logged("target_kl"), 0.02 * left)
-    assert np.all(model.logged("step_scale") <= 0.5 * left * (1 + 1e-6))
-    assert np.all(model.logged("predicted_kl") <= 0.02 * left * (1 + 1e-4) + 1e-9)
-    assert model.policy.optimizer.param_groups[0]["lr"] == 0.0
-    assert set(left) <= set(seen)
+def test_schedules():
+    assert as_schedule(0.3)(0.1) == 0.3
+    linear = as_schedule(Linear(0.2))
+    np.testing.assert_allclose([linear(1.0), linear(0.5), linear(0.0)], [0.2, 0.1, 0.0])
+    assert as_schedule(lambda left: left**2)(0.5) == 0.25
+    assert as_schedule(0)(1.0) == 0.0
+    raised = as_schedule(Linear(0.1, 0.5))
+    assert (raised(1.0), raised(0.5), raised(0.0)) == pytest.approx((0.1, 0.3, 0.5))
+    late = [as_schedule(Late(0.4, 0.2))(left) for left in (1.0, 0.7, 0.5, 0.25, 0.0)]
+    assert late == pytest.approx([0.4, 0.4, 0.4, 0.3, 0.2])
+    assert as_schedule(Late(0.02))(0.0) == 0.0
 
 
-def test_no_step_is_longer_than_so_many_corrected_natural_gradients():
-    # A radius that no step meets: eta_max rules, and K-FAC's promise is put to the test.
-    model = make(cls=Recorded, corrected_learning_rate="lin_0.4", learning_rate=0.2, target_kl=10.0)
-    model.kl_scale = 0.5
-    model.learn(4 * 16)
-    left = np.array([0.75, 0.5, 0.25, 0.0])
-    np.testing.assert_allclose(model.logged("kl_scale"), 0.5)  # where eta_max rules it does not rise
-    np.testing.assert_allclose(model.logged("max_step_scale"), np.minimum(0.2, 0.4 * left * 0.5))
-    np.testing.assert_allclose(model.logged("step_scale"), model.logged("max_step_scale"))
-
-
-@pytest.mark.parametrize("norm", ["gauss-newton", "euclidean"])
-def test_the_critics_learning_rate_may_fall(norm):
-    rates = []
-
-    class Watched(ACKTR):
-        def train(self):
-            super().train()
-            rates.append(self.critic_optimizer.param_groups[0]["lr"])
-
-    model = make(cls=Watched, critic_norm=norm, critic_learning_rate="lin_0.1")
-    model.learn(4 * 16)
-    np.testing.assert_allclose(rates, [0.075, 0.05, 0.025, 0.0])
-    default = make(critic_norm=norm)
-    default.learn(16)
-    assert (
-        default.critic_optimizer.param_groups[0]["lr"] == {"gauss-newton": 0.3, "euclidean": 1e-3}[norm]
-    )
-
-
-def test_the_horizon_rises_from_rollout_to_rollout():
-    model = make(cls=Recorded, gamma="rise_0.9_0.99")
-    for _ in range(2):  # the second time as the first
-        model.learn(4 * 16)
-    left = np.array([1.0, 0.75, 0.5, 0.25])
-    np.testing.assert_allclose(model.logged("gamma"), np.tile(1 - 0.1**left * 0.01 ** (1 - left), 2))
-    assert model.gamma == "rise_0.9_0.99"
-
-
-@pytest.mark.parametrize(("limit", "longest"), [(25, 25), (5, 10), (10_000, 100), (None, 100)])
-def test_a_horizon_rises_no_further_than_an_episode_lasts(limit, longest):
-    """From 10 to 100 steps, in episodes of at most so many; never below where it begins."""
-    env = small_env()
-    for one in env.envs:
-        one.spec = None if limit is None else EnvSpec("Small-v0", max_episode_steps=limit)
-    model = make(env, cls=Recorded, gamma="rise_0.9_0.99")
-    model.learn(8 * 16)
-    horizons = 1 / (1 - np.array(model.logged("gamma")))
-    risen = 10 * 10 ** (np.arange(8) / 8)
-    np.testing.assert_allclose(horizons, np.minimum(risen, longest))
+def test_a_discount_is_a_number_a_callable_or_a_rising_horizon():
+    assert as_discount(1)(0.3) == 1.0
+    assert as_discount(lambda left: 0.9 + 0.05 * left)(0.5) == pytest.approx(0.925)
+    rising = as_discount(Horizon(0.99, 0.998, at_once=False))
+    horizons = [1 / (1 - rising(left)) for left in (1.0, 0.75, 0.5, 0.25, 0.0)]
+    np.testing.assert_allclose(horizons, 100 * 5 ** np.array([0, 0.25, 0.5, 0.75, 1]))
+    assert as_discount(Horizon(0, 0.5))(1.0) == 0.0
+    assert as_discount(Horizon(0.99, 0.998))(0.4) == rising(0.4)
+    assert as_trace_decay(0.9) == TraceDecay(0.9, 0.9)
 
 
 @pytest.mark.parametrize(
-    ("ends", "limit", "longest"),
+    ("name", "text", "schedule"),
     [
-        ("truncated", None, 100),
-        ("truncated", 25, 25),
-        ("terminated", None, None),
-        ("both", None, None),
+        ("target_kl", "lin_0.02", Linear(0.02)),
+        ("target_kl", "lin_2e-3", Linear(2e-3)),
+        ("learning_rate", "lin_0.1_0.5", Linear(0.1, 0.5)),
+        ("std_scale", "late_1_0.5", Late(1, 0.5)),
+        ("target_kl", "late_0.02", Late(0.02)),
+        ("gamma", "rise_0.99_0.998", Horizon(0.99, 0.998, at_once=False)),
+        ("gamma", "auto_0_0.5", Horizon(0, 0.5)),
+        ("gae_lambda", "auto_0.95_0.9", TraceDecay(0.95, 0.9)),
     ],
 )
-def test_where_no_episode_ends_early_the_horizon_is_long_at_once(ends, limit, longest):
-    """From the second rollout on: in the first, whose schedule is that of a rise, episodes end."""
-    env = small_env(ends=ends)
-    for one in env.envs:
-        one.spec = limit and EnvSpec("Small-v0", max_episode_steps=limit)
-    model = make(env, cls=Recorded, gamma="auto_0.9_0.99")
-    model.learn(4 * 16)
-    horizons = 1 / (1 - np.array(model.logged("gamma")))
-    risen = 10 * 10 ** (np.arange(4) / 4)
-    np.testing.assert_allclose(horizons, risen if longest is None else [10, *[longest] * 3])
-
-
-def test_an_episode_that_ends_early_takes_the_long_horizon_back():
-    env = small_env()
-
-    class Later(Recorded):
-        def train(self):
-            super().train()
-            env.envs[1].ends = "terminated"
-
-    model = make(env, cls=Later, gamma="auto_0.9_0.99")
-    model.learn(4 * 16)
-    risen = 1 - 0.1 * 0.1 ** (np.arange(4) / 4)
-    np.testing.assert_allclose(model.logged("gamma"), [0.9, 0.99, *risen[2:]])
+def test_what_a_string_says_is_said_again(name, text, schedule):
+    assert parse(name, text) == schedule
+    assert parse(name, written(schedule)) == schedule
+    assert written(0.5) == 0.5
 
 
 @pytest.mark.parametrize(
-    ("ends", "limit", "gamma", "decays"),
+    ("name", "text", "says"),
     [
-        ("truncated", None, 0.9, [0.9, 0.5, 0.5]),
-        ("truncated", 100, "auto_0.9_0.99", [0.9, 0.5, 0.5]),
-        ("truncated", 25, "auto_0.9_0.99", [0.9, 0.9, 0.9]),  # which holds the horizon back
-        ("truncated", 25, 0.99, [0.9, 0.5, 0.5]),
-        ("terminated", None, 0.9, [0.9, 0.9, 0.9]),
-        ("both", None, 0.9, [0.9, 0.9, 0.9]),
+        ("gamma", "high", "rise_A_B"),
+        ("gamma", "rise_0.99", "rise_A_B"),
+        ("gamma", "lin_0.9_0.99", "rise_A_B"),
+        ("gamma", "rise_0.99_0.9", "A <= B < 1"),
+        ("gamma", "rise_0.9_1", "A <= B < 1"),
+        ("gamma", "rise_-1_0.9", "0 <= A"),
+        ("gamma", "auto_0.99", "auto_A_B"),
+        ("gamma", "auto", "auto_A_B"),
+        ("gamma", "rise_nan_0.9", "0 <= A"),
+        ("gae_lambda", "high", "auto_A_B"),
+        ("gae_lambda", "auto_0.9", "auto_A_B"),
+        ("gae_lambda", "auto_0.9_1.5", "two of them"),
+        ("gae_lambda", "lin_0.9_0.8", "auto_A_B"),
+        ("target_kl", "lin_", "lin_A_B"),
+        ("target_kl", "lin_0.1_", "lin_A_B"),
+        ("target_kl", "lin_0.1_-0.1", "lin_A_B"),
+        ("target_kl", "lin_0.3_0.2_0.1", "lin_A_B"),
+        ("target_kl", "cosine_0.1", "lin_A_B"),
+        ("target_kl", "late_", "late_A_B"),
+        ("learning_rate", "lin_fast", "lin_A_B"),
+        ("learning_rate", "lin_-0.1", "lin_A_B"),
+        ("learning_rate", "0.1", "lin_A_B"),
+        ("learning_rate", "lin_inf", "lin_A_B"),
+        ("std_scale", "half", "lin_A_B"),
     ],
 )
-def test_lambda_is_its_second_number_where_long_episodes_end_by_time_alone(ends, limit, gamma, decays):
-    env = small_env(ends=ends)
-    for one in env.envs:
-        one.spec = limit and EnvSpec("Small-v0", max_episode_steps=limit)
-    model = make(env, cls=Recorded, gamma=gamma, gae_lambda="auto_0.9_0.5")
-    model.learn(3 * 16)
-    assert model.logged("gae_lambda").tolist() == decays
-    assert model.gae_lambda == "auto_0.9_0.5"
-
-
-@pytest.mark.parametrize("error", [AttributeError, NotImplementedError])
-def test_of_a_vector_environment_of_somebodys_own_the_limit_may_not_be_known(error):
-    class Own(VecEnvWrapper):
-        def reset(self):
-            return self.venv.reset()
-
-        def step_wait(self):
-            return self.venv.step_wait()
-
-        def get_attr(self, attr_name, indices=None):
-            if attr_name == "spec":
-                raise error
-            return self.venv.get_attr(attr_name, indices)
-
-    model = make(Own(small_env()), cls=Recorded, gamma="rise_0.9_0.99")
-    model.learn(2 * 16)
-    assert model.time_limit is None
-    np.testing.assert_allclose(model.logged("gamma"), [0.9, 1 - (0.1 * 0.01) ** 0.5])
-
-
-@pytest.mark.parametrize(("gamma", "followed"), [("rise_0.9_0.99", True), (0.9, False)])
-def test_vecnormalize_follows_a_schedule_and_no_number(gamma, followed):
-    env = VecNormalize(small_env("Box"), gamma=0.5)
-    model = make(env, gamma=gamma)
-    model.learn(2 * 16)
-    assert model.rollout_buffer.gamma == pytest.approx(1 - 0.001**0.5 if followed else 0.9)
-    assert env.gamma == (model.rollout_buffer.gamma if followed else 0.5)
-
-
-def test_a_schedule_that_leaves_the_range_of_gamma_is_refused_before_a_step():
-    model = make(gamma=lambda progress_remaining: 1.05 if progress_remaining == 0.25 else 0.9)
-    with pytest.raises(ConfigurationError, match=r"gamma must lie in \[0, 1\].* gave 1.05 at 0.250"):
-        model.learn(4 * 16)
-    assert model.num_timesteps == 48
-
-
-def test_a_learning_rate_of_a_string_falls_linearly():
-    model = make(cls=Recorded, learning_rate="lin_0.001")
-    model.learn(2 * 16)
-    np.testing.assert_allclose(model.logged("learning_rate"), [0.0005, 0.0])
-    assert model.logged("step_scale")[0] <= 0.0005 * (1 + 1e-6)
-
-
-DOCUMENTED = [
-    lambda progress_remaining: 0.25 * progress_remaining,
-    lambda progress_remaining: progress_remaining * 1e-3,
-    lambda progress_remaining: np.float32(0.25 * progress_remaining),
-    lambda progress_remaining: torch.tensor(0.25 * progress_remaining),
-    lambda progress_remaining: 0.25 * (1 - progress_remaining),  # a warm-up: 0 at the beginning
-    LinearSchedule(0.25, 0.0, 1.0),
-    LinearSchedule(0.25, 0.1, 0.5),
-    FloatSchedule(LinearSchedule(0.25, 0.0, 1.0)),
-    ConstantSchedule(0.25),
-]
-
-
-@pytest.mark.parametrize("schedule", DOCUMENTED)
-@pytest.mark.parametrize(
-    "name", ["learning_rate", "critic_learning_rate", "corrected_learning_rate", "target_kl"]
-)
-def test_a_schedule_of_somebodys_own_holds_to_the_very_end(name, schedule):
-    """The last rollout goes beyond the end: SB3's progress is -0.067 there."""
-    model = make(cls=Recorded, **{name: schedule})
-    model.learn(60)
-    assert model.num_timesteps == 64
-    assert model._current_progress_remaining == 0.0
-    assert all(torch.isfinite(p).all() for p in model.policy.parameters())
-
-
-def test_progress_never_leaves_its_range_however_often_one_learns():
-    seen = {}
-
-    def watch(name, value):
-        def schedule(progress_remaining):
-            seen.setdefault(name, []).append(progress_remaining)
-            return value
-
-        return schedule
-
-    names = ["learning_rate", "critic_learning_rate", "corrected_learning_rate"]
-    names += ["target_kl", "gamma", "std_scale"]
-    env = VecNormalize(small_env("Box"))
-    model = make(env, **{name: watch(name, 0.5) for name in names})
-
-    class Stop(BaseCallback):
-        def _on_step(self):
-            return self.num_timesteps < self.model._total_timesteps - 20
-
-    for arguments in ({}, {"reset_num_timesteps": False}, {"callback": Stop()}, {}):
-        model.learn(60, **arguments)
-    for name in names:
-        assert min(seen[name]) == 0.0, name
-        assert max(seen[name]) == 1.0, name
-
-
-def test_a_learning_that_begins_anew_begins_with_all_of_it_left():
-    gammas = []
-    model = make(cls=Recorded, gamma=lambda left: gammas.append(left) or 0.9)
-    model.learn(16)
-    gammas.clear()
-    model.learn(16)
-    assert gammas[0] == 1.0
-
-
-OUT_OF_RANGE = [
-    lambda left: 0.1 - left,
-    lambda left: left - 0.1,
-    lambda left: math.nan if left < 0.5 else 1.0,
-]
-OUT_OF_RANGE += [
-    lambda left: None,
-    lambda left: "0.1",
-    lambda left: 1 / left,
-    LinearSchedule(0.1, -0.1, 1.0),
-]
-OUT_OF_RANGE += [lambda left: np.array([0.1, 0.2]), ConstantSchedule(-1.0)]
-
-
-@pytest.mark.parametrize("schedule", OUT_OF_RANGE)
-@pytest.mark.parametrize(
-    "name",
-    [
-        "learning_rate",
-        "critic_learning_rate",
-        "corrected_learning_rate",
-        "target_kl",
-        "gamma",
-        "std_scale",
-    ],
-)
-def test_a_schedule_that_ends_or_begins_out_of_range_is_refused_before_training(name, schedule):
-    with pytest.raises(
-        ConfigurationError, match=rf"{name} must .*, but its schedule .* of the training"
-    ) as caught:
-        make(**{name: schedule})
+def test_a_string_that_is_no_schedule_is_refused(name, text, says):
+    with pytest.raises(ConfigurationError, match=rf"^{name} must be .*{says}.*, not {text!r}") as caught:
+        parse(name, text)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    "name", ["learning_rate", "critic_learning_rate", "corrected_learning_rate", "target_kl"]
+    ("schedule", "ends"),
+    [
+        *[
+            (kind, ends)
+            for kind in (Linear, Late)
+            for ends in [(-0.1, 0), (0.1, math.nan), (math.inf, 0)]
+        ],
+        *[(kind, ("a", 0)) for kind in (Linear, Late, Horizon, TraceDecay)],
+        *[(Horizon, ends) for ends in [(0.99, 0.9), (0.9, 1), (-1, 0.9), (math.nan, 0.9), (True, 0.9)]],
+        *[(TraceDecay, ends) for ends in [(0.9, 1.5), (-0.1, 0.9), (math.nan, 0.9), (None, 0.9)]],
+    ],
 )
-def test_a_value_out_of_range_in_between_is_refused_before_anything_is_changed(name):
-    model = make(**{name: lambda left: math.nan if left == 0.25 else 0.1})
-    seen = []
-
-    class Watch(BaseCallback):
-        def _on_rollout_end(self):
-            seen.append(parameters(self.model))
-
-        def _on_step(self):
-            return True
-
-    with pytest.raises(ConfigurationError, match=f"{name} must not be negative.* gave nan at 0.250"):
-        model.learn(4 * 16, Watch())
-    assert len(seen) == 3
-    assert same(seen[-1], parameters(model))
-    model.lr_schedule = lambda left: 0.1
-    setattr(model, name, 0.1)  # and learning goes on
-    model.learn(16, reset_num_timesteps=False)
-
-
-@pytest.mark.parametrize(
-    "value", [np.float32(0.02), np.float64(0.02), torch.tensor(0.02), np.int64(1), 1]
-)
-@pytest.mark.parametrize(
-    "name", ["learning_rate", "critic_learning_rate", "corrected_learning_rate", "target_kl"]
-)
-def test_numbers_of_numpy_and_torch_are_numbers(name, value):
-    make(**{name: value}).learn(16)
-
-
-@pytest.mark.parametrize("value", [[0.1], {"a": 1}, (1, 2)])
-@pytest.mark.parametrize(
-    "name", ["learning_rate", "critic_learning_rate", "gamma", "target_kl", "std_scale"]
-)
-def test_what_is_no_number_and_no_schedule_is_refused(name, value):
-    with pytest.raises(ConfigurationError, match=f"^{name} must"):
-        make(**{name: value})
-
-
-def test_a_target_that_is_changed_counts_from_the_next_update():
-    """As PPO's: who sets ``model.target_kl`` in a callback is heard."""
-
-    class Change(BaseCallback):
-        def _on_rollout_end(self):
-            if self.num_timesteps == 32:
-                self.model.target_kl, self.model.critic_learning_rate = "lin_0.5", 0.125
-
-        def _on_step(self):
-            return True
-
-    model = make(cls=Recorded)
-    model.learn(4 * 16, Change())
-    np.testing.assert_allclose(model.logged("target_kl"), [0.01, 0.25, 0.125, 0.0])
-    assert model.critic_optimizer.param_groups[0]["lr"] == 0.125
+def test_ends_that_are_none_are_refused(schedule, ends):
+    with pytest.raises(ConfigurationError, match=rf"^{schedule.__name__}\(A, B\) needs ") as caught:
+        schedule(*ends)
+    assert "\n" not in str(caught.value)

@@ -21,8 +21,8 @@ def plot(
     if not runs:
         raise ConfigurationError("There is nothing to plot: name at least one run directory.")
     from acktr.run.directory import find_runs
-    from acktr.run.figures import plot_comparison
+    from acktr.run.figures import plot_runs
 
     found = {run.path.resolve(): run for path in runs for run in find_runs(path)}
-    print(plot_comparison(list(found.values()), Path(out)))
+    print(plot_runs(list(found.values()), Path(out)))
     return 0

@@ -18,7 +18,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
 from acktr.errors import ConfigurationError
-from acktr.learner.moved import gone, place
+from acktr.learner.moved import MOVED, gone, place
 
 _P = ParamSpec("_P")
 
@@ -118,8 +118,12 @@ def advice(name: str, known: Iterable[str]) -> str:
     moved = place(name) or gone(name)
     if moved:
         return moved
-    nearest = difflib.get_close_matches(name, sorted(known), n=1)
-    return f"did you mean {nearest[0]!r}?" if nearest else f"leave {name} out"
+    nearest = difflib.get_close_matches(name, sorted({*known, *MOVED}), n=1)
+    if not nearest:
+        return f"leave {name} out"
+    if nearest[0] in MOVED:
+        return f"if {nearest[0]} is meant, {place(nearest[0])}"
+    return f"did you mean {nearest[0]!r}?"
 
 
 def explain_arguments(init: Callable[_P, None]) -> Callable[_P, None]:

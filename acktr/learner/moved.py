@@ -58,9 +58,9 @@ def place(name: str) -> str | None:
     group, inner = MOVED[name]
     outer, _, key = inner.partition(".")
     value = f"{{{key!r}: ...}}" if key else "..."
-    return (
-        f"{name} is now {group}={'Natural' if group == 'natural' else 'NaturalCritic'}({outer}={value})"
-    )
+    of = "Natural" if group == "natural" else "NaturalCritic"
+    either = ", or that of AdamCritic" if group == "critic" and outer in OF_BOTH_CRITICS else ""
+    return f"{name} is now {group}={of}({outer}={value}){either}"
 
 
 def gone(name: str) -> str | None:

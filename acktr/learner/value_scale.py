@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 from acktr import distributed
 from acktr.kfac import KFAC
-from acktr.kfac.rescaling import scale_fisher
+from acktr.kfac.units import scale_fisher
 from acktr.networks.outputs import Outputs
 from acktr.networks.value_head import NormalizedValue, normalized_value
 from acktr.rollout.batch import RolloutBatch

@@ -36,7 +36,7 @@ class Decision(NamedTuple):
     values: Tensor | None
 
 
-class Result(NamedTuple):
+class Answer(NamedTuple):
     """The environments' answer to actions.
 
     :param new_obs: ``(n_envs, *obs)``, or a dict of such arrays
@@ -89,7 +89,7 @@ def steps_of(
     obs: Any,
     n_steps: int,
     num_timesteps: int,
-) -> Iterator[tuple[Decision, Result]]:
+) -> Iterator[tuple[Decision, Answer]]:
     """Step from observations on.
 
     :param sampler: draws the actions
@@ -121,7 +121,7 @@ def last_observations(dones: np.ndarray, infos: list[dict[str, Any]]) -> dict[in
     }
 
 
-def _own(result: VecEnvStepReturn) -> Result:
+def _own(result: VecEnvStepReturn) -> Answer:
     """Keep what environments returned: they may write their next answer into the same memory."""
     obs, rewards, dones, infos = result
     dones = np.array(dones)
@@ -132,7 +132,7 @@ def _own(result: VecEnvStepReturn) -> Result:
             last = infos[index].get("terminal_observation")
             if last is not None:
                 infos[index] = {**infos[index], "terminal_observation": _copied(last)}
-    return Result(_copied(obs), np.array(rewards), dones, infos)
+    return Answer(_copied(obs), np.array(rewards), dones, infos)
 
 
 def _copied(obs: Any) -> Any:
@@ -142,7 +142,7 @@ def _copied(obs: Any) -> Any:
     return tuple(map(np.array, obs)) if isinstance(obs, tuple) else np.array(obs)
 
 
-def check_finite(env: VecEnv, result: Result, num_timesteps: int) -> None:
+def check_finite(env: VecEnv, result: Answer, num_timesteps: int) -> None:
     """Stop before a value that is not finite enters the rollout.
 
     :param env: the environments

@@ -63,7 +63,7 @@ def plot_learning_curve(run: Run) -> Path:
     return path
 
 
-def plot_comparison(runs: Sequence[Run], out: Path) -> Path:
+def plot_runs(runs: Sequence[Run], out: Path) -> Path:
     """Draw runs in one figure: a panel an environment, a line a setting, the spread over seeds.
 
     :param runs: the runs; those that differ in nothing but their seed make one line

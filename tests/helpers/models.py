@@ -5,7 +5,7 @@ import torch
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
-from acktr import ACKTR
+from acktr import ACKTR, Natural, NaturalCritic
 from acktr.rollout.batch import RolloutBatch
 from tests.helpers.small_envs import IMAGE, MIXED, VECTOR, small_env
 
@@ -35,6 +35,13 @@ class Recorded(ACKTR):
 
 def make(env=None, policy="MlpPolicy", cls=ACKTR, **kwargs):
     return cls(policy, env or small_env(), **{"n_steps": 8, "seed": 0, "device": "cpu", **kwargs})
+
+
+def setting(name, value):
+    """The argument of ACKTR for a setting, such as ``"natural.damping"``."""
+    group, _, part = name.rpartition(".")
+    kinds = {"natural": Natural, "critic": NaturalCritic}
+    return {group: kinds[group](**{part: value})} if group else {name: value}
 
 
 def parameters(model):

@@ -4,12 +4,13 @@ import io
 
 import pytest
 
+from acktr import Natural
 from tests.helpers.saved_models import build
 
 
 @pytest.fixture(scope="module")
 def trained():
-    return build(kfac_kwargs={"momentum": 0.5}).learn(48)
+    return build(natural=Natural(kfac_kwargs={"momentum": 0.5})).learn(48)
 
 
 @pytest.fixture(scope="module")

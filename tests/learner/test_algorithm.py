@@ -13,35 +13,35 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 
-from acktr import ACKTR
+from acktr import ACKTR, AdamCritic, Natural, NaturalCritic
 from acktr.kfac import KFAC
+from acktr.schedules import Linear
 from tests.helpers.models import POLICIES, Recorded, make, parameters, same
 from tests.helpers.small_envs import ACTIONS, small_env
 
 # All combinations where they are cheap; the others take each value once.
 COMBINATIONS = [
     *itertools.product(
-        ["MlpPolicy"], ACTIONS, ["gauss-newton", "euclidean"], [True, False], [1.0, "adaptive"]
+        ["MlpPolicy"], ACTIONS, [NaturalCritic, AdamCritic], [True, False], [1.0, "adaptive"]
     ),
     *(
-        (policy, action, norm, shared, std)
+        (policy, action, critic, shared, std)
         for policy in ("CnnPolicy", "MultiInputPolicy")
-        for action, (norm, shared, std) in zip(
+        for action, (critic, shared, std) in zip(
             itertools.cycle(ACTIONS),
-            itertools.product(["gauss-newton", "euclidean"], [True, False], [1.0, "adaptive"]),
+            itertools.product([NaturalCritic, AdamCritic], [True, False], [1.0, "adaptive"]),
         )
     ),
 ]
 
 
-@pytest.mark.parametrize(("policy", "action", "critic_norm", "shared", "critic_std"), COMBINATIONS)
-def test_every_parameter_moves_and_stays_finite(policy, action, critic_norm, shared, critic_std):
+@pytest.mark.parametrize(("policy", "action", "critic", "shared", "std"), COMBINATIONS)
+def test_every_parameter_moves_and_stays_finite(policy, action, critic, shared, std):
     observation, policy_kwargs = POLICIES[policy]
     model = make(
         small_env(action, observation),
         policy,
-        critic_norm=critic_norm,
-        critic_std=critic_std,
+        critic=critic(std=std),
         ent_coef=0.01,
         policy_kwargs={**policy_kwargs, "share_features_extractor": shared},
     )
@@ -70,7 +70,7 @@ def action_mean(model):
 
 two_networks = pytest.mark.parametrize(
     "kwargs",
-    [{}, {"policy_kwargs": {"activation_fn": nn.ReLU}, "critic_std": "adaptive"}],
+    [{}, {"policy_kwargs": {"activation_fn": nn.ReLU}, "critic": NaturalCritic(std="adaptive")}],
     ids=["default", "relu"],
 )
 
@@ -100,7 +100,7 @@ def test_the_kl_or_the_learning_rate_ends_a_step(kwargs):
 
 def test_without_feedback_the_predicted_kl_meets_the_bound():
     env = make_vec_env("CartPole-v1", 4, seed=0)
-    model = make(env, cls=Recorded, target_kl=0.01, kl_feedback=False)
+    model = make(env, cls=Recorded, target_kl=0.01, natural=Natural(kl_feedback=False))
     model.learn(5 * 32)
     predicted, scale = model.logged("predicted_kl"), model.logged("step_scale")
     at_bound = np.isclose(predicted, 0.01, rtol=1e-3)
@@ -119,16 +119,16 @@ def test_the_measured_kl_is_that_of_the_step_taken():
     assert model.logged("kl")[0] == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize("critic_norm", ["gauss-newton", "euclidean"])
-def test_all_metrics_are_logged(critic_norm):
-    model = make(small_env("Box"), cls=Recorded, critic_norm=critic_norm)
+@pytest.mark.parametrize("critic", [NaturalCritic, AdamCritic])
+def test_all_metrics_are_logged(critic):
+    model = make(small_env("Box"), cls=Recorded, critic=critic())
     model.learn(32)
     names = {
         *("kl", "predicted_kl", "target_kl", "step_scale", "damping", "fallbacks"),
         *("entropy_loss", "policy_gradient_loss", "value_loss", "explained_variance"),
         *("std", "n_updates", "learning_rate"),
     }
-    if critic_norm == "gauss-newton":
+    if critic is NaturalCritic:
         names.add("critic_step_scale")
     for metrics in model.history:
         assert names <= {name.removeprefix("train/") for name in metrics}
@@ -138,36 +138,37 @@ def test_all_metrics_are_logged(critic_norm):
     assert not model.logged("fallbacks").any()
 
 
-def test_n_critic_updates_and_the_critics_own_trust_region():
-    def value_change(**kwargs):
+def test_updates_of_the_critic_and_its_own_trust_region():
+    def value_change(**critic):
         # The first returns would move all values to their mean.
-        model = make(normalize_value_targets=False, **kwargs)
+        model = make(critic=NaturalCritic(normalize_targets=False, **critic))
         obs = torch.rand(50, 3)
         before = model.policy.predict_values(obs)
         model.learn(16)
         return (model.policy.predict_values(obs) - before).square().mean().item()
 
     for parts in (None, 4):
-        one, ten = (value_change(n_critic_updates=n, critic_batch_size=parts) for n in (1, 10))
+        one, ten = (value_change(n_updates=n, batch_size=parts) for n in (1, 10))
         assert ten > 2 * one
-    assert value_change() == value_change(n_critic_updates=4)
-    assert 0 < value_change(critic_trust_region=1e-6) < 1e-2 * value_change()
-    assert 0 < value_change(critic_learning_rate=1e-4) < 1e-2 * value_change()
+    assert value_change() == value_change(n_updates=4)
+    assert 0 < value_change(trust_region=1e-6) < 1e-2 * value_change()
+    assert 0 < value_change(learning_rate=1e-4) < 1e-2 * value_change()
 
 
 def test_options_of_kfac_are_handed_through():
     model = make(
         small_env("Box"),
-        damping=0.05,
-        critic_damping=0.2,
-        kfac_kwargs={
-            "momentum": 0.5,
-            "weight_decay": 0.01,
-            "inverse": "eigen",
-            "fisher": "monte-carlo",
-            "stat_decay": 0.9,
-        },
-        critic_kfac_kwargs={"momentum": 0.25},
+        natural=Natural(
+            damping=0.05,
+            kfac_kwargs={
+                "momentum": 0.5,
+                "weight_decay": 0.01,
+                "inverse": "eigen",
+                "fisher": "monte-carlo",
+                "stat_decay": 0.9,
+            },
+        ),
+        critic=NaturalCritic(damping=0.2, kfac_kwargs={"momentum": 0.25}),
     )
     model.learn(32)
     actor, critic = model.policy.optimizer, model.policy.critic_optimizer
@@ -271,14 +272,17 @@ def continue_learning(model, env):
     return model.learn(64)
 
 
+MOMENTUM = Natural(kfac_kwargs={"momentum": 0.5})
+
+
 @pytest.mark.parametrize(
     ("policy", "action", "kwargs"),
     [
-        ("MlpPolicy", "Box", {"kfac_kwargs": {"momentum": 0.5}, "critic_std": "adaptive"}),
-        ("MlpPolicy", "Discrete", {"critic_norm": "euclidean", "learning_rate": "lin_0.5"}),
+        ("MlpPolicy", "Box", {"natural": MOMENTUM, "critic": NaturalCritic(std="adaptive")}),
+        ("MlpPolicy", "Discrete", {"critic": AdamCritic(), "learning_rate": Linear(0.5)}),
         ("CnnPolicy", "MultiDiscrete", {"target_kl": LinearSchedule(0.02, 0.0, 1.0)}),
-        ("CnnPolicy", "Discrete", {"cg_iterations": 2, "sub_sampling_factor": 2}),
-        ("MlpPolicy", "Box", {"normalize_value_targets": True, "kfac_kwargs": {"momentum": 0.5}}),
+        ("CnnPolicy", "Discrete", {"natural": Natural(cg_iterations=2, sub_sampling_factor=2)}),
+        ("MlpPolicy", "Box", {"critic": NaturalCritic(normalize_targets=True), "natural": MOMENTUM}),
     ],
 )
 def test_a_saved_model_comes_back_and_learns_on_bit_for_bit(policy, action, kwargs, tmp_path):
@@ -314,8 +318,8 @@ def test_parameters_move_between_models():
     assert same(state, first.policy.optimizer.state_dict())
 
 
-def test_parameters_of_another_critic_norm_are_refused():
-    first_order = make(critic_norm="euclidean").get_parameters()
+def test_parameters_of_another_kind_of_critic_are_refused():
+    first_order = make(critic=AdamCritic()).get_parameters()
     with pytest.raises(ValueError, match="belongs to another model"):
         make().set_parameters(first_order)
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from acktr import ACKTR
+from acktr import ACKTR, AdamCritic, Natural, NaturalCritic
 from acktr.errors import DivergenceError
 from tests.helpers.models import POLICIES, make, parameters, same
 from tests.helpers.small_envs import small_env
@@ -18,15 +18,17 @@ OPTIONS = {
     "all of them": {"inverse": "ekfac", "exact_scaling": True, "adapt_damping": True},
 }
 
+ADAPTIVE = Natural(kfac_kwargs={"adapt_damping": True})
+
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-@pytest.mark.parametrize("norm", ["gauss-newton", "euclidean"])
+@pytest.mark.parametrize("critic", [NaturalCritic, AdamCritic])
 @pytest.mark.parametrize("policy", POLICIES)
-def test_they_work_with_every_policy(policy, norm, options):
+def test_they_work_with_every_policy(policy, critic, options):
     observation, policy_kwargs = POLICIES[policy]
     model = make(
-        small_env("Box", observation), policy, policy_kwargs=policy_kwargs, critic_norm=norm,
-        kfac_kwargs={**options, "momentum": 0.5},
+        small_env("Box", observation), policy, policy_kwargs=policy_kwargs, critic=critic(),
+        natural=Natural(kfac_kwargs={**options, "momentum": 0.5}),
     )  # fmt: skip
     before = parameters(model)
     model.learn(64)
@@ -44,8 +46,11 @@ def test_exact_scaling_gives_the_kl_asked_for(policy, action, factor):
     """Without feedback, and where the whole batch gives the exact Fisher."""
     observation, policy_kwargs = POLICIES[policy]
     model = make(
-        small_env(action, observation), policy, policy_kwargs=policy_kwargs, kl_feedback=False,
-        kfac_kwargs={"exact_scaling": True, "momentum": 0.5}, sub_sampling_factor=factor,
+        small_env(action, observation), policy, policy_kwargs=policy_kwargs,
+        natural=Natural(
+            kl_feedback=False, kfac_kwargs={"exact_scaling": True, "momentum": 0.5},
+            sub_sampling_factor=factor,
+        ),
         learning_rate=1e3, target_kl=1e-4,
     )  # fmt: skip
     model.learn(64)
@@ -67,10 +72,9 @@ def test_short_steps_lower_the_loss_as_promised(policy):
     """To first order the surrogate, and the loss of the critic, fall by slope times length."""
     observation, policy_kwargs = POLICIES[policy]
     model = make(
-        small_env("Box", observation), policy, policy_kwargs=policy_kwargs, kl_feedback=False,
-        n_critic_updates=1, target_kl=1e-7,
-        critic_trust_region=1e-7, ent_coef=0.01,
-        kfac_kwargs={"adapt_damping": True},
+        small_env("Box", observation), policy, policy_kwargs=policy_kwargs,
+        natural=Natural(kl_feedback=False, kfac_kwargs={"adapt_damping": True}),
+        critic=NaturalCritic(n_updates=1, trust_region=1e-7), target_kl=1e-7, ent_coef=0.01,
     )  # fmt: skip
     of_actor, of_critic = [], []
     watched(model, model.kfac, of_actor)
@@ -87,7 +91,7 @@ def test_short_steps_lower_the_loss_as_promised(policy):
 
 
 def test_a_step_that_breaks_the_policy_raises_the_damping():
-    model = make(small_env("Discrete"), kfac_kwargs={"adapt_damping": True}, target_kl=1e-3)
+    model = make(small_env("Discrete"), natural=ADAPTIVE, target_kl=1e-3)
     model.learn(4 * model.n_steps * model.n_envs)
     step = model.kfac.step
 
@@ -103,7 +107,7 @@ def test_a_step_that_breaks_the_policy_raises_the_damping():
 
 
 def test_a_saved_model_goes_on_with_its_damping(tmp_path):
-    model = make(kfac_kwargs={"adapt_damping": True}, target_kl=1e-6)
+    model = make(natural=ADAPTIVE, target_kl=1e-6)
     model.learn(10 * model.n_steps * model.n_envs)
     assert model.kfac.param_groups[0]["damping"] != 0.1
     model.save(tmp_path / "model")
@@ -118,7 +122,7 @@ def test_a_damping_that_cannot_adapt_is_refused():
     with pytest.raises(
         ValueError, match=r"adapt_damping moves damping between 1e-06 and 10000: .* got 0"
     ):
-        make(damping=0.0, kfac_kwargs={"adapt_damping": True})
+        make(natural=Natural(damping=0.0, kfac_kwargs={"adapt_damping": True}))
 
 
 def test_a_wide_layer_has_blocks_and_says_so(capsys):
@@ -130,8 +134,7 @@ def test_a_wide_layer_has_blocks_and_says_so(capsys):
     assert "mlp_extractor.policy_net.0 (2100 inputs, 4 outputs)" in model.notes[0]
     assert "value_net.0" in model.notes[1]
     assert model.notes[0] in capsys.readouterr().out
-    whole = ACKTR(
-        "MlpPolicy", small_env(observation=observation), kfac_kwargs={"max_factor_size": None}, **kwargs
-    )
+    natural = Natural(kfac_kwargs={"max_factor_size": None})
+    whole = ACKTR("MlpPolicy", small_env(observation=observation), natural=natural, **kwargs)
     assert not whole.notes
     assert not ACKTR("MlpPolicy", small_env()).notes

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from acktr import ACKTR
+from acktr import ACKTR, AdamCritic, Natural, NaturalCritic
 from tests.helpers.models import Trunk
 from tests.helpers.small_envs import IMAGE, VECTOR, small_env
 
@@ -38,15 +38,14 @@ NOISE = {
     [
         {},
         {"features_extractor_kwargs": False},
-        {"critic_norm": "euclidean", "critic_learning_rate": 1e-12},
-        {"kfac_kwargs": {"adapt_damping": True}},
-        {"sub_sampling_factor": 2},
+        {"critic": AdamCritic(learning_rate=1e-12, normalize_targets=False)},
+        {"natural": Natural(kfac_kwargs={"adapt_damping": True})},
+        {"natural": Natural(sub_sampling_factor=2)},
     ],
-    ids=str,
 )
 def test_noise_is_no_kl(noise, kwargs):
     """Of steps that go nowhere the measured KL is nothing, and the feedback wants longer ones."""
-    kwargs = dict(kwargs)
+    kwargs = {"critic": NaturalCritic(trust_region=None, normalize_targets=False), **kwargs}
     share = kwargs.pop("features_extractor_kwargs", True)
     policy_kwargs = {
         "features_extractor_class": Trunk,
@@ -55,13 +54,13 @@ def test_noise_is_no_kl(noise, kwargs):
     }
     model = ACKTR(
         "MlpPolicy", small_env(), n_steps=8, seed=0, learning_rate=1e-9, policy_kwargs=policy_kwargs,
-        critic_trust_region=None, normalize_value_targets=False, **kwargs,
+        **kwargs,
     )  # fmt: skip
     assert model.outputs.noisy
     model.learn(16)
     assert model.logger.name_to_value["train/kl"] < 1e-6
-    assert model.kl_rescales == 0
-    assert model.kl_scale >= 1.0
+    assert model.parts.trust_region.rescales == 0
+    assert model.parts.trust_region.scale >= 1.0
 
 
 def test_networks_learn_with_their_noise():

@@ -1,6 +1,5 @@
 """The noise of a Gaussian policy: what was learned, times what its schedule says, however often."""
 
-import copy
 import io
 
 import numpy as np
@@ -9,7 +8,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from acktr import ACKTR
 from acktr.errors import ConfigurationError
-from acktr.run.state import capture_learner, restore_learner
+from acktr.run.state import capture_learner, restore_learner, trees
+from acktr.schedules import Late, Linear
 from tests.helpers.models import Recorded, make, parameters, same
 from tests.helpers.small_envs import small_env
 
@@ -20,7 +20,7 @@ def still(action="Box", **kwargs):
 
 
 def test_noise_fades_by_the_changes_of_its_schedule():
-    model = still(std_scale="late_1_0.5", policy_kwargs={"log_std_init": -0.3})
+    model = still(std_scale=Late(1, 0.5), policy_kwargs={"log_std_init": -0.3})
     model.learn(4 * 16)
     halved = np.array([1.0, 1.0, 0.75, 0.5])
     np.testing.assert_allclose(model.logged("std"), np.exp(-0.3) * halved, rtol=1e-5)
@@ -32,7 +32,8 @@ def test_noise_fades_by_the_changes_of_its_schedule():
 def test_noise_goes_on_learning_while_it_fades():
     """A step of log_std is the one that would have been, and the change of the schedule on top."""
     plain, fading = (
-        make(small_env("Box"), cls=Recorded, std_scale=scale).learn(16) for scale in (1.0, "lin_1_0.1")
+        make(small_env("Box"), cls=Recorded, std_scale=scale).learn(16)
+        for scale in (1.0, Linear(1, 0.1))
     )
     fallen = fading.policy.log_std - plain.policy.log_std
     np.testing.assert_allclose(fallen.detach(), np.log(0.1), rtol=1e-5)
@@ -50,7 +51,7 @@ def test_a_number_scales_nothing():
 
 
 def test_actions_without_a_standard_deviation_have_nothing_to_fade():
-    model = still("Discrete", std_scale="lin_1_0.5")
+    model = still("Discrete", std_scale=Linear(1, 0.5))
     model.learn(16)
     assert "train/std" not in model.history[0]
 
@@ -69,7 +70,7 @@ def noise(model):
     return model.policy.log_std.exp().detach().numpy()
 
 
-LATE = {"std_scale": "late_1_0.5", "policy_kwargs": {"log_std_init": -0.3}}
+LATE = {"std_scale": Late(1, 0.5), "policy_kwargs": {"log_std_init": -0.3}}
 
 
 @pytest.mark.parametrize("reset", [True, False])
@@ -103,7 +104,7 @@ def reloaded(model):
 def test_a_model_that_was_loaded_goes_on_likewise(known):
     model = still(**LATE).learn(4 * 16)
     if not known:
-        model.noise_scale = None  # as a file says it that is older than the attribute
+        model.parts.noise.scale = None  # as a file says it that is older than the attribute
     loaded = reloaded(model)
     loaded.learn(2 * 16)
     loaded = reloaded(loaded)
@@ -116,7 +117,7 @@ def test_another_schedule_at_load_is_of_what_was_learned():
     buffer = io.BytesIO()
     model.save(buffer)
     buffer.seek(0)
-    loaded = ACKTR.load(buffer, env=small_env("Box"), std_scale="lin_1_0.25")
+    loaded = ACKTR.load(buffer, env=small_env("Box"), std_scale=Linear(1, 0.25))
     loaded.learn(4 * 16)
     np.testing.assert_allclose(noise(loaded), 0.25 * np.exp(-0.3), rtol=1e-5)
 
@@ -124,7 +125,7 @@ def test_another_schedule_at_load_is_of_what_was_learned():
 @pytest.mark.parametrize("old", [False, True])
 def test_a_checkpoint_goes_on_from_the_scale_in_force(old):
     def start():
-        return make(small_env("Box"), std_scale="lin_1_0.1")
+        return make(small_env("Box"), std_scale=Linear(1, 0.1))
 
     whole = start()
     taken = []
@@ -132,22 +133,22 @@ def test_a_checkpoint_goes_on_from_the_scale_in_force(old):
     class Taken(BaseCallback):
         def _on_rollout_start(self):
             if self.num_timesteps == 3 * 16:
-                taken.append(copy.deepcopy(capture_learner(self.model)[0]))
+                taken.append(trees(capture_learner(self.model)[0]))
 
         def _on_step(self):
             return True
 
     whole.learn(6 * 16, Taken())
     if old:
-        del taken[0]["learner"]["noise_scale"]
+        taken[0]["learner"]["parts"]["noise"]["scale"] = None
     resumed = start()
     restore_learner(resumed, taken[0], "it")
     resumed.learn(3 * 16, reset_num_timesteps=False)
     assert same(parameters(whole), parameters(resumed))
-    assert whole.noise_scale == resumed.noise_scale == pytest.approx(0.1)
+    assert whole.parts.noise.scale == resumed.parts.noise.scale == pytest.approx(0.1)
 
 
-@pytest.mark.parametrize("scale", ["late_1_0.5", lambda left: 0.5 + left / 2])
+@pytest.mark.parametrize("scale", [Late(1, 0.5), lambda left: 0.5 + left / 2])
 def test_the_last_rollout_goes_beyond_the_end_and_the_noise_does_not(scale):
     model = still(std_scale=scale, policy_kwargs={"log_std_init": -0.3})
     model.learn(60)

@@ -10,10 +10,12 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from acktr import ACKTR
+from acktr import ACKTR, AdamCritic, Natural, NaturalCritic
 from acktr.errors import AcktrError, ConfigurationError
 from acktr.learner.noise import auto_log_std
-from acktr.learner.settings import as_discount, as_schedule, check_arguments
+from acktr.learner.settings import check_arguments
+from acktr.schedules import Horizon, Late, Linear, TraceDecay
+from tests.helpers.models import make, setting
 from tests.helpers.small_envs import IMAGE, VECTOR, Small, small_env
 
 DEFAULTS = {
@@ -23,72 +25,100 @@ DEFAULTS = {
 REFUSED = [
     ("n_steps", 0, "at least 1"),
     ("n_steps", -4, "at least 1"),
-    ("n_critic_updates", 0, "at least 1"),
-    ("critic_batch_size", 0, "at least 1"),
-    ("cg_iterations", -1, "0 or more"),
-    ("cg_iterations", 2.5, "0 or more"),
-    ("sub_sampling_factor", 0, "at least 1"),
+    ("critic.n_updates", 0, "at least 1"),
+    ("critic.batch_size", 0, "at least 1"),
+    ("natural.cg_iterations", -1, "0 or more"),
+    ("natural.cg_iterations", 2.5, "0 or more"),
+    ("critic.cg_iterations", -1, "0 or more"),
+    ("natural.sub_sampling_factor", 0, "at least 1"),
     ("gamma", 1.5, r"\[0, 1\]"),
     ("gamma", -0.1, r"\[0, 1\]"),
-    ("gamma", "high", "rise_A_B"),
-    ("gamma", "rise_0.99", "rise_A_B"),
-    ("gamma", "lin_0.9_0.99", "rise_A_B"),
-    ("gamma", "rise_0.99_0.9", "A <= B < 1"),
-    ("gamma", "rise_0.9_1", "A <= B < 1"),
-    ("gamma", "rise_-1_0.9", "0 <= A"),
-    ("gamma", "auto_0.99", "auto_A_B"),
-    ("gamma", "auto", "auto_A_B"),
-    ("gamma", "rise_nan_0.9", "0 <= A"),
+    ("gamma", "high", r"\[0, 1\] or a callable, not 'high'"),
+    ("gamma", None, r"\[0, 1\]"),
     ("gae_lambda", 2.0, r"\[0, 1\]"),
     ("gae_lambda", -0.1, r"\[0, 1\]"),
     ("gae_lambda", math.nan, r"\[0, 1\]"),
     ("gae_lambda", None, r"\[0, 1\]"),
-    ("gae_lambda", "high", "auto_A_B"),
-    ("gae_lambda", "auto_0.9", "auto_A_B"),
-    ("gae_lambda", "auto_0.9_1.5", "two of them"),
-    ("gae_lambda", "lin_0.9_0.8", "auto_A_B"),
-    ("damping", -0.01, "0 or more"),
-    ("critic_damping", -1.0, "0 or more"),
-    ("vf_coef", -0.5, "0 or more"),
+    ("gae_lambda", "high", r"\[0, 1\] or a TraceDecay, not 'high'"),
+    ("gae_lambda", Linear(0.9, 0.8), r"\[0, 1\] or a TraceDecay"),
+    ("natural.damping", -0.01, "0 or more"),
+    ("critic.damping", -1.0, "0 or more"),
+    ("critic.vf_coef", -0.5, "0 or more"),
+    ("ent_coef", -0.5, "0 or more"),
     ("target_kl", 0.0, "positive"),
     ("target_kl", -0.01, "positive"),
     ("target_kl", math.nan, "positive"),
-    ("target_kl", "lin_", "lin_A_B"),
-    ("target_kl", "lin_0.1_", "lin_A_B"),
-    ("target_kl", "lin_0.1_-0.1", "lin_A_B"),
-    ("target_kl", "lin_0.3_0.2_0.1", "lin_A_B"),
-    ("target_kl", "cosine_0.1", "lin_A_B"),
-    ("learning_rate", "lin_fast", "lin_A_B"),
-    ("learning_rate", "lin_-0.1", "lin_A_B"),
-    ("learning_rate", "0.1", "lin_A_B"),
+    ("target_kl", "lin_", "a number or a callable, not 'lin_'"),
+    ("learning_rate", "lin_fast", "a number or a callable"),
+    ("learning_rate", "0.1", "a number or a callable"),
     ("learning_rate", -0.25, "negative"),
     ("learning_rate", math.nan, "negative"),
-    ("critic_learning_rate", 0.0, "positive"),
-    ("critic_learning_rate", "lin_", "lin_A_B"),
-    ("corrected_learning_rate", 0.0, "positive"),
-    ("corrected_learning_rate", "lin_", "lin_A_B"),
+    ("critic.learning_rate", 0.0, "positive"),
+    ("critic.learning_rate", None, "positive"),
+    ("critic.learning_rate", "lin_", "a number or a callable"),
+    ("natural.corrected_learning_rate", 0.0, "positive"),
+    ("natural.corrected_learning_rate", "lin_", "a number or a callable"),
     ("std_scale", 0.0, "positive"),
-    ("std_scale", "lin_1", "A, B > 0, not 'lin_1'"),
-    ("std_scale", "late_0_1", "A, B > 0"),
-    ("target_kl", "late_", "late_A_B"),
-    ("std_scale", "half", "lin_A_B"),
-    ("critic_trust_region", 0.0, "positive"),
-    ("critic_norm", "gauss_newton", "gauss-newton, euclidean"),
-    ("critic_std", 0.0, "'adaptive'"),
-    ("critic_std", "running", "'adaptive'"),
-    ("normalize_value_targets", "auto", "True, False or None"),
-    ("damping", math.nan, "0 or more"),
+    ("std_scale", Linear(1), "must stay positive and finite, but its schedule gave 0.0 at 0.000"),
+    ("std_scale", Late(0, 1), "must stay positive and finite, but its schedule gave 0.0 at 1.000"),
+    ("std_scale", "half", "a number or a callable"),
+    ("critic.trust_region", 0.0, "positive"),
+    ("critic.std", 0.0, "'adaptive'"),
+    ("critic.std", "running", "'adaptive'"),
+    ("critic.normalize_targets", "auto", "True, False or None"),
+    ("critic.kfac_kwargs", None, "a mapping of KFAC's arguments"),
+    ("natural.kfac_kwargs", 5, "a mapping of KFAC's arguments"),
+    ("natural.precision", "fp16", "one of fp32, bf16"),
+    ("natural.kl_feedback", 1, "True or False"),
+    ("natural.damping", math.nan, "0 or more"),
+    ("natural", {"damping": 0.1}, r"must be Natural\(...\)"),
+    ("critic", "adam", r"NaturalCritic\(...\) or AdamCritic\(...\)"),
+    ("critic", AdamCritic, r"NaturalCritic\(...\) or AdamCritic\(...\)"),
 ]
 
 
 @pytest.mark.parametrize(("name", "value", "says"), REFUSED)
 def test_an_argument_out_of_range_is_refused_by_name(name, value, says):
     with pytest.raises(ConfigurationError, match=says) as caught:
-        ACKTR("MlpPolicy", small_env(), **{name: value})
+        make(**setting(name, value))
     message = str(caught.value)
-    assert name in message or "schedule" in message
+    assert message.startswith(f"{name} ")
     assert "\n" not in message
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        (f"critic.{part}", *rest)
+        for part in AdamCritic.ranges
+        for name, *rest in REFUSED
+        if name == f"critic.{part}"
+    ],
+)
+def test_a_first_order_critic_refuses_the_same(name, value, says):
+    with pytest.raises(ConfigurationError, match=rf"^{name} .*{says}"):
+        AdamCritic(**{name.removeprefix("critic."): value})
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "now"),
+    [
+        ("learning_rate", "lin_0.5", Linear(0.5)),
+        ("target_kl", "lin_0.02_0.01", Linear(0.02, 0.01)),
+        ("std_scale", "late_1_0.5", Late(1.0, 0.5)),
+        ("gamma", "auto_0.9_0.99", Horizon(0.9, 0.99)),
+        ("gamma", "rise_0.9_0.99", Horizon(0.9, 0.99, at_once=False)),
+        ("gae_lambda", "auto_0.95_0.9", TraceDecay(0.95, 0.9)),
+        ("natural.corrected_learning_rate", "late_4", Late(4.0)),
+        ("critic.learning_rate", "lin_0.1", Linear(0.1)),
+    ],
+)
+def test_how_yaml_writes_a_schedule_is_told_what_it_is_in_python(name, text, now):
+    with pytest.raises(ConfigurationError, match=r"acktr\.schedules") as caught:
+        make(**setting(name, text))
+    assert str(caught.value).startswith(f"{name}={text!r} ")
+    assert f"in Python give {now}" in str(caught.value)
 
 
 def test_the_defaults_pass():
@@ -153,7 +183,7 @@ def test_another_log_std_init_is_refused(value):
 
 def test_what_corrects_steps_must_be_measured():
     with pytest.raises(ConfigurationError, match="corrected_learning_rate needs the measured KL"):
-        ACKTR("MlpPolicy", small_env(), corrected_learning_rate=10.0, kl_feedback=False)
+        Natural(corrected_learning_rate=10.0, kl_feedback=False)
 
 
 def test_gsde_is_refused_as_an_argument_too():
@@ -161,13 +191,14 @@ def test_gsde_is_refused_as_an_argument_too():
         ACKTR("MlpPolicy", small_env("Box"), use_sde=True)
 
 
-@pytest.mark.parametrize("kwargs", [{"n_critic_updates": 2}, {"critic_batch_size": 4}])
+@pytest.mark.parametrize("kwargs", [{"n_updates": 2}, {"batch_size": 4}])
 def test_a_shared_trunk_has_one_update_and_one_trust_region(kwargs):
+    natural, adam = NaturalCritic(**kwargs), AdamCritic(**kwargs)
     with pytest.raises(ConfigurationError, match="share_features_extractor=False"):
-        ACKTR("CnnPolicy", small_env(observation=IMAGE), **kwargs)
+        ACKTR("CnnPolicy", small_env(observation=IMAGE), critic=natural)
     separate = {"share_features_extractor": False, "features_extractor_kwargs": {"features_dim": 8}}
-    ACKTR("CnnPolicy", small_env(observation=IMAGE), policy_kwargs=separate, **kwargs)
-    ACKTR("CnnPolicy", small_env(observation=IMAGE), critic_norm="euclidean", **kwargs)
+    ACKTR("CnnPolicy", small_env(observation=IMAGE), policy_kwargs=separate, critic=natural)
+    ACKTR("CnnPolicy", small_env(observation=IMAGE), critic=adam)
 
 
 @pytest.mark.parametrize(
@@ -186,16 +217,15 @@ def test_unsupported_action_spaces_are_refused(space):
 
 def test_kfac_options_are_checked():
     with pytest.raises(ValueError, match="fisher"):
-        ACKTR("MlpPolicy", small_env(), kfac_kwargs={"fisher": "empirical"})
+        ACKTR("MlpPolicy", small_env(), natural=Natural(kfac_kwargs={"fisher": "empirical"}))
 
 
 def test_a_critic_may_differ_from_the_actor():
-    own = {"cg_iterations": 1, "factor_period": 2}
     model = ACKTR(
         "MlpPolicy",
         small_env(),
-        kfac_kwargs={"stat_decay": 0.9},
-        critic_kfac_kwargs=own,
+        natural=Natural(kfac_kwargs={"stat_decay": 0.9}),
+        critic=NaturalCritic(cg_iterations=1, kfac_kwargs={"factor_period": 2}),
         n_steps=8,
         seed=0,
     )
@@ -204,32 +234,8 @@ def test_a_critic_may_differ_from_the_actor():
     model.learn(32)
     assert model.kfac.last_step[0].cg_residual is None
     assert model.critic_optimizer.last_step[0].cg_residual is not None
-    with pytest.raises(ConfigurationError, match=r"critic_kfac_kwargs must not hold damping"):
-        ACKTR("MlpPolicy", small_env(), critic_kfac_kwargs={"damping": 1.0})
-
-
-def test_schedules():
-    assert as_schedule(0.3)(0.1) == 0.3
-    linear = as_schedule("lin_0.2")
-    np.testing.assert_allclose([linear(1.0), linear(0.5), linear(0.0)], [0.2, 0.1, 0.0])
-    assert as_schedule(lambda left: left**2)(0.5) == 0.25
-    assert as_schedule(0)(1.0) == 0.0
-    assert as_schedule("lin_2e-3")(1.0) == 2e-3
-    raised = as_schedule("lin_0.1_0.5")
-    assert (raised(1.0), raised(0.5), raised(0.0)) == pytest.approx((0.1, 0.3, 0.5))
-    late = [as_schedule("late_0.4_0.2")(left) for left in (1.0, 0.7, 0.5, 0.25, 0.0)]
-    assert late == pytest.approx([0.4, 0.4, 0.4, 0.3, 0.2])
-    assert as_schedule("late_0.02")(0.0) == 0.0
-
-
-def test_a_discount_is_a_number_a_callable_or_a_rising_horizon():
-    assert as_discount(1)(0.3) == 1.0
-    assert as_discount(lambda left: 0.9 + 0.05 * left)(0.5) == pytest.approx(0.925)
-    rising = as_discount("rise_0.99_0.998")
-    horizons = [1 / (1 - rising(left)) for left in (1.0, 0.75, 0.5, 0.25, 0.0)]
-    np.testing.assert_allclose(horizons, 100 * 5 ** np.array([0, 0.25, 0.5, 0.75, 1]))
-    assert as_discount("rise_0_0.5")(1.0) == 0.0
-    assert as_discount("auto_0.99_0.998")(0.4) == rising(0.4)
+    with pytest.raises(ConfigurationError, match=r"critic.kfac_kwargs must not hold damping"):
+        NaturalCritic(kfac_kwargs={"damping": 1.0})
 
 
 def test_a_single_environment_and_a_single_step():

@@ -1,6 +1,7 @@
 """Normalised value targets: values stay when moments move, and the unit of rewards does not matter."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,27 +10,40 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import nn
 
-from acktr import ACKTR
+from acktr import ACKTR, AdamCritic, Natural, NaturalCritic
 from acktr.errors import CheckpointMismatchError, ConfigurationError
 from acktr.kfac import KFAC
-from acktr.learner.value_scale import NormalizedValue, rescale_optimizers, sigma
+from acktr.learner.value_scale import rescale_optimizer
+from acktr.networks.value_head import NormalizedValue
 from tests.helpers.models import POLICIES, Recorded, make, parameters, same
 from tests.helpers.small_envs import ACTIONS, VECTOR, Small, small_env
 
+NORMALIZING = NaturalCritic(normalize_targets=True)
 CRITICS = [
     {},
-    {"critic_std": "adaptive"},
-    {"critic_std": 0.5, "n_critic_updates": 3, "critic_batch_size": 5},
-    {"critic_norm": "euclidean"},
-    {"critic_norm": "euclidean", "critic_std": "adaptive"},
-    {"cg_iterations": 2, "critic_kfac_kwargs": {"cg_iterations": 2}},
+    {"critic": NaturalCritic(std="adaptive", normalize_targets=True)},
+    {"critic": NaturalCritic(std=0.5, n_updates=3, batch_size=5, normalize_targets=True)},
+    {"critic": AdamCritic(normalize_targets=True)},
+    {"critic": AdamCritic(std="adaptive", normalize_targets=True)},
+    {
+        "natural": Natural(cg_iterations=2),
+        "critic": NaturalCritic(cg_iterations=2, normalize_targets=True),
+    },
 ]
 
 
 def normalizing(policy="MlpPolicy", action="Box", env=None, cls=Recorded, **kwargs):
     observation, policy_kwargs = POLICIES[policy]
-    kwargs = {"policy_kwargs": policy_kwargs, "normalize_value_targets": True, **kwargs}
+    kwargs = {"policy_kwargs": policy_kwargs, "critic": NORMALIZING, **kwargs}
     return make(env or small_env(action, observation), policy, cls=cls, **kwargs)
+
+
+def apart(policy, kwargs):
+    """Give a critic of several updates, if it is a natural one, a trunk of its own."""
+    critic = kwargs.get("critic", NORMALIZING)
+    if policy == "MlpPolicy" or critic.batch_size is None:
+        return kwargs
+    return {**kwargs, "policy_kwargs": {**POLICIES[policy][1], "share_features_extractor": False}}
 
 
 def head():
@@ -85,8 +99,7 @@ def test_returns_that_are_all_alike_leave_a_spread_above_0():
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_rollouts_values_are_those_after_the_moments_have_moved(policy, kwargs, monkeypatch):
     """Whatever the critic is: the moments move, K-FAC and losses go on, and no value has changed."""
-    if policy != "MlpPolicy" and "critic_batch_size" in kwargs:
-        kwargs = {**kwargs, "policy_kwargs": {**POLICIES[policy][1], "share_features_extractor": False}}
+    kwargs = apart(policy, kwargs)
     model = normalizing(policy, "Discrete", **kwargs).learn(3 * 16)
     model.collect_rollouts(model.env, model._init_callback(None), model.rollout_buffer, 8)
     batch = model.rollout_buffer.batch()
@@ -96,8 +109,11 @@ def test_a_rollouts_values_are_those_after_the_moments_have_moved(policy, kwargs
         seen.append(model.policy.predict_values(batch.observations).flatten().detach())
         raise StopIteration
 
-    monkeypatch.setattr(type(model), "_update_learning_rate", look)
-    monkeypatch.setattr("acktr.learner.algorithm.update_critic", look)
+    # The first thing that looks at a value after the moments have moved.
+    updates = model.parts.actor_update, model.parts.critic_update
+    for update, name in zip(updates, ("update", "fit"), strict=True):
+        if update is not None:
+            monkeypatch.setattr(update, name, look)
     count = model.policy.value_net.count.item()
     with pytest.raises(StopIteration):
         model.train()
@@ -108,8 +124,7 @@ def test_a_rollouts_values_are_those_after_the_moments_have_moved(policy, kwargs
 @pytest.mark.parametrize("kwargs", CRITICS)
 @pytest.mark.parametrize("policy", POLICIES)
 def test_every_parameter_moves_and_values_are_in_units_of_returns(policy, kwargs):
-    if policy != "MlpPolicy" and "critic_batch_size" in kwargs:
-        kwargs = {**kwargs, "policy_kwargs": {**POLICIES[policy][1], "share_features_extractor": False}}
+    kwargs = apart(policy, kwargs)
     model = normalizing(policy, "Discrete", **kwargs)
     before = parameters(model)
     model.learn(4 * 16)
@@ -158,8 +173,8 @@ def test_the_unit_of_rewards_makes_no_difference(kwargs):
 
 
 def test_without_the_option_it_does():
-    policy, _ = learned(1.0, normalize_value_targets=False)
-    scaled, _ = learned(1024.0, normalize_value_targets=False)
+    policy, _ = learned(1.0, critic=NaturalCritic(normalize_targets=False))
+    scaled, _ = learned(1024.0, critic=NaturalCritic(normalize_targets=False))
     assert not all(torch.allclose(a, b, atol=1e-3) for a, b in zip(policy, scaled, strict=True))
 
 
@@ -172,17 +187,18 @@ def moved(monkeypatch, optimizer, **kwargs):
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)  # SB3 makes observations float32
     model = normalizing(**kwargs)
     model.policy.double()
-    model.bellman_std = 0.7
+    scale = model.parts.value_scale
+    scale.bellman_std = 0.7
     module = model.policy.value_net
     module.update(1.0, 4.0)
     observations = torch.randn(40, 3, dtype=torch.float64)
     params = model.critic_optimizer.param_groups[0]["params"]
     own = optimizer(model, params)
-    model._set_critic_optimizer(own)
     before = measure(model, observations, own)
     ratio = module.update(30.0, 900.0)
     assert ratio < 0.5
-    rescale_optimizers(model, module, ratio, 1.0 if model.critic_std == "adaptive" else ratio)
+    sigma_ratio = 1.0 if model.critic.std == "adaptive" else ratio
+    rescale_optimizer(own, model.outputs, module, ratio, sigma_ratio)
     return own, before, measure(model, observations, optimizer(model, params))
 
 
@@ -192,9 +208,9 @@ def measure(model, observations, optimizer):
     with optimizer.capture() if isinstance(optimizer, KFAC) else torch.enable_grad():
         values = model.policy.predict_values(observations).flatten()
     if isinstance(optimizer, KFAC):
-        optimizer.update_curvature(model._value_distribution(values))
+        optimizer.update_curvature(model.parts.value_scale.distribution(values))
         return {name: block.clone() for name, block in optimizer.fisher_blocks().items()}
-    loss = 0.5 * ((observations.sum(1) - values) / sigma(model, values)).square().mean()
+    loss = model.parts.value_scale.loss(values, observations.sum(1))
     params = optimizer.param_groups[0]["params"]
     gradients = torch.autograd.grad(loss, params)
     for p, gradient in zip(params, gradients, strict=True):
@@ -202,23 +218,23 @@ def measure(model, observations, optimizer):
     return dict(zip(params, gradients, strict=True))
 
 
-@pytest.mark.parametrize("critic_std", [1.0, 0.5, "adaptive"])
-def test_averaged_curvature_is_that_of_the_new_units(critic_std, monkeypatch):
+@pytest.mark.parametrize("std", [1.0, 0.5, "adaptive"])
+def test_averaged_curvature_is_that_of_the_new_units(std, monkeypatch):
     def kfac(model, params):
         return KFAC(model.policy, param_groups=[{"params": params}])
 
-    own, before, after = moved(monkeypatch, kfac, critic_std=critic_std)
+    own, before, after = moved(monkeypatch, kfac, critic=replace(NORMALIZING, std=std))
     assert not all(torch.allclose(before[name], after[name], rtol=1e-2) for name in after)
     for name, block in own.fisher_blocks().items():
         torch.testing.assert_close(block, after[name], atol=1e-12, rtol=1e-10)
 
 
-@pytest.mark.parametrize("critic_std", [1.0, "adaptive"])
-def test_adams_moments_are_those_of_the_new_units(critic_std, monkeypatch):
+@pytest.mark.parametrize("std", [1.0, "adaptive"])
+def test_adams_moments_are_those_of_the_new_units(std, monkeypatch):
     def adam(model, params):
         return torch.optim.Adam(params)
 
-    own, before, after = moved(monkeypatch, adam, critic_std=critic_std, critic_norm="euclidean")
+    own, before, after = moved(monkeypatch, adam, critic=AdamCritic(std=std, normalize_targets=True))
     assert not all(torch.allclose(before[p], after[p], rtol=1e-2) for p in after)
     for p, gradient in after.items():
         torch.testing.assert_close(own.state[p]["exp_avg"], gradient, atol=1e-12, rtol=1e-10)
@@ -227,12 +243,13 @@ def test_adams_moments_are_those_of_the_new_units(critic_std, monkeypatch):
 
 def test_the_momentum_of_the_values_layer_is_of_the_new_units_too():
     """On a shared trunk; the step that momentum stands for changes values as it did before."""
-    model = normalizing("CnnPolicy", "Discrete", kfac_kwargs={"momentum": 0.9}).learn(2 * 16)
+    model = normalizing("CnnPolicy", "Discrete", natural=Natural(kfac_kwargs={"momentum": 0.9}))
+    model.learn(2 * 16)
     module, state = model.policy.value_net, model.kfac.state
     before = {p: state[p]["momentum_buffer"].clone() for p in model.kfac.param_groups[0]["params"]}
     factors = {name: [x.clone() for x in values] for name, values in model.kfac.factors().items()}
     slope, ratio = module.std.item(), module.update(50.0, 4.0)
-    rescale_optimizers(model, module, ratio, ratio)
+    rescale_optimizer(model.kfac, model.outputs, module, ratio, ratio)
     for p, velocity in before.items():
         factor = slope / module.std.item() if p in set(module.parameters()) else 1.0
         torch.testing.assert_close(state[p]["momentum_buffer"], factor * velocity)
@@ -251,7 +268,7 @@ class Deep(ActorCriticPolicy):
 
 def test_a_critic_without_a_linear_last_layer_is_refused():
     with pytest.raises(ConfigurationError, match=r"value_net.*Deep is Sequential"):
-        make(policy=Deep, policy_kwargs={"net_arch": [8]}, normalize_value_targets=True)
+        make(policy=Deep, policy_kwargs={"net_arch": [8]}, critic=NORMALIZING)
 
 
 @pytest.mark.parametrize(("norm_reward", "expected"), [(None, True), (False, True), (True, False)])
@@ -259,23 +276,23 @@ def test_by_default_where_nothing_else_scales_the_rewards(norm_reward, expected,
     env = small_env("Box", VECTOR)
     if norm_reward is not None:
         env = VecNormalize(env, norm_reward=norm_reward)
-    model = normalizing(env=env, normalize_value_targets=None, cls=ACKTR)
-    assert model.normalize_value_targets is expected
+    model = make(env)
+    assert model.critic.normalize_targets is expected
     assert isinstance(model.policy.value_net, NormalizedValue) is expected
     model.save(tmp_path / "model")
     # What None stood for is saved: another environment does not change it.
     loaded = ACKTR.load(tmp_path / "model", env=small_env("Box", VECTOR))
-    assert loaded.normalize_value_targets is expected
+    assert loaded.critic.normalize_targets is expected
 
 
 def test_by_default_not_where_it_is_not_possible():
-    assert not make(policy=Deep, policy_kwargs={"net_arch": [8]}).normalize_value_targets
+    assert not make(policy=Deep, policy_kwargs={"net_arch": [8]}).critic.normalize_targets
 
 
 def test_a_model_without_the_option_does_not_take_the_parameters_of_one_with_it():
     with pytest.raises(CheckpointMismatchError, match=r"value_net\.linear\.weight"):
-        make(normalize_value_targets=False).set_parameters(
-            make(normalize_value_targets=True).get_parameters()
+        make(critic=NaturalCritic(normalize_targets=False)).set_parameters(
+            make(critic=NORMALIZING).get_parameters()
         )
 
 
@@ -283,7 +300,7 @@ def test_saved_values_come_back(tmp_path):
     model = normalizing(cls=ACKTR).learn(5 * 16)
     model.save(tmp_path / "model")
     loaded = ACKTR.load(tmp_path / "model", device="cpu")
-    assert loaded.normalize_value_targets
+    assert loaded.critic.normalize_targets
     assert same(model.policy.state_dict(), loaded.policy.state_dict())
     observations = torch.randn(5, 3)
     assert torch.equal(*(m.policy.predict_values(observations) for m in (model, loaded)))

@@ -14,7 +14,7 @@ from acktr.files.checkpoints import CheckpointStore
 from acktr.files.durable import create_file, open_plain, write_directory, write_file
 from acktr.files.lock import Lock
 from acktr.run.directory import Run
-from acktr.run.figures import plot_comparison, plot_learning_curve
+from acktr.run.figures import plot_learning_curve, plot_runs
 from acktr.run.play import record
 from tests.helpers.runs import QUICK, TOY, train
 
@@ -173,7 +173,7 @@ def test_pruning_stays_in_the_run(tmp_path, victim):
 def test_pictures_and_films(copy, victim, kind, monkeypatch):
     for name in ("a.png", "episode.mp4"):
         plant(copy / name, kind, victim)
-    plot_comparison([Run(copy)], copy / "a.png")
+    plot_runs([Run(copy)], copy / "a.png")
     for name in ("check_film_packages", "prepare_rendering"):
         monkeypatch.setattr(f"acktr.run.play.{name}", lambda: None)
 

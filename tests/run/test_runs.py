@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from acktr.errors import CheckpointError, ConfigurationError
 from acktr.run.directory import EPISODE_COLUMNS, EVALUATION_COLUMNS, Run, find_runs
-from acktr.run.figures import plot_comparison, plot_learning_curve, window_means, window_of
+from acktr.run.figures import plot_learning_curve, plot_runs, window_means, window_of
 from acktr.run.tables import Table
 from acktr.run.versions import versions
 
@@ -150,7 +150,7 @@ def test_a_comparison_has_one_legend(tmp_path, drawn):
     runs = [make_run(tmp_path / f"{seed}", seed) for seed in range(3)]
     runs.append(make_run(tmp_path / "other", n_steps=5))
     runs.append(make_run(tmp_path / "toy", env_id="Toy-v1", episodes=9))
-    plot_comparison(runs, tmp_path / "all.png")
+    plot_runs(runs, tmp_path / "all.png")
     title, labels = texts(drawn[0])
     assert title == "line: mean over runs; band: one standard deviation to both sides"
     assert len(labels) == 3
@@ -158,7 +158,7 @@ def test_a_comparison_has_one_legend(tmp_path, drawn):
     for axes in drawn[0].axes:
         assert axes.get_legend() is None
         assert "that ended within" in axes.get_ylabel()
-    plot_comparison(runs[3:], tmp_path / "single.png")
+    plot_runs(runs[3:], tmp_path / "single.png")
     assert texts(drawn[1])[0] == ""
 
 
@@ -173,7 +173,7 @@ def test_comparison(tmp_path):
     runs.append(make_run(tmp_path / "other", n_steps=5))
     runs.append(make_run(tmp_path / "short", env_id="Toy-v1", episodes=1))
     runs.append(make_run(tmp_path / "none", env_id="Toy-v1", episodes=0))
-    out = plot_comparison(runs, tmp_path / "figures" / "all.png")
+    out = plot_runs(runs, tmp_path / "figures" / "all.png")
     assert out.read_bytes().startswith(b"\x89PNG")
 
 
@@ -184,4 +184,4 @@ def test_comparison(tmp_path):
 def test_comparison_refuses(tmp_path, episodes, name, message):
     run = make_run(tmp_path / "run", episodes=episodes)
     with pytest.raises(ConfigurationError, match=message):
-        plot_comparison([run], tmp_path / name)
+        plot_runs([run], tmp_path / name)

@@ -6,7 +6,7 @@ from torch import nn
 from torch.distributions import Normal
 
 from acktr.kfac import KFAC
-from acktr.kfac.rescaling import scale_fisher
+from acktr.kfac.units import scale_fisher
 
 
 @pytest.mark.parametrize("max_factor_size", [None, 3])
