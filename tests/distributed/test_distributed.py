@@ -244,9 +244,9 @@ def test_nothing_of_a_group_outlives_it(monkeypatch, error):
 def test_a_restart_does_not_hear_what_was_said_before(monkeypatch):
     """What a killed rank has left with the launcher must not be taken for an answer."""
     server, stores = torch.distributed.HashStore(), []
-    monkeypatch.setattr(distributed.dist, "TCPStore", lambda *_, **__: server)
+    monkeypatch.setattr(torch.distributed, "TCPStore", lambda *_, **__: server)
     monkeypatch.setattr(
-        distributed.dist, "init_process_group", lambda _, store, **__: stores.append(store)
+        torch.distributed, "init_process_group", lambda _, store, **__: stores.append(store)
     )
     launcher = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "1", "TORCHELASTIC_RUN_ID": "cheetah"}
     for attempt in ("0", "1", "1"):

@@ -1,5 +1,6 @@
 """Singular, zero, rank-one and non-finite statistics: counted, and never in the parameters."""
 
+import copy
 import math
 from collections.abc import Callable
 
@@ -148,3 +149,21 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_parameters(momentum, ta
         assert_finite(net)
         assert (kfac.last_step[0].step_scale == 0) == bad
     assert not torch.equal(net[0].weight, start)
+
+
+def test_states_of_before_that_had_a_floor_of_lengths():
+    net = nn.Linear(3, 2)
+    kfac = KFAC(net)
+    with kfac.capture():
+        out = net(torch.randn(5, 3))
+    kfac.update_curvature(Normal(out, 1.0))
+    out.sum().backward()
+    kfac.step()
+    state = copy.deepcopy(kfac.state_dict())
+    state["param_groups"][0].update(length_floor=0.0, lengths=torch.zeros(2))
+    other = KFAC(net)
+    other.load_state_dict(state)
+    assert other.param_groups[0].keys() == kfac.param_groups[0].keys()
+    state["param_groups"][0]["length_floor"] = 0.5
+    with pytest.raises(ValueError, match=r"length_floor 0\.5, which is gone"):
+        KFAC(net).load_state_dict(state)

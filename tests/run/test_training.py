@@ -97,7 +97,7 @@ MORE_CASES = {
         "pixels=true",
         "n_envs=2",
         "policy_kwargs.features_extractor_class=NatureCNN",
-        "policy_kwargs.features_extractor_kwargs.features_dim=8",
+        "policy_kwargs.features_extractor_kwargs={features_dim: 8}",
     ),
     "pixels": (
         "tests.helpers.toy_envs:ToyImage-v0",
