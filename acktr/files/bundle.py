@@ -26,6 +26,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from acktr.errors import (
+    AcktrError,
     CheckpointVersionError,
     CheckpointWriteError,
     DamagedCheckpointError,
@@ -336,7 +337,8 @@ def decoding(where: str, part: str, absent: bool = False) -> Iterator[None]:
             raise
         if isinstance(error, CheckpointVersionError | DamagedCheckpointError | UnsafeCheckpointError):
             raise
-        problem = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        kind = "" if isinstance(error, AcktrError) else f"{type(error).__name__}: "
+        problem = " ".join(f"{kind}{error}".split())[:200]
         raise DamagedCheckpointError(f"{part} of {where} cannot be read ({problem}).") from error
 
 

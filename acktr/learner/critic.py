@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, Normal
-from torch.optim import Optimizer
+from torch.optim import Adam, Optimizer
 
 from acktr.kfac import Graphs
 from acktr.kfac.exact import detached, mean_kl
 from acktr.learner.natural_step import NaturalStep, check_losses, learns, run, take_step
-from acktr.learner.settings import Critic, NaturalCritic
+from acktr.learner.settings import AdamCritic, Critic, NaturalCritic
 from acktr.learner.undo import Undo
 from acktr.learner.value_scale import ValueScale
 from acktr.networks.outputs import Outputs
@@ -146,8 +146,16 @@ class AdamCriticUpdate(CriticUpdate):
     :param graphs: repeats the step on a CUDA device; ``None`` if it is launched anew each time
     """
 
-    def __init__(self, *args: Any, graphs: Graphs | None = None) -> None:
-        super().__init__(*args)
+    def __init__(
+        self,
+        optimizer: Adam,
+        outputs: Outputs,
+        value_scale: ValueScale,
+        settings: AdamCritic,
+        deferred: bool = False,
+        graphs: Graphs | None = None,
+    ) -> None:
+        super().__init__(optimizer, outputs, value_scale, settings, deferred)
         self._graphs = graphs
 
     def _begin(self, batch: RolloutBatch) -> Callable[[Tensor | slice, RolloutBatch], Tensor]:

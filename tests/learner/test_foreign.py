@@ -32,7 +32,7 @@ REFUSED |= {"cg_max_steps", "cg_damping", "line_search_shrinking_factor", "line_
 # What ACKTR has in another place.
 MOVED = {
     "vf_coef": "critic=NaturalCritic(vf_coef=...)",
-    "n_critic_updates": "critic=NaturalCritic(n_updates=...)",
+    "n_critic_updates": "critic=NaturalCritic(n_updates=...), or that of AdamCritic",
     "sub_sampling_factor": "natural=Natural(sub_sampling_factor=...)",
 }
 
