@@ -172,7 +172,7 @@ def _experiment(name: str, updates: int) -> Any:
     steps = n_steps * first.n_envs * updates
     options = {"seed": 3, "n_timesteps": steps}
     configuration = loader.resolve(env_id, overrides=overrides, options=options).configuration
-    return _first("acktr.run.experiment", "acktr.run.experiment").Experiment(configuration)
+    return _first("acktr.run.experiment", "acktr.experiment").Experiment(configuration)
 
 
 class _Logged(BaseCallback):
@@ -226,7 +226,7 @@ def _learn(name: str) -> dict[str, str]:
 
 
 def _resume(name: str) -> dict[str, str]:
-    run_class = _first("acktr.run.directory", "acktr.run.directory").Run
+    run_class = _first("acktr.run.directory", "acktr.runs").Run
     logged = _Logged()
     with tempfile.TemporaryDirectory() as folder:
         run = run_class(Path(folder))
