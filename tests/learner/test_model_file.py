@@ -165,6 +165,35 @@ def test_what_is_not_stored_is_given_again(tmp_path):
     assert loaded.target_kl == 0.02
 
 
+class SetsAroundTheConstructor(ACKTR):
+    def __init__(self, *args, early=0, **kwargs):
+        self.early, self.counted = early, 0
+        super().__init__(*args, **kwargs)
+        self.late = 0
+
+
+class BuildsAtItsEnd(ACKTR):  # as SB3's own algorithms do
+    def __init__(self, *args, early=0, _init_setup_model=True, **kwargs):
+        super().__init__(*args, **kwargs, _init_setup_model=False)
+        self.early, self.counted = early, 0
+        if _init_setup_model:
+            self._setup_model()
+
+    def _setup_model(self):
+        self.late = 0
+        super()._setup_model()
+
+
+@pytest.mark.parametrize("algorithm", [SetsAroundTheConstructor, BuildsAtItsEnd])
+def test_attributes_of_a_subclass_come_back_wherever_it_sets_them(tmp_path, algorithm):
+    model = algorithm("MlpPolicy", small_env(), n_steps=8, early=1)
+    model.counted, model.late, model.later = 2, 3, 4
+    model.save(tmp_path / "model")
+    loaded = algorithm.load(tmp_path / "model")
+    assert [getattr(loaded, x) for x in ("early", "counted", "late", "later")] == [1, 2, 3, 4]
+    assert algorithm.load(tmp_path / "model", early=5, late=6).late == 6
+
+
 def test_callbacks_of_sb3_work(tmp_path):
     model = build()
     evaluation = EvalCallback(
