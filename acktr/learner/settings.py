@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 from stable_baselines3.common.type_aliases import Schedule
 
+from acktr.envs.kinds import is_whole
 from acktr.errors import ConfigurationError
 from acktr.networks.bfloat16 import PRECISIONS
 from acktr.networks.checks import check_widths
@@ -21,8 +22,8 @@ from acktr.schedules import as_discount, as_schedule, as_trace_decay
 
 Range = tuple[Callable[[Any], bool], str]
 
-_POSITIVE_WHOLE: Range = (lambda x: _is_whole(x, 1), "must be at least 1")
-_NONE_OR_WHOLE: Range = (lambda x: x is None or _is_whole(x, 1), "must be at least 1, or None")
+_POSITIVE_WHOLE: Range = (lambda x: is_whole(x, 1), "must be at least 1")
+_NONE_OR_WHOLE: Range = (lambda x: x is None or is_whole(x, 1), "must be at least 1, or None")
 _FINITE: Range = (lambda x: 0 <= x < math.inf, "must be finite, 0 or more")
 _RATE: Range = (lambda x: callable(x) or x > 0, "must be positive")
 _STD: Range = (
@@ -32,10 +33,6 @@ _STD: Range = (
 _OPTION: Range = (lambda x: x is None or isinstance(x, bool), "must be True, False or None")
 _SWITCH: Range = (lambda x: isinstance(x, bool), "must be True or False")
 _OPTIONS: Range = (lambda x: isinstance(x, Mapping), "must be a mapping of KFAC's arguments")
-
-
-def _is_whole(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 class _Checked:
@@ -93,7 +90,7 @@ class Natural(_Checked):
     schedules: ClassVar[tuple[str, ...]] = ("corrected_learning_rate",)
     ranges: ClassVar[Mapping[str, Range]] = {
         "damping": _FINITE,
-        "cg_iterations": (lambda x: _is_whole(x, 0), "must be 0 or more"),
+        "cg_iterations": (lambda x: is_whole(x, 0), "must be 0 or more"),
         "sub_sampling_factor": _POSITIVE_WHOLE,
         "kl_feedback": _SWITCH,
         "corrected_learning_rate": (
@@ -173,7 +170,7 @@ class NaturalCritic(_CheckedCritic):
         "learning_rate": _RATE,
         "damping": _FINITE,
         "trust_region": (lambda x: x is None or x > 0, "must be positive, or None"),
-        "cg_iterations": (lambda x: _is_whole(x, 0), "must be 0 or more"),
+        "cg_iterations": (lambda x: is_whole(x, 0), "must be 0 or more"),
         "n_updates": _NONE_OR_WHOLE,
         "batch_size": _NONE_OR_WHOLE,
         "std": _STD,
