@@ -149,8 +149,7 @@ class ACKTR(Timed, AdaptedAlgorithm, SafeAlgorithm):
         self.target_kl = target_kl
         self.normalize_advantage = normalize_advantage
         self.std_scale = std_scale
-        self.natural = natural
-        self.critic = critic
+        self.natural, self.critic = replace(natural), replace(critic)  # with mappings of its own
         self.notes: list[str] = []  # what a user should know of how the model is built
         self._shared_moments: distributed.SharedMoments | None = None
         self.house = {"house", "_logger", "_clock_ahead", *self._set_since(before)}  # some by learn()
@@ -304,10 +303,11 @@ class ACKTR(Timed, AdaptedAlgorithm, SafeAlgorithm):
     def train(self) -> None:
         """Update the critic, then the actor, on the last rollout.
 
-        :raises ConfigurationError: a schedule's value is not in its range; nothing was changed
+        :raises ConfigurationError: a setting cannot be what it is now; nothing was changed
         :raises DivergenceError: a value is not finite; the step that it belongs to is not taken
         """
-        limits = self._limits()  # whatever is wrong with a schedule, nothing has changed yet
+        self.parts.check_kept(vars(self))  # whatever is wrong with a setting, nothing has changed yet
+        limits = self._limits()
         critic_rate = self.critic.rate(self._current_progress_remaining)
         self.policy.set_training_mode(True)
         storage = cast(RolloutStorage, self.rollout_buffer)
