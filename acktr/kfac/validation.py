@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -79,9 +80,9 @@ def check_group(group: Mapping[str, Any], known: Mapping[str, Any]) -> None:
         raise ValueError(f"A parameter group sets {strangers}; it may set {', '.join(known)}.")
     for name in ("lr", "damping", "weight_decay", "cold_start", "momentum"):
         value = group[name]
-        if not isinstance(value, (int, float, Tensor)) or not math.isfinite(value) or value < 0:
+        if not isinstance(value, Real | Tensor) or not math.isfinite(value) or value < 0:
             raise ValueError(f"{name} must be a finite number, 0 or more, got {value!r}.")
-    if not isinstance(group["cg_iterations"], int) or group["cg_iterations"] < 0:
+    if not isinstance(group["cg_iterations"], Integral) or group["cg_iterations"] < 0:
         raise ValueError(f"cg_iterations must be 0 or more, got {group['cg_iterations']!r}.")
     for name in ("exact_scaling", "adapt_damping"):
         if not isinstance(group[name], bool):

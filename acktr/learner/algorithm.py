@@ -124,6 +124,7 @@ class ACKTR(Timed, AdaptedAlgorithm, SafeAlgorithm):
     ) -> None:
         foreign.check_policy(policy, self.policy_aliases)
         check_arguments(locals())
+        before = dict(vars(self))  # a subclass's own
         super().__init__(
             policy,
             env,
@@ -148,17 +149,17 @@ class ACKTR(Timed, AdaptedAlgorithm, SafeAlgorithm):
         self.target_kl = target_kl
         self.normalize_advantage = normalize_advantage
         self.std_scale = std_scale
-        self.natural = natural
-        self.critic = critic
+        self.natural, self.critic = replace(natural), replace(critic)  # with mappings of its own
         self.notes: list[str] = []  # what a user should know of how the model is built
         self._shared_moments: distributed.SharedMoments | None = None
-        self.house = {*vars(self), "house"}
+        self.house = {"house", "_logger", "_clock_ahead", *self._set_since(before)}  # some by learn()
         if _init_setup_model:
             self._setup_model()
 
     # ------------------------------------------------------------------ building
 
     def _setup_model(self) -> None:
+        before = dict(vars(self))  # a subclass may have set its own before it builds the networks
         self.n_steps = self.n_steps or max(_BATCH_SIZE // self.n_envs, _LEAST_STEPS)
         self.policy_kwargs = resolve_log_std(self.policy_kwargs, self.action_space)
         super()._setup_model()
@@ -183,9 +184,13 @@ class ACKTR(Timed, AdaptedAlgorithm, SafeAlgorithm):
             self.used_precision,
         )
         self.notes = self.parts.notes
-        self.house |= vars(self).keys() | {"_logger", "_clock_ahead"}  # the last two come with learn()
+        self.house |= self._set_since(before)
         if self.verbose >= 1:
             print(*self.notes, sep="\n", end="\n" if self.notes else "")
+
+    def _set_since(self, before: Mapping[str, Any]) -> set[str]:
+        """Name the attributes that are not what they were."""
+        return {name for name, x in vars(self).items() if name not in before or before[name] is not x}
 
     def _setup_lr_schedule(self) -> None:
         self.lr_schedule = as_schedule(self.learning_rate, "learning_rate")
@@ -298,10 +303,11 @@ class ACKTR(Timed, AdaptedAlgorithm, SafeAlgorithm):
     def train(self) -> None:
         """Update the critic, then the actor, on the last rollout.
 
-        :raises ConfigurationError: a schedule's value is not in its range; nothing was changed
+        :raises ConfigurationError: a setting cannot be what it is now; nothing was changed
         :raises DivergenceError: a value is not finite; the step that it belongs to is not taken
         """
-        limits = self._limits()  # whatever is wrong with a schedule, nothing has changed yet
+        self.parts.check_kept(vars(self))  # whatever is wrong with a setting, nothing has changed yet
+        limits = self._limits()
         critic_rate = self.critic.rate(self._current_progress_remaining)
         self.policy.set_training_mode(True)
         storage = cast(RolloutStorage, self.rollout_buffer)

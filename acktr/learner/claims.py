@@ -342,7 +342,8 @@ def build(
         with parameters_within(parameters.get("policy")):
             model._setup_model()
             try_networks(model.policy)
-        remembered = own_names(model, data, given, where)
+        # Settings are in, and completed as the model was built.
+        remembered = own_names(model, data, given - settings.keys(), where)
         check_state(model, remembered, {*given, *constructor_arguments(cls)}, where)
         check_observations(model, remembered, model.n_envs, where)
         vars(model).update(remembered)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch.optim import Adam
 
+from acktr.errors import ConfigurationError
 from acktr.kfac import KFAC
 from acktr.learner.actor import ActorUpdate
 from acktr.learner.advantages import AdvantageScale
@@ -16,7 +17,7 @@ from acktr.learner.discount import Discount
 from acktr.learner.natural_step import NaturalStep
 from acktr.learner.noise import Noise
 from acktr.learner.optimizers import build_optimizers
-from acktr.learner.settings import AdamCritic, Critic, Natural, NaturalCritic
+from acktr.learner.settings import AdamCritic, Critic, Natural, NaturalCritic, check_kept
 from acktr.learner.trust_region import TrustRegion
 from acktr.learner.value_scale import ValueScale
 from acktr.networks.outputs import Outputs
@@ -37,6 +38,8 @@ class Parts(NamedTuple):
 
     :param critic_update: ``None`` where the critic learns with the actor
     :param notes: what a user should know of how they are built, in sentences
+    :param policy: which learns
+    :param built_with: the settings that they have taken, by name
     """
 
     discount: Discount
@@ -47,6 +50,23 @@ class Parts(NamedTuple):
     actor_update: ActorUpdate
     critic_update: CriticUpdate | None
     notes: list[str]
+    policy: ActorCriticPolicy
+    built_with: Mapping[str, Any]
+
+    def check_kept(self, settings: Mapping[str, Any]) -> None:
+        """Refuse a policy or settings that are no longer those that the parts have taken.
+
+        :param settings: of now, by name, the policy among them
+        :raises ConfigurationError: names the first; the schedules among them may change
+        """
+        ours, now = list(self.policy.parameters()), list(settings["policy"].parameters())
+        if len(ours) != len(now) or any(a is not b for a, b in zip(ours, now, strict=True)):
+            raise ConfigurationError(
+                "The model has another policy than it was built with, which would not learn: put the "
+                "other's parameters into its own with model.policy.load_state_dict(...)."
+            )
+        for name, built in self.built_with.items():
+            check_kept(name, settings[name], built)
 
     def owners(self) -> dict[str, Part]:
         """Return the parts that own a state, besides networks and optimisers, by name."""
@@ -114,4 +134,6 @@ def build_parts(
         ),
         critic_update=alone,
         notes=optimizers.notes,
+        policy=policy,
+        built_with={"natural": natural, "critic": critic, "normalize_advantage": normalize_advantage},
     )

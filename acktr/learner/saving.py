@@ -7,6 +7,7 @@ import inspect
 import os
 import warnings
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -45,8 +46,9 @@ from acktr.learner.foreign import REPLACED, own_arguments
 from acktr.learner.migrations import DERIVED_OBJECTS, current_data, is_ours
 from acktr.learner.noise import resolve_log_std
 from acktr.learner.parts import Parts
-from acktr.learner.settings import AdamCritic, Natural, NaturalCritic
+from acktr.learner.settings import AdamCritic, Critic, Natural, NaturalCritic
 from acktr.networks import extractors, policies
+from acktr.networks.value_head import is_normalized
 from acktr.rollout import storage
 from acktr.schedules import Horizon, Late, Linear, TraceDecay
 
@@ -83,6 +85,7 @@ EPISODES = (
     "ep_info_buffer",
     "ep_success_buffer",
 )
+_MADE_ANEW = {"policy", "lr_schedule", "house"}  # of parameters and settings
 _DESCRIPTION = ("policy_class", "observation_space", "action_space", "n_envs", "_stats_window_size")
 
 
@@ -141,9 +144,10 @@ class SafeAlgorithm(OnPolicyAlgorithm):
             :func:`acktr.envs.normalization.normalization_content`; loading a model leaves them alone
         :raises CheckpointWriteError: it could not be written; an earlier file is as it was
         """
-        names = [*self.described, *EPISODES, *(include or ())]
+        exclude, include = set(exclude or ()) - set(include or ()), set(include or ()) - _MADE_ANEW
+        names = [*self.described, *EPISODES, *include]
         data = {name: vars(self)[name] for name in names if name in vars(self)} | self.state_dict()
-        data = {name: value for name, value in data.items() if name not in (exclude or ())}
+        data = {name: value for name, value in data.items() if name not in exclude}
         components: dict[str, Any] = {DATA: data, **self.get_parameters()}
         if normalization is not None:
             components[NORMALIZATION] = normalization
@@ -223,7 +227,8 @@ class SafeAlgorithm(OnPolicyAlgorithm):
             if force_reset:
                 data["_last_obs"] = None
         given = {*kwargs, *(custom_objects or {})}
-        model = build(cls, file.where, env, device, {**data, **kwargs}, given, parameters)
+        data = _completed({**data, **kwargs}, parameters)
+        model = build(cls, file.where, env, device, data, given, parameters)
         model._put_parameters(parameters, True, device, file.where)
         return model
 
@@ -242,7 +247,7 @@ class SafeAlgorithm(OnPolicyAlgorithm):
         changes = cls._known_changes(changes, said)
         if not is_ours(said):
             return adopt(cls, where, said, {**_own_objects(objects), **changes}, parameters, env, device)
-        data = {**current_data(said, where), **changes}
+        data = _completed({**current_data(said, where), **changes}, parameters)
         if env is not None:
             env = cls._wrap_env(env, data.get("verbose", 0))
             check_spaces(where, data, env)
@@ -349,6 +354,15 @@ def _decode(
     known = (constructor_arguments(cls) | data.keys()) - REPLACED.keys()
     data.update({name: value for name, value in given.items() if name in known})
     return data, components
+
+
+def _completed(data: dict[str, Any], parameters: TensorDict) -> dict[str, Any]:
+    """Let a critic that does not say what it predicts go on with what it did."""
+    critic = data.get("critic")
+    if isinstance(critic, Critic) and critic.normalize_targets is None:
+        normalized = is_normalized(parameters.get("policy"))
+        return {**data, "critic": replace(critic, normalize_targets=normalized)}
+    return data
 
 
 def _own_objects(given: Mapping[str, Any]) -> dict[str, Any]:

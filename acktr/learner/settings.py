@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 from stable_baselines3.common.type_aliases import Schedule
 
+from acktr.envs.kinds import is_whole
 from acktr.errors import ConfigurationError
 from acktr.networks.bfloat16 import PRECISIONS
 from acktr.networks.checks import check_widths
@@ -21,8 +22,8 @@ from acktr.schedules import as_discount, as_schedule, as_trace_decay
 
 Range = tuple[Callable[[Any], bool], str]
 
-_POSITIVE_WHOLE: Range = (lambda x: _is_whole(x, 1), "must be at least 1")
-_NONE_OR_WHOLE: Range = (lambda x: x is None or _is_whole(x, 1), "must be at least 1, or None")
+_POSITIVE_WHOLE: Range = (lambda x: is_whole(x, 1), "must be at least 1")
+_NONE_OR_WHOLE: Range = (lambda x: x is None or is_whole(x, 1), "must be at least 1, or None")
 _FINITE: Range = (lambda x: 0 <= x < math.inf, "must be finite, 0 or more")
 _RATE: Range = (lambda x: callable(x) or x > 0, "must be positive")
 _STD: Range = (
@@ -32,10 +33,6 @@ _STD: Range = (
 _OPTION: Range = (lambda x: x is None or isinstance(x, bool), "must be True, False or None")
 _SWITCH: Range = (lambda x: isinstance(x, bool), "must be True or False")
 _OPTIONS: Range = (lambda x: isinstance(x, Mapping), "must be a mapping of KFAC's arguments")
-
-
-def _is_whole(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 class _Checked:
@@ -87,13 +84,13 @@ class Natural(_Checked):
     corrected_learning_rate: float | Schedule | None = None
     precision: str = "fp32"
     cuda_graphs: bool = False
-    kfac_kwargs: dict[str, Any] = field(default_factory=dict)
+    kfac_kwargs: dict[str, Any] = field(default_factory=dict, hash=False)
 
     argument: ClassVar[str] = "natural"
     schedules: ClassVar[tuple[str, ...]] = ("corrected_learning_rate",)
     ranges: ClassVar[Mapping[str, Range]] = {
         "damping": _FINITE,
-        "cg_iterations": (lambda x: _is_whole(x, 0), "must be 0 or more"),
+        "cg_iterations": (lambda x: is_whole(x, 0), "must be 0 or more"),
         "sub_sampling_factor": _POSITIVE_WHOLE,
         "kl_feedback": _SWITCH,
         "corrected_learning_rate": (
@@ -112,7 +109,7 @@ class Natural(_Checked):
                 "natural.corrected_learning_rate needs the measured KL: leave kl_feedback at True, or "
                 "pass corrected_learning_rate=None and limit steps with learning_rate."
             )
-        _check_kfac_kwargs("natural", self.kfac_kwargs)
+        _check_kfac_kwargs(self)
 
 
 class _CheckedCritic(_Checked):
@@ -167,13 +164,13 @@ class NaturalCritic(_CheckedCritic):
     std: float | str = 1.0
     normalize_targets: bool | None = None
     vf_coef: float = 0.5
-    kfac_kwargs: dict[str, Any] = field(default_factory=dict)
+    kfac_kwargs: dict[str, Any] = field(default_factory=dict, hash=False)
 
     ranges: ClassVar[Mapping[str, Range]] = {
         "learning_rate": _RATE,
         "damping": _FINITE,
         "trust_region": (lambda x: x is None or x > 0, "must be positive, or None"),
-        "cg_iterations": (lambda x: _is_whole(x, 0), "must be 0 or more"),
+        "cg_iterations": (lambda x: is_whole(x, 0), "must be 0 or more"),
         "n_updates": _NONE_OR_WHOLE,
         "batch_size": _NONE_OR_WHOLE,
         "std": _STD,
@@ -184,7 +181,7 @@ class NaturalCritic(_CheckedCritic):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_kfac_kwargs("critic", self.kfac_kwargs)
+        _check_kfac_kwargs(self)
 
     def check_joint(self) -> None:
         """Refuse what a critic that learns with the actor on a shared trunk cannot have.
@@ -229,7 +226,10 @@ Critic = NaturalCritic | AdamCritic
 _OWNED = ("lr", "damping", "target_kl", "cg_iterations", "param_groups", "process_group")
 
 
-def _check_kfac_kwargs(argument: str, kwargs: Mapping[str, Any]) -> None:
+def _check_kfac_kwargs(settings: Natural | NaturalCritic) -> None:
+    """Refuse what ACKTR sets, and keep a mapping of its own: settings stay what they are."""
+    argument, kwargs = settings.argument, dict(settings.kfac_kwargs)
+    object.__setattr__(settings, "kfac_kwargs", kwargs)
     for name in sorted(set(_OWNED) & kwargs.keys()):
         raise ConfigurationError(
             f"{argument}.kfac_kwargs must not hold {name}: ACKTR sets it from its own arguments "
@@ -307,6 +307,27 @@ def _check_policy_kwargs(kwargs: Mapping[str, Any]) -> None:
             "gSDE (use_sde) is not supported: its Fisher is not that of a Gaussian in the mean; leave "
             "it out."
         )
+
+
+def check_kept(name: str, now: Any, built: Any) -> None:
+    """Refuse a change of what a model was built with; schedules of a group may change.
+
+    :param name: of the argument
+    :param now: its value
+    :param built: that of before
+    :raises ConfigurationError: names what has changed
+    """
+    pairs = [(name, now, built)]
+    if isinstance(built, _Checked) and type(now) is type(built):
+        parts = [f.name for f in fields(built) if f.name not in built.schedules]  # type: ignore[arg-type]
+        pairs = [(f"{name}.{part}", getattr(now, part), getattr(built, part)) for part in parts]
+    for changed, value, before in pairs:
+        chosen = changed == "critic.normalize_targets" and value is None  # as it was
+        if not chosen and value != before:
+            raise ConfigurationError(
+                f"{changed} is {value!r} now, and the model was built with {before!r}: build a new one "
+                "with it."
+            )
 
 
 def valid_range(name: str) -> str | None:

@@ -9,6 +9,7 @@ whatever asks for values (rollout, advantages, logs) gets them in units of the r
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -167,3 +168,8 @@ def exact_parameters(policy: ActorCriticPolicy, state: dict[str, Any]) -> dict[s
     prefix = "value_net."
     others = {name: x for name, x in state.items() if not name.startswith(prefix)}
     return {**others, **{prefix + name: x for name, x in head.exact_state().items()}}
+
+
+def is_normalized(state: Any) -> bool:
+    """Whether :func:`exact_parameters` are those of a critic that predicts normalised values."""
+    return isinstance(state, Mapping) and {"value_net.linear.weight", "value_net.std"} <= state.keys()

@@ -137,6 +137,9 @@ def test_exclude_and_include(tmp_path, trained):
     trained.save(tmp_path / "a", exclude=["ep_info_buffer"], include=["device"])
     data = zipfile.ZipFile(tmp_path / "a.zip").read("data.json")
     assert b'"ep_info_buffer"' not in data
+    made_anew = ["policy", "lr_schedule", "seed"]
+    trained.save(tmp_path / "a", exclude=["seed"], include=made_anew)  # as SB3 has it: include wins
+    assert ACKTR.load(tmp_path / "a").seed == trained.seed is not None
     trained.note = threading.Event()
     with pytest.warns(UserWarning, match=r"Saved without note \(threading\.Event"):
         trained.save(tmp_path / "b")
@@ -163,6 +166,48 @@ def test_what_is_not_stored_is_given_again(tmp_path):
     assert_same_state(model, ACKTR.load(tmp_path / "own", custom_objects=again))
     loaded = ACKTR.load(tmp_path / "own", custom_objects={"policy_kwargs": own}, target_kl=0.02)
     assert loaded.target_kl == 0.02
+
+
+class SetsAroundTheConstructor(ACKTR):
+    def __init__(self, *args, early=0, **kwargs):
+        self.early, self.counted = early, 0
+        super().__init__(*args, **kwargs)
+        self.late = 0
+
+
+class BuildsAtItsEnd(ACKTR):  # as SB3's own algorithms do
+    def __init__(self, *args, early=0, _init_setup_model=True, **kwargs):
+        super().__init__(*args, **kwargs, _init_setup_model=False)
+        self.early, self.counted = early, 0
+        if _init_setup_model:
+            self._setup_model()
+
+    def _setup_model(self):
+        self.late = 0
+        super()._setup_model()
+
+
+@pytest.mark.parametrize("algorithm", [SetsAroundTheConstructor, BuildsAtItsEnd])
+def test_attributes_of_a_subclass_come_back_wherever_it_sets_them(tmp_path, algorithm):
+    model = algorithm("MlpPolicy", small_env(), n_steps=8, early=1)
+    model.counted, model.late, model.later = 2, 3, 4
+    model.save(tmp_path / "model")
+    loaded = algorithm.load(tmp_path / "model")
+    assert [getattr(loaded, x) for x in ("early", "counted", "late", "later")] == [1, 2, 3, 4]
+    assert algorithm.load(tmp_path / "model", early=5, late=6).late == 6
+
+
+@pytest.mark.parametrize("normalizes", [False, True])
+def test_another_critic_goes_on_with_what_the_saved_one_predicts(tmp_path, normalizes):
+    model = build(critic=NaturalCritic(normalize_targets=normalizes))
+    model.learn(16).save(tmp_path / "model")
+    more = {"critic": NaturalCritic(n_updates=2)}
+    for changes in (more, {"custom_objects": more}):
+        loaded = ACKTR.load(tmp_path / "model", **changes)
+        assert loaded.critic == NaturalCritic(n_updates=2, normalize_targets=normalizes)
+        assert_same_state(loaded, model)
+        loaded.save(tmp_path / "again")
+        assert_same_state(ACKTR.load(tmp_path / "again"), model)
 
 
 def test_callbacks_of_sb3_work(tmp_path):

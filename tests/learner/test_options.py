@@ -169,6 +169,24 @@ def test_log_std_init_may_be_a_number_of_numpy():
     assert set(model.policy.log_std.tolist()) == {-0.5}
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *((name, np.int64(2)) for name in ("n_steps", "critic.n_updates", "critic.batch_size")),
+        *((f"natural.{name}", np.int32(2)) for name in ("cg_iterations", "sub_sampling_factor")),
+        ("critic.cg_iterations", np.int64(1)),
+        ("natural.damping", np.float32(0.5)),
+        ("critic.damping", np.int64(1)),
+    ],
+)
+def test_settings_may_be_numbers_of_numpy(name, value, tmp_path):
+    outer, _, _ = name.partition(".")
+    model = ACKTR("MlpPolicy", small_env(), **{"n_steps": 4, **setting(name, value)})
+    model.learn(8)
+    model.save(tmp_path / "model")
+    assert getattr(ACKTR.load(tmp_path / "model"), outer) == getattr(model, outer)
+
+
 def test_actions_without_a_standard_deviation_need_no_number():
     model = ACKTR("MlpPolicy", small_env("Discrete"), policy_kwargs={"log_std_init": "auto"})
     assert "log_std_init" not in model.policy_kwargs

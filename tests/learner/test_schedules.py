@@ -1,5 +1,6 @@
 """Settings that change over training: what a schedule says is what each update learns with."""
 
+import copy
 import math
 from dataclasses import replace
 
@@ -325,3 +326,46 @@ def test_a_target_that_is_changed_counts_from_the_next_update():
     model.learn(4 * 16, Change())
     np.testing.assert_allclose(model.logged("target_kl"), [0.01, 0.25, 0.125, 0.0])
     assert model.critic_optimizer.param_groups[0]["lr"] == 0.125
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "says"),
+    [
+        ("natural", lambda x: replace(x, damping=9.0), r"natural\.damping is 9\.0 now.*with 0\.1"),
+        ("natural", lambda x: replace(x, kl_feedback=False), r"natural\.kl_feedback is False now"),
+        ("critic", lambda x: replace(x, n_updates=7), r"critic\.n_updates is 7 now.*with None"),
+        ("critic", lambda x: AdamCritic(), r"critic is AdamCritic\(.* now.*with NaturalCritic\("),
+        ("critic", lambda x: None, "critic is None now"),
+        ("normalize_advantage", lambda x: True, "normalize_advantage is True now.*with 'running'"),
+    ],
+)
+def test_a_setting_that_a_model_is_built_with_is_not_changed_in_silence(name, change, says):
+    model = make()
+    model.learn(16)
+    before = copy.deepcopy(model.policy.state_dict())
+    built = getattr(model, name)
+    setattr(model, name, change(built))
+    with pytest.raises(ConfigurationError, match=f"^{says}.*build a new one"):
+        model.learn(16)
+    assert all(torch.equal(x, before[key]) for key, x in model.policy.state_dict().items())
+    setattr(model, name, built if name == "normalize_advantage" else replace(built))  # an equal one
+    model.learn(16)
+
+
+def test_a_policy_that_would_not_learn_is_refused():
+    model = make()
+    own, model.policy = model.policy, copy.deepcopy(model.policy)
+    with pytest.raises(ConfigurationError, match=r"another policy .*policy\.load_state_dict"):
+        model.learn(16)
+    model.policy = own
+    model.learn(16)
+
+
+def test_settings_are_those_of_one_model():
+    options = {"stat_decay": 0.9}
+    natural = Natural(kfac_kwargs=options)
+    options["momentum"] = 0.5
+    assert natural.kfac_kwargs == {"stat_decay": 0.9}
+    make().natural.kfac_kwargs["momentum"] = 0.5
+    assert make().natural == Natural()
+    assert len({natural, Natural(kfac_kwargs={"stat_decay": 0.9}), NaturalCritic(), AdamCritic()}) == 3
