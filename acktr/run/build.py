@@ -179,6 +179,11 @@ def make(
         schedules, classes, ``Natural``, ``NaturalCritic`` and ``AdamCritic`` may stand too
     :raises ConfigurationError: for an unknown environment, preset or setting, or a wrong value
     """
+    if not isinstance(env_id, str):
+        raise ConfigurationError(
+            f"make takes the id of an environment, not {type(env_id).__name__}: give environments of "
+            "your own to ACKTR, as in ACKTR('MlpPolicy', env)."
+        )
     options = {"seed": seed, "n_envs": n_envs, "device": device}
     configuration, notes = resolve(
         env_id, preset=preset, settings=settings, options=options, allow_import=allow_import

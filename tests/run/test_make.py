@@ -14,6 +14,7 @@ from acktr.presets import resolve
 from acktr.run import build
 from acktr.schedules import Horizon, Late, Linear, TraceDecay
 from tests.helpers.runs import TOY
+from tests.helpers.small_envs import small_env
 from tests.helpers.toy_envs import Toy
 
 SMALL = {"n_envs": 2, "n_steps": 8, "policy_kwargs": {"net_arch": [4]}}
@@ -153,6 +154,12 @@ def test_what_is_wrong_gets_one_sentence(settings, message):
         make("CartPole-v1", **settings)
     assert message in str(said.value)
     assert "\n" not in str(said.value)
+
+
+@pytest.mark.parametrize("env", [None, small_env()])
+def test_an_environment_of_ones_own_is_told_where_to_go(env):
+    with pytest.raises(ConfigurationError, match=f"not {type(env).__name__}: give .* to ACKTR"):
+        make(env)
 
 
 # Models -----------------------------------------------------------------------------------------
