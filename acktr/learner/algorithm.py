@@ -392,6 +392,7 @@ class ACKTR(Timed, AdaptedAlgorithm, SafeAlgorithm):
         """Learn for a number of steps, counted over all environments of all ranks."""
         assert self.env is not None, "You must set the environment before calling learn()"
         foreign.check_dtype(self.policy)
+        foreign.warn_of_moved(vars(self).keys() - self.house)
         if distributed.rank() and not self._custom_logger:
             self.set_logger(Logger(None, []))  # the first rank speaks for all
         return super().learn(

@@ -241,6 +241,21 @@ def check_dtype(policy: ActorCriticPolicy) -> None:
         )
 
 
+def warn_of_moved(names: Iterable[str]) -> None:
+    """Say that settings of 0.1.0 which are set on a model change nothing.
+
+    :param names: of the attributes that are not the model's own
+    """
+    for name in names:
+        said = place(name) or gone(name)
+        if said:
+            warnings.warn(
+                f"model.{name} was set, and changes nothing: {said}, when the model is built.",
+                UserWarning,
+                stacklevel=3,
+            )
+
+
 def warn_of_masks(env: VecEnv | None) -> None:
     """Say that ``action_masks()`` of an environment is not asked for."""
     if env is None:

@@ -352,6 +352,14 @@ def test_a_setting_that_a_model_is_built_with_is_not_changed_in_silence(name, ch
     model.learn(16)
 
 
+@pytest.mark.parametrize("name", ["critic_std", "kl_feedback", "n_actor_updates"])
+def test_who_sets_what_has_moved_is_told(name):
+    model = ACKTR("MlpPolicy", small_env(), n_steps=8)
+    setattr(model, name, 2)
+    with pytest.warns(UserWarning, match=rf"^model\.{name} was set, and changes nothing: {name} is "):
+        model.learn(16)
+
+
 def test_a_policy_that_would_not_learn_is_refused():
     model = make()
     own, model.policy = model.policy, copy.deepcopy(model.policy)
