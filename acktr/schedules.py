@@ -30,7 +30,10 @@ class Linear:
     end: float = 0.0
 
     def __post_init__(self) -> None:
-        _check_ends(self, math.inf)
+        ends = self.start, self.end
+        if not (_are_numbers(*ends) and all(0 <= end < math.inf for end in ends)):
+            name = type(self).__name__
+            raise ConfigurationError(f"{name}(A, B) needs finite A and B, 0 or more, got {self}.")
 
     def __call__(self, progress_remaining: float) -> float:
         """Return the value at a share of training that is left."""
@@ -38,23 +41,12 @@ class Linear:
 
 
 @dataclass(frozen=True)
-class Late:
-    """A value that stays for the first half of training and goes linearly to another in the second.
-
-    :param start: in the first half, 0 or more
-    :param end: at the end, 0 or more
-    :raises ConfigurationError: one is no such number
-    """
-
-    start: float
-    end: float = 0.0
-
-    def __post_init__(self) -> None:
-        _check_ends(self, math.inf)
+class Late(Linear):
+    """A value that stays for the first half of training and goes linearly to another in the second."""
 
     def __call__(self, progress_remaining: float) -> float:
         """Return the value at a share of training that is left."""
-        return Linear(self.start, self.end)(min(2 * progress_remaining, 1.0))
+        return super().__call__(min(2 * progress_remaining, 1.0))
 
 
 @dataclass(frozen=True)
@@ -110,14 +102,6 @@ def _are_numbers(*values: Any) -> bool:
     return all(isinstance(value, Real) and not isinstance(value, bool) for value in values)
 
 
-def _check_ends(schedule: Linear | Late, below: float) -> None:
-    ends = schedule.start, schedule.end
-    if not (_are_numbers(*ends) and all(0 <= end < below for end in ends)):
-        raise ConfigurationError(
-            f"{type(schedule).__name__}(A, B) needs finite A and B, 0 or more, got {schedule}."
-        )
-
-
 # Names ---------------------------------------------------------------------------------------
 
 _NAMED: Mapping[str, Callable[[float, float], Any]] = {"lin": Linear, "late": Late}
@@ -163,8 +147,8 @@ def _forms(name: str) -> str:
 
 def written(value: Any) -> Any:
     """Write a schedule as :func:`parse` reads it; anything else stays as it is."""
-    if isinstance(value, Linear | Late):
-        kind, ends = ("lin" if isinstance(value, Linear) else "late"), (value.start, value.end)
+    if isinstance(value, Linear):
+        kind, ends = ("late" if isinstance(value, Late) else "lin"), (value.start, value.end)
     elif isinstance(value, Horizon):
         kind, ends = ("auto" if value.at_once else "rise"), (value.start, value.end)
     elif isinstance(value, TraceDecay):

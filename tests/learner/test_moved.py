@@ -6,16 +6,12 @@ import pickle
 import shutil
 
 import pytest
-import torch
 import yaml
-from torch import nn
-from torch.distributions import Normal
 
 from acktr import ACKTR
 from acktr.cli import main
 from acktr.errors import CheckpointError, ConfigurationError
 from acktr.files.allowed import earlier_modules
-from acktr.kfac import KFAC
 from acktr.learner.moved import GONE, MOVED, current_settings, new_key
 from acktr.networks.policies import CnnPolicy
 from acktr.presets import resolve
@@ -201,21 +197,3 @@ def test_pickles_name_classes_where_they_were():
         assert pickle.loads(of_before) is CnnPolicy
     with pytest.raises(ModuleNotFoundError):
         pickle.loads(of_before)
-
-
-def test_states_of_kfac_with_a_floor_of_lengths():
-    net = nn.Linear(3, 2)
-    kfac = KFAC(net)
-    with kfac.capture():
-        out = net(torch.randn(5, 3))
-    kfac.update_curvature(Normal(out, 1.0))
-    out.sum().backward()
-    kfac.step()
-    state = copy.deepcopy(kfac.state_dict())
-    state["param_groups"][0].update(length_floor=0.0, lengths=torch.zeros(2))
-    other = KFAC(net)
-    other.load_state_dict(state)
-    assert other.param_groups[0].keys() == kfac.param_groups[0].keys()
-    state["param_groups"][0]["length_floor"] = 0.5
-    with pytest.raises(ValueError, match=r"length_floor 0\.5, which is gone"):
-        KFAC(net).load_state_dict(state)
