@@ -263,18 +263,18 @@ class ACKTR(Timed, AdaptedAlgorithm, SafeAlgorithm):
         progress = self._current_progress_remaining
         gamma, gae_lambda = self.parts.discount.of_rollout(self.gamma, self.gae_lambda, progress)
         rollout_buffer.gamma, rollout_buffer.gae_lambda = gamma, gae_lambda
-        normalize = self.get_vec_normalize_env()
-        if normalize is not None and callable(self.gamma):
+        if callable(self.gamma) and (normalize := self.get_vec_normalize_env()) is not None:
             # Rewards in units of what the same horizon sums up to leave the critic values of one scale,
             # however far the horizon rises.
             normalize.gamma = gamma
         self.policy.set_training_mode(False)
         rollout_buffer.begin(self.outputs, n_rollout_steps)
+        callback.update_locals({"self": self, "callback": callback})
         callback.on_rollout_start()
 
         def on_step(names: dict[str, Any]) -> bool:
             self.num_timesteps += env.num_envs * distributed.size()
-            callback.update_locals({**names, "self": self, "callback": callback})
+            callback.update_locals(names)
             goes_on = callback.on_step()
             if goes_on:
                 self._update_info_buffer(names["infos"], names["dones"])
