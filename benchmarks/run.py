@@ -15,7 +15,7 @@ from acktr.compare.runner import Summary, Terminated, choose_cores, describe, ru
 from acktr.compare.store import Store
 from acktr.compare.trial import Trial
 from acktr.errors import AcktrError, ConfigurationError
-from benchmarks import suites
+from benchmarks import suites, tasks
 
 RESULTS = Path(__file__).resolve().parent / "results"
 FILTERS = ("env", "label", "algo", "seed")
@@ -38,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.list:
             _list(trials, store)
             return 0
+        for trial in trials:
+            tasks.check_installed(trial.env_id)
         cores = choose_cores(options.jobs, options.cores, options.threads)
         # Where results go and how many run at a time is not what they depend on.
         command = f"python -m benchmarks.run {options.suite}"

@@ -6,7 +6,8 @@ reaches into a mapping; ``set_on``: more of them on one task) and other ``envs``
 than the suite. The ``set`` of the suite is what all of ACKTR's labels begin with. ``batches`` names
 pairs of labels whose ``set`` differ in ``n_steps`` alone, the smaller batch first. ``speeds`` names
 pairs whose steps per second are compared, the one in question first. ``compare_seconds: false`` leaves
-out what would compare seconds: the runs have had different cores.
+out what would compare seconds: the runs have had different cores. ``held_out`` names the tasks on which
+no setting may be chosen. A ``preset`` that ends with ``.yaml`` is a file beside the suites.
 """
 
 from pathlib import Path
@@ -53,6 +54,7 @@ class Suite(_Strict):
     steps: PositiveInt | dict[str, PositiveInt]  # of all tasks, or of each
     seeds: list[NonNegativeInt]
     envs: list[str]
+    held_out: list[str] = []
     eval_episodes: NonNegativeInt = 20
     set: dict[str, Any] = {}
     # By label. No commas: --only separates with them.
@@ -77,7 +79,7 @@ class Suite(_Strict):
                         steps,
                         label,
                         {**common, **algorithm.set, **algorithm.set_on.get(env, {})},
-                        algorithm.preset,
+                        _preset(algorithm.preset),
                         self.eval_episodes,
                     )
                     rows.append((i, trial))
@@ -90,6 +92,12 @@ class Suite(_Strict):
             for env in self.envs if algorithm.envs is None else algorithm.envs:
                 if not algorithm.steps and isinstance(self.steps, dict) and env not in self.steps:
                     raise ValueError(f"steps does not name {env}, which {label} learns")
+        return self
+
+    @model_validator(mode="after")
+    def _held_out_are_tasks(self) -> "Suite":
+        if missing := sorted(set(self.held_out) - set(self.envs)):
+            raise ValueError(f"held_out names {missing[0]}, which is not among envs")
         return self
 
     @model_validator(mode="after")
@@ -127,6 +135,10 @@ class Suite(_Strict):
 
     def _steps(self, env: str) -> int:
         return self.steps[env] if isinstance(self.steps, dict) else self.steps
+
+
+def _preset(preset: str | None) -> str | None:
+    return str(ROOT / preset) if preset and preset.endswith(".yaml") else preset
 
 
 def names() -> list[str]:

@@ -1,6 +1,7 @@
 """The runner of suites: what is chosen, what is refused, and that every suite can run."""
 
 import pytest
+import yaml
 
 from acktr.compare import runner
 from acktr.compare.trial import complete_settings, settings_hash
@@ -22,6 +23,42 @@ def test_one_preset_for_all_of_mujoco():
     assert len(trials) == 9 * 5 * 5
     hashes = {settings_hash(complete_settings(trial)) for trial in trials if trial.algo == "acktr"}
     assert len(hashes) == 1
+
+
+def test_the_general_suite_gives_all_the_same_environments():
+    suite = suites.load("general")
+    assert len(suite.held_out) == len(suite.envs) - len(suite.held_out) == 11
+    for trial in suite.trials():
+        settings = complete_settings(trial)
+        if trial.label == "acktr preset":
+            continue
+        assert settings["n_envs"] == 8
+        if "minatar" in trial.env_id:
+            normalized = settings["normalize"]["norm_obs"]
+            extractor = settings["policy_kwargs"]["features_extractor_class"]
+            assert (normalized, extractor) == (False, "benchmarks.tasks:MinAtarCNN")
+        else:
+            normalize = settings["normalize"]
+            assert (normalize["norm_obs"] if trial.algo == "acktr" else normalize) == "auto"
+
+
+def test_the_defaults_are_those_of_the_constructor():
+    sections = yaml.safe_load((suites.ROOT / "presets" / "defaults.yaml").read_text())
+    assert sections.keys() == {"default"}
+    assert sections["default"].keys() == {"n_envs", "policy", "normalize"}
+
+
+def test_held_out_tasks_are_tasks():
+    with pytest.raises(ValueError, match="held_out names Ant-v5, which is not among envs"):
+        Suite(
+            title="One task",
+            about="",
+            steps=1000,
+            seeds=[0],
+            envs=["Hopper-v5"],
+            held_out=["Ant-v5"],
+            algorithms={"acktr": {}},
+        )
 
 
 def test_first_seeds_come_first():

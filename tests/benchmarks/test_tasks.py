@@ -1,0 +1,127 @@
+"""Tasks of other packages: what they observe and take, and what is said where a package is missing."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+from acktr.cli import main
+from acktr.envs import make_vec_env
+from acktr.errors import ConfigurationError
+from acktr.run.build import make
+from benchmarks import run, suites, tasks
+
+_IDS = [
+    f"{tasks.MODULE}:{env_id}"
+    for env_id, spec in gym.registry.items()
+    if str(spec.entry_point).startswith(tasks.MODULE)
+]
+# Of dm_control and gymnasium-robotics where there is no display, and of their age.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*DISPLAY environment variable is missing"),
+]
+
+
+def _build(env_id, n_envs=2, seed=0):
+    try:
+        tasks.check_installed(env_id)
+    except ConfigurationError as error:
+        pytest.skip(str(error))
+    return make_vec_env(env_id, n_envs, seed, backend="gymnasium")
+
+
+def test_the_suite_has_every_task():
+    assert set(_IDS) == {env for env in suites.load("general").envs if ":" in env}
+
+
+@pytest.mark.parametrize("env_id", _IDS)
+def test_a_seed_says_what_happens(env_id):
+    histories = []
+    for _ in range(2):
+        env = _build(env_id)
+        env.action_space.seed(0)
+        steps = [env.reset()]
+        for _ in range(20):
+            observation, rewards, _, _ = env.step(
+                np.stack([env.action_space.sample() for _ in range(2)])
+            )
+            steps += [observation, rewards]
+        env.close()
+        histories.append(steps)
+    for one, other in zip(*histories, strict=True):
+        parts = (one, other) if isinstance(one, dict) else ({"": one}, {"": other})
+        assert all(np.array_equal(parts[0][key], parts[1][key]) for key in parts[0])
+
+
+@pytest.mark.parametrize(
+    ("env_id", "observations", "actions"),
+    [
+        ("dmc-walker-walk-v0", spaces.Box(-np.inf, np.inf, (24,), np.float32), spaces.Box),
+        ("minigrid-DoorKey-5x5-v0", spaces.Box(0, 255, (147,), np.float32), spaces.Discrete),
+        ("minatar-breakout-v0", spaces.Box(0, 1, (4, 10, 10), np.float32), spaces.Discrete),
+        (
+            "multidiscrete-Reacher-v0",
+            spaces.Box(-np.inf, np.inf, (10,), np.float64),
+            spaces.MultiDiscrete,
+        ),
+    ],
+)
+def test_spaces(env_id, observations, actions):
+    env = _build(f"{tasks.MODULE}:{env_id}", 1)
+    env.close()
+    assert env.observation_space == observations
+    assert isinstance(env.action_space, actions)
+
+
+def test_a_goal_is_observed_in_a_dictionary():
+    env = _build(f"{tasks.MODULE}:robotics-FetchReachDense-v0", 1)
+    env.close()
+    assert set(env.observation_space) == {"observation", "achieved_goal", "desired_goal"}
+
+
+def test_games_of_minatar_show_channels_of_zeros_and_ones():
+    env = _build("benchmarks.tasks:minatar-space_invaders-v0", 1)
+    observation = env.reset()
+    env.close()
+    assert env.action_space.n == 4
+    assert set(np.unique(observation)) == {0, 1}
+    # The cannon is one pixel in the last row of the first channel.
+    assert observation[0, 0].sum() == observation[0, 0, -1].sum() == 1
+
+
+def test_the_network_of_minatar():
+    network = tasks.MinAtarCNN(spaces.Box(0, 1, (4, 10, 10), np.float32))
+    assert network(torch.zeros(3, 4, 10, 10)).shape == (3, 128)
+    assert (
+        sum(parameter.numel() for parameter in network.parameters())
+        == 4 * 9 * 16 + 16 + 1024 * 128 + 128
+    )
+
+
+def test_acktr_learns_a_game_with_that_network():
+    _build("benchmarks.tasks:minatar-breakout-v0", 1).close()
+    model = make(
+        "benchmarks.tasks:minatar-breakout-v0",
+        preset="classic",
+        policy_kwargs={"features_extractor_class": "benchmarks.tasks:MinAtarCNN"},
+    )
+    model.learn(model.n_envs * model.n_steps)
+    model.env.close()
+    assert isinstance(model.policy.features_extractor, tasks.MinAtarCNN)
+
+
+def test_a_missing_package_is_one_sentence(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(tasks, "is_installed", lambda module: module != "minatar")
+    env_id = "benchmarks.tasks:minatar-breakout-v0"
+    with pytest.raises(
+        ConfigurationError, match=r'minatar, which is .* `pip install "acktr\[general\]"`'
+    ):
+        tasks.check_installed(env_id)
+    tasks.check_installed("Hopper-v5")
+    tasks.check_installed("benchmarks.tasks:dmc-walker-walk-v0")
+    assert main(["train", env_id, "--out", str(tmp_path / "run")]) == 2
+    assert run.main(["general", "--only", f"env={env_id}", "--out", str(tmp_path / "results")]) == 2
+    assert capsys.readouterr().err.count("acktr[general]") == 2
+    assert not list(tmp_path.iterdir())
