@@ -40,7 +40,10 @@ COLUMNS = (
     "eval_std", "eval_episodes", "best_100_return", *MILESTONES, "seconds", "cpu_seconds", "fps",
     "diverged", "backend", "settings", "commit", "session",
 )  # fmt: skip
-_PACKAGES = ("sb3-contrib", "envpool")
+# Beside those that every run notes: of the peers, and of the tasks of other packages that suites have.
+_PACKAGES = (
+    "sb3-contrib", "box2d", "dm-control", "shimmy", "minatar", "minigrid", "gymnasium-robotics", "mpe2",
+)  # fmt: skip
 _MAX_FILE = 2**28  # bytes
 
 
