@@ -5,12 +5,16 @@
 """
 
 import importlib
+import math
+from collections.abc import Iterable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from gymnasium.vector import AutoresetMode
+from gymnasium.vector.utils import batch_space
 from gymnasium.wrappers import DiscretizeAction, FlattenObservation, TransformObservation
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
@@ -24,6 +28,7 @@ MINATAR = ("breakout", "space_invaders")
 MINIGRID = ("DoorKey-5x5", "Empty-8x8")
 MINATAR_STEPS = 2500  # of an episode
 LEVELS = 11  # of each joint's torque
+AGENTS = 3
 # What the tasks import, by the beginning of their ids.
 PACKAGES = {
     "dmc": ("dm_control", "shimmy"),
@@ -31,6 +36,7 @@ PACKAGES = {
     "minigrid": ("minigrid",),
     "robotics": ("gymnasium_robotics", "mujoco"),
     "multidiscrete": ("mujoco",),
+    "mpe": ("mpe2",),
 }
 
 
@@ -119,6 +125,62 @@ class MinAtar(gym.Env):
         return np.ascontiguousarray(self._game.state().transpose(2, 0, 1), np.float32)
 
 
+class SimpleSpread(gym.vector.VectorEnv):
+    """Games of MPE's ``simple_spread``. Each agent of each game is an environment: all have one policy.
+
+    Three agents are to cover three landmarks and not to collide; half of a reward is an agent's own.
+
+    :param num_envs: how many agents are asked for; the last game has all of its own
+    :param max_episode_steps: of a game
+    :raises ConfigurationError: mpe2 is not installed, with the pip line
+    """
+
+    def __init__(self, num_envs: int, max_episode_steps: int) -> None:
+        self.metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}
+        game = _import("mpe", "mpe2.simple_spread_v3")
+        self._games = [
+            game.parallel_env(N=AGENTS, max_cycles=max_episode_steps)
+            for _ in range(math.ceil(num_envs / AGENTS))
+        ]
+        self._agents = self._games[0].possible_agents
+        self.num_envs = AGENTS * len(self._games)
+        self.single_observation_space = self._games[0].observation_space(self._agents[0])
+        self.single_action_space = self._games[0].action_space(self._agents[0])
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        seeds = [None if seed is None else seed + i for i in range(len(self._games))]
+        pairs = zip(self._games, seeds, strict=True)
+        return self._in_a_row(game.reset(seed=seed)[0] for game, seed in pairs), {}
+
+    def step(
+        self, actions: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        shown, rewards, over = [], [], []
+        infos: dict[str, Any] = {}
+        for game, chosen in zip(self._games, actions.reshape(-1, AGENTS), strict=True):
+            answer = game.step(dict(zip(self._agents, chosen, strict=True)))
+            rewards.append(answer[1])
+            over.append(answer[3])
+            shown.append(answer[0])
+        ends = self._in_a_row(over).astype(bool)
+        if ends.any():  # of all games at once: only time ends them
+            infos = {"final_obs": self._in_a_row(shown), "_final_obs": ends}
+            shown = [game.reset()[0] for game in self._games]
+        return self._in_a_row(shown), self._in_a_row(rewards), np.zeros_like(ends), ends, infos
+
+    def _in_a_row(self, of_games: Iterable[Mapping[str, Any]]) -> np.ndarray:
+        return np.array([of_game[agent] for of_game in of_games for agent in self._agents])
+
+    def close_extras(self) -> None:
+        for game in self._games:
+            game.close()
+
+
 class MinAtarCNN(BaseFeaturesExtractor):
     """The network of MinAtar's authors: 16 convolutions of 3×3, and 128 units.
 
@@ -187,3 +249,9 @@ for _task in MINIGRID:
     gym.register(f"minigrid-{_task}-v0", f"{MODULE}:minigrid", kwargs={"task": _task})
 gym.register("robotics-FetchReachDense-v0", f"{MODULE}:fetch", kwargs={"task": "FetchReachDense-v4"})
 gym.register("multidiscrete-Reacher-v0", f"{MODULE}:multidiscrete", kwargs={"task": "Reacher-v5"})
+gym.register(
+    "mpe-simple_spread-v0",
+    entry_point=None,
+    vector_entry_point=f"{MODULE}:SimpleSpread",
+    max_episode_steps=25,
+)

@@ -22,6 +22,7 @@ from torch import nn
 from acktr.envs.lookup import evaluation_limit, family, find_spec, is_atari, is_installed
 from acktr.envs.pixels import FRAME_STACK, make_pixel_env, pixel_arguments
 from acktr.envs.spaces import fitting_policy, numbers_alone
+from acktr.envs.together import TogetherVecEnv, is_together
 from acktr.errors import ConfigurationError
 from acktr.presets.classes import resolve_classes
 from acktr.schedules import parse
@@ -126,13 +127,18 @@ def build_env(
     # AtariWrapper skips frames itself.
     env_kwargs = {"frameskip": 1} if atari else pixel_arguments({}) if pixels else {}
     env_kwargs |= {} if training else evaluation_limit(env_id)
-    env: VecEnv = make_vec_env(
-        lambda **kwargs: make_pixel_env(spec, kwargs) if pixels else gym.make(spec, **kwargs),
-        n_envs,
-        seed,
-        wrapper_class=AtariWrapper if atari else None,
-        env_kwargs=env_kwargs,
-    )
+    env: VecEnv
+    if is_together(spec):
+        env = TogetherVecEnv(spec, n_envs, env_kwargs)
+        env.seed(seed)
+    else:
+        env = make_vec_env(
+            lambda **kwargs: make_pixel_env(spec, kwargs) if pixels else gym.make(spec, **kwargs),
+            n_envs,
+            seed,
+            wrapper_class=AtariWrapper if atari else None,
+            env_kwargs=env_kwargs,
+        )
     normalize = settings.get("normalize", False)
     if normalize == "auto":
         # SB3's rollout keeps bytes and integers as such: normalised they would lose their fractions.

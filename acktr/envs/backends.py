@@ -10,6 +10,7 @@ from gymnasium.envs.registration import EnvSpec
 from acktr.envs.ale import SETTINGS as ALE_SETTINGS
 from acktr.envs.envpool import CHEAP_IDS, ENVPOOL_IDS
 from acktr.envs.lookup import find_spec, is_atari, is_installed
+from acktr.envs.together import is_together
 from acktr.errors import ConfigurationError
 
 ANY_ENVIRONMENT = ("gymnasium", "subproc")
@@ -54,6 +55,8 @@ def choose_backend(
     spec = find_spec(env_id)
     if backend not in BACKENDS:
         raise ConfigurationError(_refusal(backend, "does not exist", _having(spec)))
+    if wrapper is not None and is_together(spec):
+        raise ConfigurationError(f"{spec.id} makes no environment alone that could be wrapped.")
     if backend == "auto":
         candidates = [name for name in _having(spec) if name in NATIVE and _pays(name, spec, n_envs)]
         able = [name for name in candidates if _obstacle(name, env_kwargs or {}, wrapper) is None]
@@ -68,6 +71,8 @@ def choose_backend(
 
 def _having(spec: EnvSpec) -> tuple[str, ...]:
     """Name the backends that have an environment, whether installed or not."""
+    if is_together(spec):
+        return ("auto", "gymnasium")
     # An id may have been registered anew, or with wrappers, which no engine knows of.
     plain = not spec.additional_wrappers
     if is_atari(spec):

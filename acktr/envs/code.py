@@ -19,6 +19,7 @@ from typing import Any
 from gymnasium.envs.registration import load_env_creator
 
 from acktr.envs.lookup import find_spec
+from acktr.envs.together import is_together
 from acktr.files.durable import open_plain
 
 # Their versions are compared anyway.
@@ -37,7 +38,8 @@ def environment_code(env_id: str, env_kwargs: Mapping[str, Any]) -> dict[str, st
     :param env_kwargs: its arguments
     """
     spec = find_spec(env_id)
-    makers = [spec.entry_point, *(wrapper.entry_point for wrapper in spec.additional_wrappers)]
+    maker = spec.vector_entry_point if is_together(spec) else spec.entry_point
+    makers = [maker, *(wrapper.entry_point for wrapper in spec.additional_wrappers)]
     makers += [value for value in spec.kwargs.values() if callable(value)]
     found: dict[str, str] = {}
     to_do = [name for maker in makers for name in _modules_of(maker)]

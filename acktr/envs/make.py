@@ -1,6 +1,7 @@
 """``make_vec_env``: a vector environment from an id, with one sentence for whatever is wrong."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gymnasium as gym
@@ -22,6 +23,7 @@ from acktr.envs.resets import VecStack
 from acktr.envs.serial import SerialVecEnv
 from acktr.envs.spaces import check_spaces, check_stack, fits_convolutions
 from acktr.envs.state import attach
+from acktr.envs.together import TogetherVecEnv, is_together
 from acktr.envs.workers import WorkerVecEnv, end_with_this_process, ignore_stops
 from acktr.errors import AcktrError, ConfigurationError
 
@@ -57,7 +59,7 @@ def make_vec_env(
     sign) above the ``Monitor``, so that the scores it reports are those of whole, unclipped games.
 
     :param env_id: an id of gymnasium's registry, or ``module:id`` to import ``module`` first
-    :param n_envs: how many environments
+    :param n_envs: how many environments; an id that makes several at a time may round up
     :param seed: environment i starts from ``seed + i``; ``None`` leaves them unseeded
     :param backend: "gymnasium" steps them one after another in this process, "subproc" each in a
         process of its own, "envpool" (MuJoCo, classic control) and "ale" (Atari) in native threads;
@@ -98,6 +100,8 @@ def make_vec_env(
         )
     if pixels:
         env_kwargs = pixel_arguments(env_kwargs)
+    if pixels and is_together(spec):
+        raise ConfigurationError(f"{spec.id} makes no environment alone that could be drawn.")
     chosen = choose_backend(backend, env_id, n_envs, env_kwargs=env_kwargs, wrapper=wrapper)
 
     if worker_restarts and chosen != "subproc":
@@ -110,6 +114,8 @@ def make_vec_env(
     env: VecEnv
     if chosen in NATIVE:
         env = _make_native(chosen, spec, n_envs, seed, env_kwargs, monitor_dir)
+    elif is_together(spec):
+        env = _make_together(spec, n_envs, seed, env_kwargs, monitor_dir)
     else:
         env = _make_single(chosen, spec, n_envs, seed, env_kwargs, monitor_dir, wrapper, workers, pixels)
     depth = frame_stack or (ATARI_FRAME_STACK if atari else FRAME_STACK if pixels else 1)
@@ -131,7 +137,9 @@ def observes_images(env_id: str, env_kwargs: dict[str, Any] | None = None) -> bo
     :param env_kwargs: arguments for ``gymnasium.make``
     :raises ConfigurationError: as :func:`make_vec_env` does
     """
-    env = _build(find_spec(env_id), None, env_kwargs or {})
+    spec, env_kwargs = find_spec(env_id), env_kwargs or {}
+    together = is_together(spec)
+    env = _make_together(spec, 1, None, env_kwargs) if together else _build(spec, None, env_kwargs)
     env.close()
     return fits_convolutions(env.observation_space)
 
@@ -154,6 +162,25 @@ def _make_native(
         model.close()
     env.seed(seed)
     env.action_space.seed(seed)
+    return env
+
+
+def _make_together(
+    spec: EnvSpec,
+    n_envs: int,
+    seed: int | None,
+    env_kwargs: dict[str, Any],
+    monitor_dir: str | None = None,
+) -> VecEnv:
+    with _building(spec):
+        env = TogetherVecEnv(spec, n_envs, env_kwargs, monitor_dir)
+    env.seed(seed)
+    env.action_space.seed(seed)
+    try:
+        check_spaces(spec.id, env.observation_space, env.action_space)
+    except ConfigurationError:
+        env.close()
+        raise
     return env
 
 
@@ -203,18 +230,13 @@ def _build(
     env_kwargs: dict[str, Any],
     pixels: bool = False,
 ) -> gym.Env:
-    try:
+    with _building(spec):
         # The specification, not the id: a child process may not have registered the id.
         if pixels:
             env = make_pixel_env(spec, env_kwargs)
         else:
             hear_warnings(spec)
             env = gym.make(spec, **env_kwargs)
-    except AcktrError:
-        raise
-    except Exception as error:
-        # What an environment raises of an argument that is not to its liking is up to it.
-        raise ConfigurationError(f"{spec.id} cannot be built: {_first_line(error)}") from error
     if wrapper is not None:
         env = wrapper(env)
     try:
@@ -224,6 +246,17 @@ def _build(
         env.close()
         raise
     return env
+
+
+@contextlib.contextmanager
+def _building(spec: EnvSpec) -> Iterator[None]:
+    try:
+        yield
+    except AcktrError:
+        raise
+    except Exception as error:
+        # What an environment raises of an argument that is not to its liking is up to it.
+        raise ConfigurationError(f"{spec.id} cannot be built: {_first_line(error)}") from error
 
 
 def _atari_kwargs(spec: EnvSpec, env_kwargs: dict[str, Any]) -> dict[str, Any]:

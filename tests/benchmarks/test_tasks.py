@@ -15,7 +15,7 @@ from benchmarks import run, suites, tasks
 _IDS = [
     f"{tasks.MODULE}:{env_id}"
     for env_id, spec in gym.registry.items()
-    if str(spec.entry_point).startswith(tasks.MODULE)
+    if str(spec.entry_point or spec.vector_entry_point).startswith(tasks.MODULE)
 ]
 # Of dm_control and gymnasium-robotics where there is no display, and of their age.
 pytestmark = [
@@ -45,7 +45,7 @@ def test_a_seed_says_what_happens(env_id):
         steps = [env.reset()]
         for _ in range(20):
             observation, rewards, _, _ = env.step(
-                np.stack([env.action_space.sample() for _ in range(2)])
+                np.stack([env.action_space.sample() for _ in range(env.num_envs)])
             )
             steps += [observation, rewards]
         env.close()
@@ -89,6 +89,19 @@ def test_games_of_minatar_show_channels_of_zeros_and_ones():
     assert set(np.unique(observation)) == {0, 1}
     # The cannon is one pixel in the last row of the first channel.
     assert observation[0, 0].sum() == observation[0, 0, -1].sum() == 1
+
+
+def test_agents_of_a_game_are_environments():
+    env = _build(f"{tasks.MODULE}:mpe-simple_spread-v0", 4)
+    assert (env.num_envs, env.observation_space.shape, env.action_space.n) == (6, (18,), 5)
+    env.reset()
+    for _ in range(25):
+        observations, _, dones, infos = env.step(np.zeros(6, int))
+    env.close()
+    assert dones.all()
+    assert all(info["TimeLimit.truncated"] and info["episode"]["l"] == 25 for info in infos)
+    # What an agent observes first is its own velocity, which a new game begins without.
+    assert not observations[:, :2].any()
 
 
 def test_the_network_of_minatar():
