@@ -230,9 +230,10 @@ def _import(kind: str, module: str) -> Any:
 def _require(kind: str) -> None:
     missing = [package for package in PACKAGES.get(kind, ()) if not is_installed(package)]
     if missing:
+        bound = ", for dm_control with Python 3.12 or older" if "dm_control" in missing else ""
         raise ConfigurationError(
             f"The tasks {kind}-… need {' and '.join(missing)}, which is not installed: "
-            'run `pip install "acktr[general]"`.'
+            f'run `pip install "acktr[general]"`{bound}.'
         )
 
 

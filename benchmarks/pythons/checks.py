@@ -120,6 +120,12 @@ def checks(python: str) -> Mapping[str, tuple[Check, ...]]:
             Check("import scipy, seaborn", ("-c", "import scipy.stats, seaborn")),
             command("acktr train LunarLander-v3", *_train("LunarLander-v3", "2000"), *short),
         ),
+        "general": (
+            Check(
+                "import of the tasks",
+                ("-c", "import acktr, gymnasium_robotics, minatar, minigrid, mpe2, shimmy"),
+            ),
+        ),
         "zoo": (
             Check("import rl_zoo3", ("-c", "import acktr, requests, rl_zoo3.train, rl_zoo3.enjoy")),
         ),
