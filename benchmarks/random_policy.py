@@ -3,13 +3,14 @@
 import csv
 import json
 
-import gymnasium as gym
 import numpy as np
 
 from acktr.compare.store import session
+from acktr.envs import make_vec_env
 from benchmarks import suites
 from benchmarks.suites.data import RANDOM_POLICY
 
+SUITES = ("mujoco", "general")
 EPISODES = 100
 SEED = 0
 
@@ -17,31 +18,29 @@ SEED = 0
 def play(env_id: str) -> list[float]:
     """Return the returns of episodes with uniform actions.
 
-    :param env_id: an id of gymnasium's registry
+    :param env_id: an id that :func:`acktr.envs.make_vec_env` accepts
     """
-    env = gym.make(env_id)
+    env = make_vec_env(env_id, 1, SEED, backend="gymnasium")
     env.action_space.seed(SEED)
-    returns = []
-    for episode in range(EPISODES):
-        env.reset(seed=SEED if episode == 0 else None)
-        total, over = 0.0, False
-        while not over:
-            _, reward, terminated, truncated, _ = env.step(env.action_space.sample())
-            total, over = total + float(reward), terminated or truncated
-        returns.append(total)
+    env.reset()
+    returns: list[float] = []
+    while len(returns) < EPISODES:
+        *_, infos = env.step(np.stack([env.action_space.sample() for _ in range(env.num_envs)]))
+        returns += [info["episode"]["r"] for info in infos if "episode" in info]
     env.close()
-    return returns
+    return returns[:EPISODES]
 
 
 def main() -> None:
-    """Play every task of the suite ``mujoco`` and write the csv and its manifest."""
+    """Play every task of the suites and write the csv and its manifest."""
+    tasks = dict.fromkeys(env_id for name in SUITES for env_id in suites.load(name).envs)
     with RANDOM_POLICY.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("env", "episodes", "mean_return", "std_return"))
-        for env_id in suites.load("mujoco").envs:
+        for env_id in tasks:
             returns = play(env_id)
             row = (env_id, EPISODES, f"{np.mean(returns):.6g}", f"{np.std(returns):.6g}")
-            print(*row)
+            print(*row, flush=True)
             writer.writerow(row)
     manifest = {**session("python -m benchmarks.random_policy"), "seed": SEED}
     text = json.dumps(manifest, indent=1, sort_keys=True) + "\n"

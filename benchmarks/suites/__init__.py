@@ -6,12 +6,14 @@ reaches into a mapping; ``set_on``: more of them on one task) and other ``envs``
 than the suite. The ``set`` of the suite is what all of ACKTR's labels begin with. ``batches`` names
 pairs of labels whose ``set`` differ in ``n_steps`` alone, the smaller batch first. ``speeds`` names
 pairs whose steps per second are compared, the one in question first. ``compare_seconds: false`` leaves
-out what would compare seconds: the runs have had different cores. ``held_out`` names the tasks on which
-no setting may be chosen. A ``preset`` that ends with ``.yaml`` is a file beside the suites.
+out what would compare seconds: the runs have had different cores. ``held_out`` names tasks on which
+no setting may be chosen. ``ours`` is the label of ACKTR that the others are compared with, ``reference``
+what a normalised score of 1 is: the best of the ``peers``, or of ``all``. A ``preset`` that ends with
+``.yaml`` is a file beside the suites.
 """
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
@@ -62,6 +64,8 @@ class Suite(_Strict):
     batches: list[tuple[str, str]] = []
     speeds: list[tuple[str, str]] = []
     compare_seconds: bool = True
+    ours: str = "acktr"
+    reference: Literal["peers", "all"] = "peers"
 
     def trials(self) -> list[Trial]:
         """Return all trainings: first all of the first seed, one algorithm after another."""
@@ -92,6 +96,12 @@ class Suite(_Strict):
             for env in self.envs if algorithm.envs is None else algorithm.envs:
                 if not algorithm.steps and isinstance(self.steps, dict) and env not in self.steps:
                     raise ValueError(f"steps does not name {env}, which {label} learns")
+        return self
+
+    @model_validator(mode="after")
+    def _ours_is_a_label(self) -> "Suite":
+        if "ours" in self.model_fields_set and self.ours not in self.algorithms:
+            raise ValueError(f"ours is {self.ours!r}, which is not among algorithms")
         return self
 
     @model_validator(mode="after")

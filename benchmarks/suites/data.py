@@ -140,6 +140,31 @@ class SuiteData:
     def _processors(self) -> dict[str, str]:
         return {session: about["machine"]["cpu"] for session, about in self.manifest().items()}
 
+    @property
+    def ours(self) -> str:
+        """The label of ACKTR that the others are compared with."""
+        return self.suite.ours
+
+    def groups(self) -> dict[str, list[str]]:
+        """Name sets of tasks that have a run: all, and where some are held out also both parts."""
+        groups = {"all": self.envs}
+        if held_out := set(self.suite.held_out):
+            groups["tuning"] = [env for env in self.envs if env not in held_out]
+            groups["held out"] = [env for env in self.envs if env in held_out]
+        return {name: envs for name, envs in groups.items() if envs}
+
+    def best(self, env: str) -> tuple[str, float] | None:
+        """Return the label whose score is 1 when normalised, and that score; ``None`` if it is unknown.
+
+        It is that of :meth:`target` or, in a suite whose ``reference`` is ``all``, the best of all
+        labels, of which two at least must have learned the task.
+        """
+        if self.suite.reference == "peers":
+            return self.target(env)
+        scores = {label: self.score(env, label) for label in self.labels}
+        known = {label: score for label, score in scores.items() if score is not None}
+        return max(known.items(), key=lambda pair: pair[1]) if len(known) > 1 else None
+
     def target(self, env: str, *, tuned: bool = False) -> tuple[str, float] | None:
         """Return the best of the peers at the end, and its score.
 
@@ -156,18 +181,26 @@ class SuiteData:
                    key=lambda pair: pair[1])  # fmt: skip
 
     def normalized(self, label: str, column: str = "last_100_return") -> dict[str, np.ndarray]:
-        """Return the scores of each task: 0 is the random policy, 1 the best of the peers."""
+        """Return the scores of each task: 0 is the random policy, 1 the label of :meth:`best`.
+
+        A task on which that one is no better than the random policy is left out.
+        """
         random = random_policy()
         normalized = {}
         for env in self.envs:
-            scores, target = self.scores(env, label, column), self.target(env)
-            if len(scores) and target is not None and env in random:
-                normalized[env] = (scores - random[env]) / (target[1] - random[env])
+            scores, best = self.scores(env, label, column), self.best(env)
+            if len(scores) and best is not None and best[1] > random.get(env, np.inf):
+                normalized[env] = (scores - random[env]) / (best[1] - random[env])
         return normalized
 
     def manifest(self) -> dict[str, Any]:
         """Read the manifest: a mapping for each session."""
         return self._store.manifest()
+
+
+def task_name(env: str) -> str:
+    """Return the id of a task without the module that registers it."""
+    return env.rpartition(":")[2]
 
 
 def collapsed(row: Row) -> bool:

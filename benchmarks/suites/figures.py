@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from acktr.compare.plot import SECONDS, draw, save
 from acktr.run.figures import add_legend, with_counts
 from benchmarks.statistics import CONFIDENCE, interval, iqm_with_interval, profile
-from benchmarks.suites.data import SuiteData
+from benchmarks.suites.data import SuiteData, task_name
 
 CAPTIONS = {
     "steps.png": "Return over steps",
@@ -84,7 +84,7 @@ def curves(data: SuiteData, x: str) -> Figure:
     # Tasks first: of the two it is they that end, and no panel is lost.
     for (env, groups), axes in zip(drawn.items(), panels, strict=False):
         draw(axes, groups, x, iqm_with_interval, colours)
-        axes.set_title(env, fontsize="medium")
+        axes.set_title(task_name(env), fontsize="medium")
         axes.set_xlabel("")
     for axes in list(panels):
         axes.set_axis_off()
@@ -132,7 +132,8 @@ def profiles(data: SuiteData) -> Figure:
         if tasks:
             counts[label] = [len(tasks)]
             _profile(axes, label, f"C{i}", tasks, profile(_THRESHOLDS))
-    axes.set_xlabel("normalised score: 0 is the random policy, 1 the best of the peers")
+    best = "side" if data.suite.reference == "all" else "of the peers"
+    axes.set_xlabel(f"normalised score: 0 is the random policy, 1 the best {best}")
     axes.set_ylabel("share of runs above")
     axes.axvline(1.0, color="black", linewidth=0.8, linestyle=":")
     axes.grid(alpha=0.3)

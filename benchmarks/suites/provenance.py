@@ -1,7 +1,8 @@
 """Where the runs of a suite come from: code, versions, machines, and what is missing."""
 
-from benchmarks.suites.data import ACKTR, SuiteData
+from benchmarks.suites.data import SuiteData, task_name
 
+_OF_TASKS = ("dm-control", "minatar", "minigrid", "gymnasium-robotics", "mpe2")
 _MOST_NAMED = 6  # labels with runs that are missing
 
 
@@ -15,7 +16,7 @@ def provenance(data: SuiteData) -> str:
     )
     threads = sorted({s["machine"]["threads"] for s in sessions})
     each = "one thread each" if threads == [1] else f"{' or '.join(map(str, threads))} threads each"
-    packages = ("torch", "stable-baselines3", "sb3-contrib", "gymnasium", "mujoco")
+    packages = ("torch", "stable-baselines3", "sb3-contrib", "gymnasium", "mujoco", *_OF_TASKS)
     versions = sorted(
         {", ".join(f"{p} {s['versions'][p]}" for p in packages if p in s["versions"]) for s in sessions}
     )
@@ -27,17 +28,19 @@ def provenance(data: SuiteData) -> str:
         f"commit{'s' if len(commits) > 1 else ''} {', '.join(commits)} (+: with changes)."
     ]
     mixed = [
-        f"{label} on {env}"
+        f"{label} on {task_name(env)}"
         for (env, label), group in data.rows.items()
         if len({row["settings"] for row in group}) > 1
     ]
     if mixed:
         lines.append(f"**Seeds with different settings: {', '.join(mixed)}.**")
-    ours = [row for (_, label), group in data.rows.items() if label == ACKTR for row in group]
+    ours = [row for (_, label), group in data.rows.items() if label == data.ours for row in group]
     envs_of: dict[str, dict[str, None]] = {}
     for row in ours:
         envs_of.setdefault(row["settings"], {})[row["env"]] = None
-    if len(envs_of) > 1:
+    if isinstance(data.suite.steps, dict):
+        pass  # steps are among the settings: what else differs is not told by fingerprints
+    elif len(envs_of) > 1:
         tasks = "; ".join(f"{settings} on {', '.join(envs)}" for settings, envs in envs_of.items())
         lines.append(f"ACKTR's settings, by their fingerprints: {tasks}.")
     elif len({row["env"] for row in ours}) > 1:
@@ -48,7 +51,9 @@ def provenance(data: SuiteData) -> str:
     for row in rows:
         after = " and ".join(f"{n:,}" for n in manifest[row["session"]].get("resumed_at", ()))
         if after:
-            resumed.append(f"{row['label']} on {row['env']}, seed {row['seed']}, after {after} steps")
+            resumed.append(
+                f"{row['label']} on {task_name(row['env'])}, seed {row['seed']}, after {after} steps"
+            )
     if resumed:
         lines.append(f"Stopped and continued in new episodes: {'; '.join(resumed)}.")
     missing = []

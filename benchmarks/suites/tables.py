@@ -4,10 +4,19 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from benchmarks.markdown import markdown_table
-from benchmarks.statistics import Estimate, estimate, improvement, iqm
-from benchmarks.suites.data import ACKTR, PEERS, PPO_DEFAULTS, SuiteData, collapsed, random_policy
+from benchmarks.markdown import difference, either, markdown_table, score, with_interval
+from benchmarks.statistics import estimate, iqm
+from benchmarks.suites.data import (
+    ACKTR,
+    PEERS,
+    PPO_DEFAULTS,
+    SuiteData,
+    collapsed,
+    random_policy,
+    task_name,
+)
 from benchmarks.suites.figures import links
+from benchmarks.suites.normalised import aggregate_table, by_task_table
 from benchmarks.suites.provenance import provenance
 
 MILESTONES = (300_000, 500_000)
@@ -30,13 +39,19 @@ def text(data: SuiteData) -> str:
         parts += ["**IQM by task**", overview_table(data)]
     if PRESET in data.labels and len(data.labels) > 1:
         parts += ["**Less what the preset has with the same seeds**", difference_table(data)]
-    parts += ["**Every seed**", scores_table(data)]
-    if ACKTR in data.labels and any(data.target(env) for env in data.envs):
+    every_seed = ["**Every seed**", scores_table(data)]
+    compared = data.ours in data.labels and any(data.best(env) for env in data.envs)
+    if compared and suite.reference == "all":
         parts += ["**Over all tasks**", aggregate_table(data)]
+        parts += ["**By task**", by_task_table(data), *every_seed]
+    elif compared:
+        parts += [*every_seed, "**Over all tasks**", aggregate_table(data)]
         parts += ["**Sample efficiency**", efficiency_table(data)]
+    else:
+        parts += every_seed
     if any(set(pair) <= set(data.labels) for pair in suite.batches):
         parts += ["**The larger batch**", batch_table(data)]
-    if suite.compare_seconds and {ACKTR, "ppo"} <= set(data.labels):
+    if suite.compare_seconds and {data.ours, "ppo"} <= set(data.labels):
         parts += ["**Time to PPO's final return**", time_table(data)]
     return "\n\n".join(parts)
 
@@ -52,9 +67,9 @@ def summary_table(data: SuiteData) -> str:
             continue
         rows.append([
             env,
-            *(_score(data.score(env, label)) for label in labels),
-            _or(_steps_to(data, env, target[1]), "–", ","),
-            _or(_seconds_to_ppo(data, env)[-1], "–", ".1f"),
+            *(score(data.score(env, label)) for label in labels),
+            either(_steps_to(data, env, target[1]), "–", ","),
+            either(_seconds_to_ppo(data, env)[-1], "–", ".1f"),
         ])  # fmt: skip
     header = (
         "task", *(names[label] for label in labels), "ACKTR has the best peer's return at step",
@@ -75,12 +90,12 @@ def scores_table(data: SuiteData) -> str:
             if row["diverged"] == "yes" or collapsed(row)
         ]
         rows.append([
-            env,
+            task_name(env),
             label,
             f"{len(group)}/{data.n_wanted(env, label)}",
-            ", ".join(_score(x) for x in scores),
-            _estimate(estimate(iqm, [scores])),
-            _score(data.score(env, label, "eval_mean")),
+            ", ".join(score(x) for x in scores),
+            with_interval(estimate(iqm, [scores])),
+            score(data.score(env, label, "eval_mean")),
             f"{np.median(seconds):.0f}" if timed else "–",
             f"{np.median(steps / seconds):,.0f}" if timed else "–",
             ", ".join(flags) or "–",
@@ -94,7 +109,7 @@ def scores_table(data: SuiteData) -> str:
 
 def overview_table(data: SuiteData) -> str:
     """Return one row for each label and a column for each task: the IQM over seeds."""
-    rows = [[label, *(_score(data.score(env, label)) for env in data.envs)] for label in data.labels]
+    rows = [[label, *(score(data.score(env, label)) for env in data.envs)] for label in data.labels]
     return markdown_table(("", *data.envs), rows)
 
 
@@ -111,7 +126,7 @@ def difference_table(data: SuiteData) -> str:
             for label in changes:
                 seeds = data.common_seeds(env, PRESET, label, column=column)
                 before, after = (data.scores(env, x, column, seeds) for x in (PRESET, label))
-                gains.append(_difference(after - before))
+                gains.append(difference(after - before))
             if set(gains) != {"–"}:
                 header.append(f"{env}, {name}")
                 columns.append(gains)
@@ -134,47 +149,6 @@ def outside(data: SuiteData) -> str:
     )
 
 
-def aggregate_table(data: SuiteData) -> str:
-    """Return normalised scores over all tasks, and how probably ACKTR's run is the better one."""
-    rows = []
-    for label in data.labels:
-        normalized = data.normalized(label)
-        if not normalized:
-            continue
-        cells = [label, str(len(normalized)), _estimate(estimate(iqm, list(normalized.values())), 2)]
-        both = [env for env in data.envs if {(env, ACKTR), (env, label)} <= set(data.rows)]
-        if label == ACKTR or not both:
-            cells.append("–")
-        else:
-            tasks = [data.scores(env, name) for name in (ACKTR, label) for env in both]
-            cells.append(f"{_estimate(estimate(improvement, tasks), 2)} on {len(both)}")
-        rows.append(cells)
-    header = ("algorithm", "tasks", "normalised IQM [95 %]", "probability that ACKTR is better [95 %]")
-    return f"{markdown_table(header, rows)}\n\n{wins(data)}".rstrip() if rows else wins(data)
-
-
-def wins(data: SuiteData) -> str:
-    """Say on how many tasks ACKTR's IQM is at least that of each other algorithm, and of all of them."""
-    others = [label for label in data.labels if label != ACKTR]
-    won: dict[str, dict[str, bool]] = {label: {} for label in others}
-    for env in data.envs:
-        ours = data.score(env, ACKTR)
-        for label in others:
-            theirs = data.score(env, label)
-            if ours is not None and theirs is not None:
-                won[label][env] = ours >= theirs
-    parts = [
-        f"that of {label} on {sum(won[label].values())} of {len(won[label])} tasks"
-        for label in others
-        if won[label]
-    ]
-    common = [env for env in data.envs if all(env in won[label] for label in others)]
-    if len(others) > 1 and common:
-        n_won = sum(all(won[label][env] for label in others) for env in common)
-        parts.append(f"of all of them on {n_won} of the {len(common)} tasks that all have learned")
-    return f"ACKTR's IQM is at least {', '.join(parts)}." if parts else ""
-
-
 def efficiency_table(data: SuiteData) -> str:
     """Return the steps at which ACKTR's IQM reaches the final IQM of the best of the peers."""
     rows, reached, tuned = [], [], []
@@ -187,11 +161,11 @@ def efficiency_table(data: SuiteData) -> str:
         tuned.append(_steps_to(data, env, of_tuned[1]))
         rows.append([
             env,
-            f"{_score(target[1])} ({target[0]})",
-            _score(data.score(env, ACKTR, "return_300k")),
-            _score(data.score(env, ACKTR, "return_500k")),
-            _score(data.score(env, ACKTR)),
-            _or(steps, "not reached", ","),
+            f"{score(target[1])} ({target[0]})",
+            score(data.score(env, ACKTR, "return_300k")),
+            score(data.score(env, ACKTR, "return_500k")),
+            score(data.score(env, ACKTR)),
+            either(steps, "not reached", ","),
         ])  # fmt: skip
     header = ("task", "best peer", "ACKTR at 300 k", "500 k", "end", "reached at step")
     told = f"Reached {_by_milestones(reached)} of {len(reached)} tasks."
@@ -230,9 +204,9 @@ def batch_table(data: SuiteData) -> str:
             rows.append([
                 env,
                 large,
-                _estimate(estimate(_iqm_ratio, [ends[1], ends[0]]), 2),
-                _estimate(estimate(_iqm_ratio, [ends[1], as_many_updates]), 2),
-                _estimate(estimate(_iqm_difference, [ends[1], as_many_updates])),
+                with_interval(estimate(_iqm_ratio, [ends[1], ends[0]]), 2),
+                with_interval(estimate(_iqm_ratio, [ends[1], as_many_updates]), 2),
+                with_interval(estimate(_iqm_difference, [ends[1], as_many_updates])),
             ])  # fmt: skip
     header = (
         "task", "larger batch", "gain / the smaller batch's, same steps [95 %]",
@@ -273,38 +247,42 @@ def speed_table(data: SuiteData) -> str:
 
 
 def time_table(data: SuiteData) -> str:
-    """Return the seconds in which ACKTR and PPO themselves reach PPO's final IQM."""
-    rows, ratios = [], []
+    """Return the seconds in which ours and PPO themselves reach PPO's final IQM."""
+    rows, ratios = [], {}
+    ours = "ACKTR" if data.ours == ACKTR else data.ours
     for env in data.envs:
         target = data.score(env, "ppo")
-        if target is None or (env, ACKTR) not in data.rows:
+        if target is None or (env, data.ours) not in data.rows:
             continue
-        ours, theirs, ratio = _seconds_to_ppo(data, env)
+        *both, ratio = _seconds_to_ppo(data, env)
         if ratio is not None:
-            ratios.append(ratio)
-        turns, processor = data.in_turns(env, ACKTR, "ppo"), data.processor_of(env, ACKTR, "ppo")
+            ratios[env] = ratio
+        turns = data.in_turns(env, data.ours, "ppo")
+        processor = data.processor_of(env, data.ours, "ppo")
         whole = data.scores(env, "ppo", "cpu_seconds", turns or data.timed(env, "ppo", processor))
+        never = [
+            "not reached" if turns or data.timed(env, label, processor) else "–"
+            for label in (data.ours, "ppo")
+        ]
         rows.append([
-            env,
-            _score(target),
-            *(
-                _or(seconds, "not reached" if turns or data.timed(env, label, processor) else "–", ".0f")
-                for label, seconds in ((ACKTR, ours), ("ppo", theirs))
-            ),
+            task_name(env),
+            score(target),
+            *(either(seconds, no, ".0f") for seconds, no in zip(both, never, strict=True)),
             f"{iqm(whole):.0f}" if len(whole) else "–",
-            _or(ratio, "–", ".1f"),
+            either(ratio, "–", ".1f"),
             f"{', '.join(turns)}, in turns" if turns else f"all on {processor}",
         ])  # fmt: skip
     header = (
-        "task", "PPO's final IQM", "ACKTR, seconds until there", "PPO, seconds until there",
-        "PPO, all of its steps", "PPO / ACKTR until there", "seeds timed",
+        "task", "PPO's final IQM", f"{ours}, seconds until there", "PPO, seconds until there",
+        "PPO, all of its steps", f"PPO / {ours} until there", "seeds timed",
     )  # fmt: skip
     if not ratios:
         return markdown_table(header, rows)
-    return (
-        f"{markdown_table(header, rows)}\n\nMedian of the {len(ratios)} tasks where it is reached: "
-        + (f"{np.median(ratios):.1f}.")
-    )
+    told = f"Median of the {len(ratios)} tasks where it is reached: {np.median([*ratios.values()]):.1f}"
+    for group, envs in list(data.groups().items())[1:]:
+        if own := [ratios[env] for env in envs if env in ratios]:
+            told += f"; {group} ({len(own)}): {np.median(own):.1f}"
+    return f"{markdown_table(header, rows)}\n\n{told}."
 
 
 def first_reached(data: SuiteData, env: str, label: str, target: float) -> int | None:
@@ -328,8 +306,8 @@ def _iqm_difference(*tasks: np.ndarray, axis: int = -1) -> np.ndarray:
 
 
 def _steps_to(data: SuiteData, env: str, target: float) -> int | None:
-    point = first_reached(data, env, ACKTR, target)
-    return None if point is None else int(data.curves(env, ACKTR)[0]["steps"][point])
+    point = first_reached(data, env, data.ours, target)
+    return None if point is None else int(data.curves(env, data.ours)[0]["steps"][point])
 
 
 def _seconds_to_ppo(data: SuiteData, env: str) -> tuple[float | None, float | None, float | None]:
@@ -338,10 +316,10 @@ def _seconds_to_ppo(data: SuiteData, env: str) -> tuple[float | None, float | No
     They are those of the seeds that both learned in one session, one after the other on the same
     machine, or where there are no such of all that have run on the same kind of processor.
     """
-    target, turns = data.score(env, "ppo"), data.in_turns(env, ACKTR, "ppo")
-    processor = data.processor_of(env, ACKTR, "ppo")
+    target, turns = data.score(env, "ppo"), data.in_turns(env, data.ours, "ppo")
+    processor = data.processor_of(env, data.ours, "ppo")
     seconds: list[float | None] = []
-    for label in (ACKTR, "ppo"):
+    for label in (data.ours, "ppo"):
         point = None if target is None else first_reached(data, env, label, target)
         curves = (
             [] if point is None else data.curves(env, label, turns or data.timed(env, label, processor))
@@ -350,32 +328,3 @@ def _seconds_to_ppo(data: SuiteData, env: str) -> tuple[float | None, float | No
         seconds.append(float(iqm(of_seeds)) if curves else None)
     ours, theirs = seconds
     return ours, theirs, None if ours is None or theirs is None else theirs / ours
-
-
-def _score(value: float | None) -> str:
-    """Three digits or all before the point: 5231, 36.2, -4.13."""
-    if value is None:
-        return "–"
-    return f"{value:.{2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0}f}"
-
-
-def _difference(values: np.ndarray) -> str:
-    """Mean and standard error: +340 ± 156 (4)."""
-    n = len(values)
-    if not n:
-        return "–"
-    mean = f"{'+' if values.mean() >= 0 else ''}{_score(values.mean())}"
-    return f"{mean} (1)" if n == 1 else f"{mean} ± {_score(values.std(ddof=1) / n**0.5)} ({n})"
-
-
-def _or(value: float | None, missing: str, form: str) -> str:
-    return missing if value is None else f"{value:{form}}"
-
-
-def _estimate(value: Estimate, digits: int | None = None) -> str:
-    def show(x: float) -> str:
-        return _score(x) if digits is None else f"{x:.{digits}f}"
-
-    if value.low is None or value.high is None:
-        return f"{show(value.value)} (one seed: no interval)"
-    return f"{show(value.value)} [{show(value.low)}, {show(value.high)}]"

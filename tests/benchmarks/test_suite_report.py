@@ -12,6 +12,7 @@ from benchmarks.suites import figures as suite_figures
 from benchmarks.suites import provenance as suite_provenance
 from benchmarks.suites import tables as suite_tables
 from benchmarks.suites.data import SuiteData, collapsed
+from benchmarks.suites.normalised import aggregate_table
 from benchmarks.suites.provenance import provenance
 from tests.helpers.small_suite import FINALS, SESSION, outcome, small_suite
 
@@ -83,7 +84,7 @@ def test_a_seed_without_a_value_is_in_no_difference(tmp_path, monkeypatch):
 
 
 def test_aggregates(data):
-    table = suite_tables.aggregate_table(data)
+    table = aggregate_table(data)
     # On HalfCheetah 6000, 5500 beat all three, 5000 two and a tie: (3 + 2.5 + 3) / 12; on Reacher -4,
     # -4.5 beat all, -5 two and a tie, -6 one and a tie: (3 + 2.5 + 3 + 1.5) / 12.
     assert line(table, "ppo")[3].startswith(f"{(8.5 / 12 + 10 / 12) / 2:.2f} [")

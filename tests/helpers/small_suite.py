@@ -26,16 +26,20 @@ SESSION = {
 }
 
 
-def small_suite(path, finals=FINALS, seeds=4):
-    """Write the results below ``path``: straight lines from a random policy to the final return."""
-    suite = Suite(
-        title="Small",
-        about="Made up.",
-        steps=1_000_000,
-        seeds=list(range(seeds)),
-        envs=list(TASKS),
-        algorithms={"acktr": {}, "ppo": {}, "trpo": {}},
-    )
+def small_suite(path, finals=FINALS, seeds=4, **fields):
+    """Write the results below ``path``: straight lines from a random policy to the final return.
+
+    :param fields: of the suite, in place of its own
+    """
+    own = {
+        "title": "Small",
+        "about": "Made up.",
+        "steps": 1_000_000,
+        "seeds": list(range(seeds)),
+        "envs": list(TASKS),
+        "algorithms": {"acktr": {}, "ppo": {}, "trpo": {}},
+    }
+    suite = Suite(**{**own, **fields})
     store = Store(path)
     for trial in suite.trials():
         values = finals.get((trial.env_id, trial.label), ())
@@ -47,7 +51,7 @@ def small_suite(path, finals=FINALS, seeds=4):
 
 def outcome(trial, final):
     start = {"HalfCheetah-v5": -285.0, "Reacher-v5": -43.0}[trial.env_id]
-    rate = 10_000 if trial.label == "acktr" else 1_000
+    rate = 10_000 if trial.algo == "acktr" else 1_000
     curve = LearningCurve(trial.n_timesteps)
     for i in range(1, N_POINTS + 1):
         steps = trial.n_timesteps * i // N_POINTS
