@@ -34,7 +34,7 @@ from acktr.errors import (
 )
 from acktr.files.codec import Absent, Encoded, Unstorable, decode, encode
 
-VERSION = 2
+VERSION = 3
 MANIFEST = "manifest.json"
 
 # From an older version to the next one: a function of components, and of what names them in messages.

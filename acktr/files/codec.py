@@ -245,7 +245,9 @@ class _Decoder:
             schedule.__dict__.update(self.node(json["state"], path))
             return schedule
         if kind == "settings":
-            return SETTINGS[json["name"]](**self.node(json["values"], path))
+            cls = SETTINGS[json["name"]]
+            values, gone = self.node(json["values"], path), getattr(cls, "gone", ())
+            return cls(**{name: value for name, value in values.items() if name not in gone})
         if kind == "space":
             return space_from_plain(self.node(json["space"], path))
         if kind == "missing":

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from numbers import Real
 from typing import Any, ClassVar, cast
 
 import torch
@@ -17,7 +18,6 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
-from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import VecEnv
 
 from acktr import distributed
@@ -28,6 +28,7 @@ from acktr.kfac import KFAC
 from acktr.learner import foreign
 from acktr.learner.actor import ActorLimits
 from acktr.learner.adapted import AdaptedAlgorithm
+from acktr.learner.figures import figures_of
 from acktr.learner.noise import resolve_log_std
 from acktr.learner.parts import build_parts
 from acktr.learner.saving import SafeAlgorithm
@@ -39,11 +40,11 @@ from acktr.networks.outputs import Outputs
 from acktr.networks.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 from acktr.networks.value_head import choose_value_head, exact_parameters
 from acktr.rollout.actions import ActionSampler
-from acktr.rollout.batch import RolloutBatch
 from acktr.rollout.collect import End, collect_rollout
+from acktr.rollout.noise import ColoredNoise
 from acktr.rollout.steps import Translator
 from acktr.rollout.storage import RolloutStorage
-from acktr.schedules import TraceDecay, as_schedule, clamped
+from acktr.schedules import Horizon, TraceDecay, as_schedule, clamped
 
 _BATCH_SIZE, _LEAST_STEPS = 512, 16  # of a rollout, where n_steps is not given
 _COMPARE_PERIOD = 100  # updates between two comparisons of the parameters of all ranks
@@ -73,6 +74,8 @@ class ACKTR(Timed, AdaptedAlgorithm, SafeAlgorithm):
     :param normalize_advantage: to mean 0 and standard deviation 1: ``"running"`` by the root mean square
         of those of all rollouts, so that noise makes small steps, ``True`` by that of each rollout
         (:class:`acktr.learner.advantages.AdvantageScale`)
+    :param noise_color: beta of a Gaussian policy's noise, whose spectrum is ``1/f^beta``; 0 for white,
+        below 1 (:mod:`acktr.rollout.noise`)
     :param std_scale: of a Gaussian policy's noise beside what it learns
         (:class:`acktr.learner.noise.Noise`); a schedule such as :class:`~acktr.schedules.Late`; a number
         changes nothing
@@ -106,11 +109,12 @@ class ACKTR(Timed, AdaptedAlgorithm, SafeAlgorithm):
         env: GymEnv | str,
         learning_rate: float | Schedule = 1.0,
         n_steps: int | None = None,
-        gamma: float | Schedule = 0.99,
+        gamma: float | Schedule | Horizon = 0.99,
         gae_lambda: float | TraceDecay = 0.95,
         target_kl: float | Schedule = 0.01,
         ent_coef: float = 0.0,
         normalize_advantage: bool | str = "running",
+        noise_color: float = 0.5,
         std_scale: float | Schedule = 1.0,
         natural: Natural = Natural(),  # noqa: B008  # frozen
         critic: Critic = NaturalCritic(),  # noqa: B008
@@ -148,6 +152,7 @@ class ACKTR(Timed, AdaptedAlgorithm, SafeAlgorithm):
         )
         self.target_kl = target_kl
         self.normalize_advantage = normalize_advantage
+        self.noise_color = noise_color
         self.std_scale = std_scale
         self.natural, self.critic = replace(natural), replace(critic)  # with mappings of its own
         self.notes: list[str] = []  # what a user should know of how the model is built
@@ -161,7 +166,9 @@ class ACKTR(Timed, AdaptedAlgorithm, SafeAlgorithm):
     def _setup_model(self) -> None:
         before = dict(vars(self))  # a subclass may have set its own before it builds the networks
         self.n_steps = self.n_steps or max(_BATCH_SIZE // self.n_envs, _LEAST_STEPS)
-        self.policy_kwargs = resolve_log_std(self.policy_kwargs, self.action_space)
+        self.policy_kwargs, searches = resolve_log_std(
+            self.policy_kwargs, self.action_space, self.noise_color
+        )
         super()._setup_model()
         foreign.check_built_policy(self.policy)
         foreign.warn_of_masks(self.env)
@@ -182,6 +189,7 @@ class ACKTR(Timed, AdaptedAlgorithm, SafeAlgorithm):
             self.normalize_advantage,
             self.lr_schedule(1.0),
             self.used_precision,
+            searches,
         )
         self.notes = self.parts.notes
         self.house |= self._set_since(before)
@@ -263,9 +271,9 @@ class ACKTR(Timed, AdaptedAlgorithm, SafeAlgorithm):
         progress = self._current_progress_remaining
         gamma, gae_lambda = self.parts.discount.of_rollout(self.gamma, self.gae_lambda, progress)
         rollout_buffer.gamma, rollout_buffer.gae_lambda = gamma, gae_lambda
-        if callable(self.gamma) and (normalize := self.get_vec_normalize_env()) is not None:
-            # Rewards in units of what the same horizon sums up to leave the critic values of one scale,
-            # however far the horizon rises.
+        normalize = self.get_vec_normalize_env()
+        if normalize is not None and not isinstance(self.gamma, Real):
+            # Rewards in units of what the same horizon sums up to: values stay on one scale.
             normalize.gamma = gamma
         self.policy.set_training_mode(False)
         rollout_buffer.begin(self.outputs, n_rollout_steps)
@@ -275,6 +283,8 @@ class ACKTR(Timed, AdaptedAlgorithm, SafeAlgorithm):
         def on_step(names: dict[str, Any]) -> bool:
             self.num_timesteps += env.num_envs * distributed.size()
             callback.update_locals(names)
+            rewards = names["rewards"] if normalize is None else normalize.get_original_reward()
+            self.parts.noise.look(rewards, names["infos"], names["dones"])
             goes_on = callback.on_step()
             if goes_on:
                 self._update_info_buffer(names["infos"], names["dones"])
@@ -287,7 +297,11 @@ class ACKTR(Timed, AdaptedAlgorithm, SafeAlgorithm):
             env,
             rollout_buffer,
             self.outputs,
-            ActionSampler(self.policy, self.outputs.acts_by_forward),
+            ActionSampler(
+                self.policy,
+                self.outputs.acts_by_forward,
+                ColoredNoise(self.noise_color, n_rollout_steps),
+            ),
             Translator(self.adapter, self.device),
             self._last_obs,
             self._last_episode_starts,
@@ -327,12 +341,18 @@ class ACKTR(Timed, AdaptedAlgorithm, SafeAlgorithm):
                 losses.update(of_actor)
         except DivergenceError as error:
             raise DivergenceError(f"At step {self.num_timesteps:,}: {error}") from error
+        samples = len(batch.returns) * distributed.size()
+        self.parts.discount.steps += samples
+        self.parts.noise.search(self.policy, samples)
         self._follow_noise()
         self._n_updates += 1
         if self._n_updates % _COMPARE_PERIOD == 0:
             distributed.check_same(self.policy.parameters())
         figures = {"kl": kl, "target_kl": limits.target_kl, "learning_rate": limits.rate}
-        self._record({**losses, **figures}, batch)
+        measured = figures_of(self.parts, storage, batch, self.kfac, self.critic_optimizer)
+        for name, value in {**losses, **figures, **measured}.items():
+            self.logger.record(f"train/{name}", value.item() if hasattr(value, "item") else value)
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
     def _limits(self) -> ActorLimits:
         left, corrected = self._current_progress_remaining, self.natural.corrected_learning_rate
@@ -345,35 +365,15 @@ class ACKTR(Timed, AdaptedAlgorithm, SafeAlgorithm):
             ent_coef=self.ent_coef,
         )
 
-    def _record(self, figures: Mapping[str, Any], batch: RolloutBatch) -> None:
-        """Log one update; ``docs/metrics.md`` says what each key means."""
-        storage, critic = self.rollout_buffer, self.critic_optimizer
-        guarded = [o for o in (self.kfac, critic) if isinstance(o, KFAC)]
-        figures = {
-            **figures,
-            **self.parts.trust_region.metrics(),
-            "gamma": storage.gamma,
-            "gae_lambda": storage.gae_lambda,
-            **self.parts.actor_update.metrics(),
-            "fallbacks": sum(sum(o.counters.values()) for o in guarded),
-            **({} if self.parts.critic_update is None else self.parts.critic_update.metrics()),
-            "explained_variance": explained_variance(
-                batch.values.cpu().numpy(), batch.returns.cpu().numpy()
-            ),
-            **self.parts.value_scale.metrics(),
-        }
-        if hasattr(self.policy, "log_std"):
-            figures["std"] = self.policy.log_std.exp().mean()
-        for name, value in figures.items():
-            self.logger.record(f"train/{name}", value.item() if hasattr(value, "item") else value)
-        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-
     def _follow_noise(self) -> None:
         self.parts.noise.follow(self.policy, self.std_scale, self._current_progress_remaining)
 
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
-        # The last rollout goes beyond the end, where SB3's figure is negative.
-        self._current_progress_remaining = clamped(1.0 - num_timesteps / max(total_timesteps, 1))
+        # Of this call of `learn`, whether or not steps count on from the last: by SB3's figure each call
+        # would have less left than the one before. The last rollout goes beyond the end.
+        start = self._num_timesteps_at_start
+        done = (num_timesteps - start) / max(total_timesteps - start, 1)
+        self._current_progress_remaining = clamped(1.0 - done)
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         assert self.env is not None

@@ -51,7 +51,7 @@ def current_data(data: Mapping[str, Any], where: str) -> dict[str, Any]:
     :raises ConfigurationError: a setting that is gone made a difference
     """
     if "parts" in data:
-        return dict(data)
+        return with_noise(data)
     state: dict[str, dict[str, Any]] = {}
     for name, (part, key, before) in _OF_PARTS.items():
         value = data.get(name, before)
@@ -60,7 +60,19 @@ def current_data(data: Mapping[str, Any], where: str) -> dict[str, Any]:
     state["value_scale"]["begun"] = bool(data.get("_n_updates"))
     left_out = {*_OF_PARTS, *_DERIVED, *MOVED, *GONE}
     kept = {name: value for name, value in data.items() if name not in left_out}
-    return {**kept, **_settings(data, where), "parts": state}
+    return with_noise({**kept, **_settings(data, where), "parts": state})
+
+
+def with_noise(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Add what a learner has since its noise may be colored: before, it was white and did not search.
+
+    :param data: arguments and attributes by name, or attributes alone
+    """
+    parts = data["parts"]
+    noise = {"searches": False, "rollouts": 0, "found": 0, **parts["noise"]}
+    discount = {"steps": data.get("num_timesteps", 0), **parts["discount"]}
+    color = {"noise_color": 0.0} if "std_scale" in data else {}
+    return {**color, **data, "parts": {**parts, "noise": noise, "discount": discount}}
 
 
 def _settings(data: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -113,4 +125,17 @@ def _components_of_version_1(components: dict[str, Any], where: str) -> dict[str
     return migrated
 
 
-MIGRATIONS[1] = _components_of_version_1
+def _components_of_version_2(components: dict[str, Any], where: str) -> dict[str, Any]:
+    """Migrate what was saved before noise could be colored."""
+    migrated = dict(components)
+    for name in ("data", "learner"):
+        if isinstance(components.get(name), Mapping):
+            migrated[name] = with_noise(components[name])
+    run = components.get("run")
+    if isinstance(run, Mapping) and isinstance(run.get("configuration"), Mapping):
+        settings, _ = current_settings(run["configuration"], where)
+        migrated["run"] = {**run, "configuration": settings}
+    return migrated
+
+
+MIGRATIONS.update({1: _components_of_version_1, 2: _components_of_version_2})

@@ -1,66 +1,129 @@
-"""The standard deviation of a Gaussian policy: how it begins, and how it fades beside what it learns."""
+"""The standard deviation of a Gaussian policy: how it begins, how it searches, and how it fades."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import compress
 from typing import Any
 
+import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.type_aliases import Schedule
 
+from acktr import distributed
+from acktr.rollout.noise import autocorrelations
 from acktr.schedules import as_schedule
 
+_STEPS_TOGETHER = 4  # over which colored noise moves a body as far as white
+_DOUBLING = 7_000  # samples in which noise that finds nothing doubles
 
-def auto_log_std(action_dim: int) -> float:
+
+def auto_log_std(action_dim: int, color: float = 0.0) -> float:
     """Return the logarithm of a good standard deviation for a Gaussian policy to begin with.
 
     Noise of each actuator moves the same body, so that of d actuators is ``sigma sqrt(d)`` together: it
-    may be 0.87, which is 0.5 for each of three. More than 0.5 is cut off at the bounds of many action
-    spaces, so fewer actuators have no more. Both are figures of measurement (the page of ablations).
+    may be 0.87, and at most 1 for each. What is tried for a while moves it further: what colored noise
+    sums up to in four steps is what white noise does. These are figures of measurement (the page of
+    ablations).
 
     :param action_dim: d, at least 1
+    :param color: beta of the noise (:class:`acktr.rollout.noise.ColoredNoise`)
     """
-    return min(-0.7, math.log(0.87 / math.sqrt(action_dim)))
+    r = autocorrelations(color, _STEPS_TOGETHER).tolist()
+    correlated = sum((_STEPS_TOGETHER - lag) * 2 * r[lag] for lag in range(1, _STEPS_TOGETHER))
+    further = math.sqrt(1 + correlated / _STEPS_TOGETHER)
+    return min(0.0, math.log(0.87 / math.sqrt(action_dim) / further))
 
 
-def resolve_log_std(policy_kwargs: Mapping[str, Any], space: spaces.Space) -> dict[str, Any]:
+def resolve_log_std(
+    policy_kwargs: Mapping[str, Any], space: spaces.Space, color: float
+) -> tuple[dict[str, Any], bool]:
     """Return the policy's arguments with a number for ``log_std_init="auto"``, or for none.
 
     :param space: of the actions; what is not a ``Box`` has no standard deviation, and needs no number
+    :param color: beta of the noise
+    :return: the arguments, and whether the number was left to this
     """
     kwargs = {"log_std_init": "auto", **policy_kwargs}
-    if kwargs["log_std_init"] == "auto":
+    is_auto = kwargs["log_std_init"] == "auto"
+    if is_auto:
         del kwargs["log_std_init"]
         if isinstance(space, spaces.Box):
-            kwargs["log_std_init"] = auto_log_std(get_action_dim(space))
-    return kwargs
+            kwargs["log_std_init"] = auto_log_std(get_action_dim(space), color)
+    return kwargs, is_auto
 
 
 class Noise:
-    """Lets the standard deviation of a Gaussian policy follow a schedule beside what it learns.
+    """The standard deviation of a Gaussian policy beside what it learns.
 
-    What it learns is a factor of its own: ``log_std`` moves by the logarithm of what the schedule has
-    now over what is in force, so that however often ``learn`` is called, the noise is what was learned
-    times what the schedule says. What it says first is taken as in force already. (In the runs of
-    Schulman et al. 2017, arXiv 1707.06347, table 4, on Roboschool the standard deviation is all
-    schedule.) The KL of such a move, ``(change of log_std)^2`` for each dimension of an action, is
-    thousands of times below the radius of a trust region, and not counted.
+    **It searches.** A rollout in which all rewards are the same, and no episode ends but by time, tells
+    nothing. As long as half of all rollouts so far were such, noise that began with ``"auto"`` grows, to
+    1 at most: what is never found with little noise cannot be learned.
+
+    **It follows a schedule.** What is learned is a factor of its own: ``log_std`` moves by the logarithm
+    of what the schedule has now over what is in force, so that however often ``learn`` is called, the
+    noise is what was learned times what the schedule says. What it says first is taken as in force
+    already. (In the runs of Schulman et al. 2017, arXiv 1707.06347, table 4, on Roboschool the standard
+    deviation is all schedule.) The KL of such a move, ``(change of log_std)^2`` for each dimension of an
+    action, is far below the radius of a trust region, and not counted.
+
+    :param searches: whether it grows while nothing is found
     """
 
-    def __init__(self) -> None:
+    def __init__(self, searches: bool = False) -> None:
         self.scale: float | None = None  # in force
+        self._searches = searches
+        self.rollouts, self.found = 0, 0  # all of them, and those that told something
+        self._rewards = math.inf, -math.inf  # the lowest of this rollout, and the highest
+        self._ended = False
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what is in force."""
-        return {"scale": self.scale}
+        """Return what is in force, and what was found so far."""
+        return {
+            "scale": self.scale,
+            "searches": self._searches,
+            "rollouts": self.rollouts,
+            "found": self.found,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Undo :meth:`state_dict`."""
-        self.scale = state["scale"]
+        self.scale, self._searches = state["scale"], state["searches"]
+        self.rollouts, self.found = state["rollouts"], state["found"]
+
+    def look(self, rewards: np.ndarray, infos: Sequence[Mapping[str, Any]], dones: np.ndarray) -> None:
+        """Look at one step of a rollout.
+
+        :param rewards: as the environments give them, ``(n_envs,)``
+        :param infos: of each environment
+        :param dones: whether an episode is over, ``(n_envs,)``
+        """
+        if self._searches:
+            low, high = self._rewards
+            self._rewards = min(low, float(rewards.min())), max(high, float(rewards.max()))
+            self._ended |= any(not info.get("TimeLimit.truncated") for info in compress(infos, dones))
+
+    @torch.no_grad()
+    def search(self, policy: ActorCriticPolicy, samples: int) -> None:
+        """Let the noise grow if too little was found so far.
+
+        :param policy: left as it is if it is no Gaussian
+        :param samples: of the last rollout, of all ranks
+        """
+        log_std = getattr(policy, "log_std", None)
+        if not self._searches or log_std is None:
+            return
+        low, high = self._rewards
+        (told,) = distributed.any_of(low < high or self._ended)
+        self._rewards, self._ended = (math.inf, -math.inf), False
+        self.rollouts, self.found = self.rollouts + 1, self.found + told
+        if 2 * self.found < self.rollouts:
+            grown = log_std + math.log(2) * samples / _DOUBLING
+            log_std.copy_(torch.maximum(log_std, grown.clamp_max(0.0)))
 
     @torch.no_grad()
     def follow(

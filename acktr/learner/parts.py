@@ -82,6 +82,7 @@ def build_parts(
     normalize_advantage: bool | str,
     learning_rate: float,
     precision: str,
+    searches: bool,
 ) -> Parts:
     """Build the parts of a learner, and give its parameters to their optimisers.
 
@@ -92,6 +93,7 @@ def build_parts(
     :param normalize_advantage: of :class:`~acktr.learner.advantages.AdvantageScale`
     :param learning_rate: the first one
     :param precision: of the networks, as it is available
+    :param searches: whether a Gaussian's noise grows while nothing is found
     :raises ConfigurationError: settings that do not go together
     """
     rates = learning_rate, critic.rate(1.0)
@@ -122,7 +124,7 @@ def build_parts(
         discount=Discount(),
         advantage_scale=AdvantageScale(normalize_advantage, bool(critic.normalize_targets)),
         value_scale=value_scale,
-        noise=Noise(),
+        noise=Noise(searches),
         trust_region=trust_region,
         actor_update=ActorUpdate(
             step("actor", optimizers.actor, of_actor),

@@ -44,7 +44,6 @@ from acktr.learner.claims import (
 from acktr.learner.fit import check_architecture, check_spaces
 from acktr.learner.foreign import REPLACED, own_arguments
 from acktr.learner.migrations import DERIVED_OBJECTS, current_data, is_ours
-from acktr.learner.noise import resolve_log_std
 from acktr.learner.parts import Parts
 from acktr.learner.settings import AdamCritic, Critic, Natural, NaturalCritic
 from acktr.networks import extractors, policies
@@ -215,8 +214,11 @@ class SafeAlgorithm(OnPolicyAlgorithm):
         data, parameters = _decode(cls, file, custom_objects or {}, kwargs)
         kwargs = cls._known_changes(kwargs, data)
         if "policy_kwargs" in kwargs:
-            given, saved = kwargs.pop("policy_kwargs"), data["policy_kwargs"]
-            if saved not in (given, resolve_log_std(given or {}, data["action_space"])):
+            given, saved = kwargs.pop("policy_kwargs") or {}, data["policy_kwargs"]
+            if given.get("log_std_init", "auto") == "auto":  # the noise is the file's anyway
+                kept = {name: saved[name] for name in ("log_std_init",) if name in saved}
+                given = {**given, **kept}
+            if saved != given:
                 raise CheckpointMismatchError(
                     f"{file.where} has the policy_kwargs {saved}, not {given}: leave them out."
                 )

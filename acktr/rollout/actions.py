@@ -1,7 +1,7 @@
 """Actions for a rollout: what ``policy.get_distribution(obs).sample()`` draws, in a third of the time.
 
 SB3 builds and checks distribution objects at every step and calls each layer as a module; for a small
-network both cost more than its arithmetic. Here layers are called directly, and noise is drawn as
+network both cost more than its arithmetic. Here layers are called directly, and white noise is drawn as
 ``torch.distributions`` draws it: the same seed gives the same actions. Whatever is not known to be
 SB3's own is left to the policy itself.
 """
@@ -28,6 +28,7 @@ from torch.nn.modules import module as torch_module
 
 from acktr.errors import DivergenceError
 from acktr.networks.policies import CnnPolicy
+from acktr.rollout.noise import ColoredNoise
 
 # The methods of SB3's policy that lead from an observation to an action.
 _METHODS = ("forward", "get_distribution", "_get_action_dist_from_latent", "extract_features")
@@ -38,16 +39,19 @@ class ActionSampler:
 
     :param policy: in evaluation mode; its networks must not be exchanged while this is in use
     :param by_forward: draw by ``policy.forward``, where ``get_distribution`` tells another policy
+    :param color: of a Gaussian's noise; what else is drawn, or draws by itself, is white
     :raises DivergenceError: if its standard deviation is not a finite positive number
     """
 
-    def __init__(self, policy: ActorCriticPolicy, by_forward: bool = False) -> None:
+    def __init__(
+        self, policy: ActorCriticPolicy, by_forward: bool = False, color: ColoredNoise | None = None
+    ) -> None:
         self._policy = policy
         self._by_forward = by_forward
         self._sampler: _Sampler | None = None
         self._layers: list[Callable[[Tensor], Tensor]] | None = None
         if _is_known(policy) and not by_forward:
-            self._sampler = _SAMPLERS[type(policy.action_dist)](policy)
+            self._sampler = _SAMPLERS[type(policy.action_dist)](policy, color or ColoredNoise(0.0, 1))
             assert isinstance(policy.action_net, nn.Linear)
             self._like, self._width = policy.action_net.weight, policy.action_net.out_features
             self._layers = _layers(policy)
@@ -121,16 +125,14 @@ class _Sampler(Protocol):
 class _Gaussian:
     """``mean + noise * std``, as ``Normal.rsample``."""
 
-    def __init__(self, policy: ActorCriticPolicy) -> None:
+    def __init__(self, policy: ActorCriticPolicy, color: ColoredNoise) -> None:
+        self.noise = color.draw
         self._std = policy.log_std.detach().exp()
         if not (self._std.isfinite() & (self._std > 0)).all():
             raise DivergenceError(
                 "The policy's standard deviation is 0 or not finite, so that no action can be drawn: "
                 "the parameters have diverged, lower target_kl."
             )
-
-    def noise(self, empty: Tensor) -> Tensor:
-        return empty.normal_()
 
     def sample(self, output: Tensor, noise: Tensor) -> Tensor:
         return output + noise * self._std
@@ -139,7 +141,7 @@ class _Gaussian:
 class _Categorical:
     """The winner of a race of exponential clocks, which is how ``torch.multinomial`` draws once."""
 
-    def __init__(self, policy: ActorCriticPolicy) -> None:
+    def __init__(self, policy: ActorCriticPolicy, color: ColoredNoise) -> None:
         pass
 
     def noise(self, empty: Tensor) -> Tensor:
@@ -152,7 +154,7 @@ class _Categorical:
 class _MultiCategorical:
     """One race for each part of the action, drawn one after another."""
 
-    def __init__(self, policy: ActorCriticPolicy) -> None:
+    def __init__(self, policy: ActorCriticPolicy, color: ColoredNoise) -> None:
         assert isinstance(policy.action_dist, MultiCategoricalDistribution)
         self._sizes = [int(size) for size in policy.action_dist.action_dims]
 
@@ -168,7 +170,7 @@ class _MultiCategorical:
 class _Bernoulli:
     """1 where a uniform number lies below the probability, as ``torch.bernoulli``."""
 
-    def __init__(self, policy: ActorCriticPolicy) -> None:
+    def __init__(self, policy: ActorCriticPolicy, color: ColoredNoise) -> None:
         pass
 
     def noise(self, empty: Tensor) -> Tensor:
@@ -178,7 +180,7 @@ class _Bernoulli:
         return (noise < output.sigmoid()).to(output.dtype)
 
 
-_SAMPLERS: dict[type, Callable[[ActorCriticPolicy], _Sampler]] = {
+_SAMPLERS: dict[type, Callable[[ActorCriticPolicy, ColoredNoise], _Sampler]] = {
     DiagGaussianDistribution: _Gaussian,
     CategoricalDistribution: _Categorical,
     MultiCategoricalDistribution: _MultiCategorical,

@@ -4,14 +4,19 @@ import io
 
 import numpy as np
 import pytest
+import torch
+from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from acktr import ACKTR
 from acktr.errors import ConfigurationError
+from acktr.learner.noise import auto_log_std
 from acktr.run.state import capture_learner, restore_learner, trees
 from acktr.schedules import Late, Linear
 from tests.helpers.models import Recorded, make, parameters, same
 from tests.helpers.small_envs import small_env
+from tests.helpers.toy_envs import Toy
 
 
 def still(action="Box", **kwargs):
@@ -153,3 +158,105 @@ def test_the_last_rollout_goes_beyond_the_end_and_the_noise_does_not(scale):
     model = still(std_scale=scale, policy_kwargs={"log_std_init": -0.3})
     model.learn(60)
     np.testing.assert_allclose(noise(model), 0.5 * np.exp(-0.3), rtol=1e-5)
+
+
+# How it begins, and how it searches ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("action_dim", "color", "std"),
+    [
+        (1, 0.0, 0.87),
+        (3, 0.0, 0.502),
+        (6, 0.0, 0.355),
+        (1, 0.5, 0.642),
+        (6, 0.5, 0.262),
+        (17, 0.5, 0.156),
+    ],
+)
+def test_many_actuators_and_lasting_noise_begin_with_less(action_dim, color, std):
+    assert np.exp(auto_log_std(action_dim, color)) == pytest.approx(std, abs=1e-3)
+
+
+def told(reward, *, ends=False, noise=None, **kwargs):
+    """A model that has learned from rollouts of 16 steps whose rewards and ends are given."""
+
+    class Told(Toy):
+        action_space = spaces.Box(-1, 1, (2,), np.float32)
+
+        def step(self, action):
+            observation, _, _, truncated, info = super().step(action)
+            return observation, reward(self.np_random), ends, truncated, info
+
+    env = DummyVecEnv([Told, Told])
+    policy_kwargs = {} if noise is None else {"log_std_init": noise}
+    return ACKTR(
+        "MlpPolicy", env, n_steps=8, learning_rate=1e-9, policy_kwargs=policy_kwargs, seed=0, **kwargs
+    )
+
+
+def std(model):
+    return model.policy.log_std.exp().mean().item()
+
+
+def test_noise_that_finds_nothing_doubles_in_7000_steps_and_ends_at_1():
+    model = told(lambda _: -1.0)
+    began = std(model)
+    model.learn(1600)
+    assert std(model) == pytest.approx(began * 2 ** (1600 / 7000), rel=1e-4)
+    model.learn(8000)
+    assert std(model) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    "finds",
+    [
+        {"reward": lambda rng: rng.random()},
+        {"reward": lambda _: 0.0, "ends": True},
+        {"reward": lambda _: 0.0, "noise": -0.5},  # a number of the user's own
+    ],
+)
+def test_noise_that_finds_something_or_was_chosen_stays(finds):
+    model = told(**finds)
+    began = std(model)
+    model.learn(160)
+    assert std(model) == pytest.approx(began, rel=1e-6)
+
+
+def test_noise_larger_than_1_does_not_shrink():
+    model = told(lambda _: 0.0)
+    with torch.no_grad():
+        model.policy.log_std.fill_(0.5)
+    model.learn(160)
+    assert model.policy.log_std.min().item() == pytest.approx(0.5)
+
+
+def test_what_counts_are_the_rewards_of_the_environments_and_not_the_scaled_ones():
+    model = told(lambda _: -1.0)
+    began = std(model)
+    model = ACKTR("MlpPolicy", VecNormalize(model.env), n_steps=8, learning_rate=1e-9, seed=0)
+    model.learn(160)
+    assert std(model) > began * 1.01
+
+
+def test_the_search_goes_on_where_a_saved_model_had_got_to():
+    model = told(lambda _: 0.0).learn(160)
+    buffer = io.BytesIO()
+    model.save(buffer)
+    buffer.seek(0)
+    loaded = ACKTR.load(buffer, env=model.env)
+    assert loaded.parts.noise.state_dict() == model.parts.noise.state_dict()
+    assert loaded.parts.noise.rollouts == 10
+    before = std(loaded)
+    loaded.learn(16)
+    assert std(loaded) > before
+
+
+def test_actions_that_are_counted_have_nothing_to_search_with():
+    make(small_env("Discrete")).learn(16)
+
+
+@pytest.mark.parametrize("color", [-0.1, 1.0, float("nan"), "pink"])
+def test_a_color_beyond_its_range_is_refused(color):
+    with pytest.raises(ConfigurationError, match="noise_color must be at least 0 and below 1"):
+        make(small_env("Box"), noise_color=color)
