@@ -64,8 +64,8 @@ _WINDOWS = 10  # of episodes, alike in number: six of them at least
 _ERRORS = 3.0
 # Of what was gained from the beginning to the best window: what a return that has fallen has lost.
 _FALL = 0.2
-# Returns that vary by less of their own size are those of a task that is solved: the critic then has
-# nothing to explain, and there is nothing to step towards.
+# Returns whose middle half varies by less of their own size are those of a task that is solved: the
+# critic then has nothing to explain, and there is nothing to step towards.
 _VARY = 0.05
 _LOW_VARIANCE = 0.1  # explained: the critic knows hardly more than the mean return
 # Measured KL against its target: the feedback holds it within 1.5 of single updates.
@@ -110,6 +110,7 @@ class _Course(NamedTuple):
     :param last: mean of the last window
     :param rose: the best window is above the first episodes
     :param stands_below: the return has fallen from its best window and does not move now
+    :param rises: it does so still, in the last third of the episodes
     :param varies: the last third of the episodes differ from each other
     """
 
@@ -118,6 +119,7 @@ class _Course(NamedTuple):
     last: float
     rose: bool
     stands_below: bool
+    rises: bool
     varies: bool
 
 
@@ -138,7 +140,7 @@ def _symptoms(
             if ended < least * begun and (name == "std" or not len(stds)):
                 shown = {f"first_{name}": begun, f"last_{name}": ended}
                 yield "noise" if name == "std" else name, {**figures, **shown}
-    if course.varies:
+    if course.varies and not course.rises:
         yield from _of_critic(progress)
     yield from _of_step(progress, course.varies)
 
@@ -149,6 +151,7 @@ def _follow(returns: np.ndarray) -> _Course:
     first = returns[:_FIRST_EPISODES]
     gained, lost = np.mean(best) - np.mean(first), np.mean(best) - np.mean(last)
     third = returns[-len(returns) // 3 :]
+    low, middle, high = np.percentile(third, (25, 50, 75))
     return _Course(
         first=float(np.mean(first)),
         best=float(np.mean(best)),
@@ -158,7 +161,8 @@ def _follow(returns: np.ndarray) -> _Course:
             lost > max(_FALL * gained, _ERRORS * _error(best, last))
             and abs(np.mean(last) - np.mean(windows[-2])) <= _ERRORS * _error(last, windows[-2])
         ),
-        varies=bool(np.std(third) > _VARY * np.abs(np.mean(third))),
+        rises=bool(np.mean(last) - np.mean(windows[-4]) > _ERRORS * _error(last, windows[-4])),
+        varies=bool(high - low > _VARY * np.abs(middle)),
     )
 
 

@@ -32,10 +32,12 @@ def log(**changes):
 
 
 RISING = np.linspace(-200.0, 300.0, EPISODES) + 30 * noise(EPISODES, 2)
+RISEN = np.minimum(np.linspace(-200.0, 800.0, EPISODES), 150.0) + 30 * noise(EPISODES, 2)
 STILL = 20 + 5 * noise(EPISODES, 3)
 # Learned, then lost, and still since.
 FALLEN = np.concatenate([RISING[: EPISODES // 2], np.full(EPISODES // 2, -60.0) + 30 * noise(200, 4)])
 SOLVED = np.concatenate([np.linspace(20.0, 500.0, 100), np.full(EPISODES - 100, 500.0)])
+NEARLY_SOLVED = np.where(np.arange(EPISODES) % 10, SOLVED, SOLVED / 2)
 QUIET = np.linspace(0.5, 0.04, N)
 LOW = 0.001 * np.exp(noise(N))
 
@@ -60,9 +62,11 @@ def said(name):
         ({}, STILL, ["unmoved"]),
         ({}, np.full(EPISODES, -500.0), ["unmoved"]),
         ({"std": np.nan}, np.full(EPISODES, -500.0), ["unmoved by counted actions"]),
-        ({"explained_variance": 0.05 + 0.1 * noise(N)}, RISING, ["critic"]),
-        ({"explained_variance": np.nan}, RISING, []),
-        ({"explained_variance": np.linspace(-0.5, 0.9, N)}, RISING, []),
+        ({"explained_variance": 0.05 + 0.1 * noise(N)}, RISEN, ["critic"]),
+        ({"explained_variance": -0.2}, RISING, []),
+        ({"explained_variance": -0.2}, NEARLY_SOLVED, []),
+        ({"explained_variance": np.nan}, RISEN, []),
+        ({"explained_variance": np.linspace(-0.5, 0.9, N)}, RISEN, []),
         ({"kl": 0.05}, RISING, ["kl above"]),
         ({"kl": 0.02}, RISING, []),
         ({"kl": LOW}, RISING, ["kl below"]),
