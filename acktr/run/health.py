@@ -140,9 +140,10 @@ def _symptoms(
             if ended < least * begun and (name == "std" or not len(stds)):
                 shown = {f"first_{name}": begun, f"last_{name}": ended}
                 yield "noise" if name == "std" else name, {**figures, **shown}
-    if course.varies and not course.rises:
+    stuck = course.varies and not course.rises
+    if stuck:
         yield from _of_critic(progress)
-    yield from _of_step(progress, course.varies)
+    yield from _of_step(progress, stuck)
 
 
 def _follow(returns: np.ndarray) -> _Course:
@@ -180,9 +181,12 @@ def _of_critic(progress: Mapping[str, np.ndarray]) -> Iterator[tuple[str, Mappin
 
 
 def _of_step(
-    progress: Mapping[str, np.ndarray], varies: bool
+    progress: Mapping[str, np.ndarray], stuck: bool
 ) -> Iterator[tuple[str, Mapping[str, float]]]:
-    """Compare the measured KL with its target, and the steps with their limits."""
+    """Compare the measured KL with its target, and the steps with their limits.
+
+    :param stuck: the return rises no more: only then a KL below its target is wrong
+    """
     kl, target, step, rate, corrected = (
         _column(progress, name) for name in (_KL, _TARGET, _STEP, _RATE, _CORRECTED)
     )
@@ -193,7 +197,7 @@ def _of_step(
     ratio = float(np.mean(kl[known]) / np.mean(target[known]))
     if ratio > _FAR:
         yield "kl above", {"ratio": ratio}
-    if ratio >= 1 / _FAR or not varies:
+    if ratio >= 1 / _FAR or not stuck:
         return
     limit = np.fmin(rate, corrected)[known]  # NaN where neither is known
     bound = np.mean(step[known] >= 0.99 * limit) >= _BOUND

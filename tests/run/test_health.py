@@ -69,10 +69,11 @@ def said(name):
         ({"explained_variance": np.linspace(-0.5, 0.9, N)}, RISEN, []),
         ({"kl": 0.05}, RISING, ["kl above"]),
         ({"kl": 0.02}, RISING, []),
-        ({"kl": LOW}, RISING, ["kl below"]),
+        ({"kl": LOW, **BOUND}, RISING, []),
+        ({"kl": LOW}, RISEN, ["kl below"]),
         ({"kl": LOW, "target_kl": np.linspace(0.002, 0, N)}, RISING, []),
-        ({"kl": LOW, **BOUND}, RISING, ["learning rate"]),
-        ({"kl": LOW, "step_scale": 0.9}, RISING, ["corrected learning rate"]),
+        ({"kl": LOW, **BOUND}, RISEN, ["learning rate"]),
+        ({"kl": LOW, "step_scale": 0.9}, RISEN, ["corrected learning rate"]),
         ({"step_scale": 0.9}, RISING, []),
         ({"std": QUIET}, RISING, []),
         ({}, FALLEN, []),
@@ -98,7 +99,7 @@ def test_what_is_wrong_is_said(changes, returns, names):
 
 def test_a_longer_step_is_named():
     bound = log(kl=LOW, step_scale=0.5, learning_rate=0.5, max_step_scale=np.nan)
-    assert advise(bound, RISING) == [
+    assert advise(bound, RISEN) == [
         "The longest step binds, the measured KL is 0.16 of its target; try --set learning_rate=2."
     ]
 
