@@ -49,7 +49,8 @@ _ORIGINS = (
     _Origin("gymnasium.envs.box2d", None, ("Box2D",), "gymnasium[box2d]"),
     _Origin("gymnasium.envs.phys2d", None, ("jax",), "gymnasium[jax]"),
     _Origin("gymnasium.envs.tabular", None, ("jax",), "gymnasium[jax]"),
-    _Origin("shimmy", None, ("shimmy", "dm_control"), "shimmy[dm-control]", r"dm_control/.+"),
+    # The release of dm_control that takes the same MuJoCo as gymnasium's tasks.
+    _Origin("shimmy", None, ("shimmy", "dm_control"), "acktr[general]", r"dm_control/.+"),
     _Origin("minigrid", None, ("minigrid",), "minigrid", r"(MiniGrid|BabyAI)-.+"),
     _Origin("minatar", None, ("minatar",), "minatar", r"MinAtar/.+"),
     _Origin(

@@ -107,6 +107,16 @@ def fits_convolutions(space: spaces.Space) -> bool:
     return is_image_space(space) and sorted(space.shape or ())[1] >= MIN_IMAGE_SIDE
 
 
+def are_unread_pictures(space: spaces.Space) -> bool:
+    """Tell whether observations are pictures by their shape, and not of the bytes that images have."""
+    return (
+        _is_image(space)
+        and len(space.shape or ()) == 3
+        and not is_image_space(space)
+        and _is_large(space)
+    )
+
+
 def fitting_policy(space: spaces.Space) -> str:
     """Name the policy for observations; images too small for the usual networks are flattened."""
     if isinstance(space, spaces.Dict):

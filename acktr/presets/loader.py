@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from acktr.envs import lookup
 from acktr.envs.make import try_environment
-from acktr.envs.spaces import fits_convolutions
+from acktr.envs.spaces import are_unread_pictures, describe, fits_convolutions
 from acktr.errors import ConfigurationError
 from acktr.files.reading import parse_yaml, read_yaml
 from acktr.learner.migrations import CRITICS
@@ -67,12 +67,17 @@ def resolve(
     notes = []
     tried = preset is None
     if preset is None:
-        images = fits_convolutions(try_environment(env_id, given.get("env_kwargs")))
-        preset = IMAGE_FALLBACK if images else FALLBACK
+        observed = try_environment(env_id, given.get("env_kwargs"))
+        preset = IMAGE_FALLBACK if fits_convolutions(observed) else FALLBACK
         notes.append(
             f"{env_id} belongs to no preset family: using the preset {preset!r} (--preset chooses "
             "another)."
         )
+        if "policy" not in given and are_unread_pictures(observed):
+            notes.append(
+                f"{env_id} observes a {describe(observed)}, which is flattened, for it is not of bytes "
+                "from 0 to 255: --set policy=CnnPolicy reads it as an image."
+            )
     sections, section, name = _find(preset, env_id, given.get("pixels") is True)
     merged = _merge(sections.get("default", {}), sections.get(section, {}))
     whole = {name for name, value in (settings or {}).items() if dataclasses.is_dataclass(value)}

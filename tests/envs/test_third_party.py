@@ -13,7 +13,7 @@ from acktr.envs import lookup
 from acktr.errors import ConfigurationError
 
 REGISTERED_ON_IMPORT = {
-    "dm_control/finger-spin-v0": ("shimmy", "shimmy[dm-control]"),
+    "dm_control/finger-spin-v0": ("shimmy", "acktr[general]"),
     "MiniGrid-Empty-8x8-v0": ("minigrid", "minigrid"),
     "BabyAI-GoTo-v0": ("minigrid", "minigrid"),
     "MinAtar/Breakout-v1": ("minatar", "minatar"),
