@@ -28,6 +28,7 @@ PAGES = (
     "acktr/kfac/README.md",
     "docs/index.md",
     "docs/quickstart.md",
+    "docs/your-environment.md",
     "docs/policies.md",
     "docs/migrating.md",
     "docs/environments.md",

@@ -1,6 +1,7 @@
 """``acktr evaluate``: play episodes with a saved run."""
 
 import json
+import sys
 from typing import Annotated
 
 from tyro.conf import Positional, arg
@@ -19,6 +20,8 @@ def evaluate(
 ) -> int:
     """Play episodes with the deterministic policy of a run and report their returns.
 
+    What was plainly wrong with its training is said too.
+
     :param run: a run directory
     :param episodes: how many
     :param json_: print JSON, with the return of each episode
@@ -26,6 +29,7 @@ def evaluate(
     :param allow_import: import modules and open files that config.yaml of the run names: runs their code
     """
     from acktr.run.directory import Run
+    from acktr.run.health import advise_run
     from acktr.run.play import evaluate as evaluate_run
 
     count = whole_number("--episodes", episodes)
@@ -33,14 +37,18 @@ def evaluate(
     evaluation = evaluate_run(opened, count, best=best, allow_import=allow_import)
     summary = evaluation.summary()
     env_id = opened.read_configuration()["env_id"]
+    advice = advise_run(opened.path)
     if json_:
         model = str(opened.model_path(best))
         details = {"returns": evaluation.returns, "lengths": evaluation.lengths}
-        print(json.dumps({"env_id": env_id, "model": model, **summary, **details}))
+        answer = {"env_id": env_id, "model": model, **summary, **details, "advice": advice}
+        print(json.dumps(answer))
     else:
         print(
             f"{printable(env_id)}: return {summary['mean_return']:.1f} ± {summary['std_return']:.1f} "
             f"over {count} episodes (from {summary['min_return']:.1f} to "
             f"{summary['max_return']:.1f}, mean length {summary['mean_length']:.0f})"
         )
+        if advice:
+            print(f"acktr: {' '.join(advice)}", file=sys.stderr)
     return 0

@@ -55,6 +55,7 @@ def train(
     from acktr.run.build import choose_threads
     from acktr.run.directory import Run
     from acktr.run.experiment import Experiment
+    from acktr.run.health import advise_run
     from acktr.run.memory import keep_freed_memory
 
     resume = resume or distributed.restarted()
@@ -107,6 +108,8 @@ def train(
                 tell=_note,
             )
     print(_summary(run, result, bar.rate))
+    if advice := advise_run(run.path):
+        _note(" ".join(advice))
     lost = run.model_path().name in result.unwritten
     return stop.code or (CheckpointWriteError.exit_code if lost else 0)
 

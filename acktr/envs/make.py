@@ -1,10 +1,13 @@
 """``make_vec_env``: a vector environment from an id, with one sentence for whatever is wrong."""
 
 import contextlib
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from stable_baselines3.common.atari_wrappers import AtariWrapper
 from stable_baselines3.common.env_util import make_vec_env as make_sb3_vec_env
@@ -15,17 +18,17 @@ from acktr.envs.ale import AleVecEnv
 from acktr.envs.backends import NATIVE, choose_backend
 from acktr.envs.envpool import EnvPoolVecEnv
 from acktr.envs.finite import VecCheckFinite
-from acktr.envs.lookup import find_spec, is_atari
+from acktr.envs.lookup import find_spec, how_to_install, is_atari, is_installed
 from acktr.envs.monitor import BoundedMonitor
 from acktr.envs.mujoco import hear_warnings
 from acktr.envs.pixels import FRAME_STACK, make_pixel_env, pixel_arguments
 from acktr.envs.resets import VecStack
 from acktr.envs.serial import SerialVecEnv
-from acktr.envs.spaces import check_spaces, check_stack, fits_convolutions
+from acktr.envs.spaces import check_spaces, check_stack
 from acktr.envs.state import attach
 from acktr.envs.together import TogetherVecEnv, is_together
 from acktr.envs.workers import WorkerVecEnv, end_with_this_process, ignore_stops
-from acktr.errors import AcktrError, ConfigurationError
+from acktr.errors import AcktrError, ConfigurationError, WorkerError
 
 ATARI_FRAME_STACK = 4
 # More than any machine steps or stacks: what is beyond is a slip, or meant to fill the memory.
@@ -130,18 +133,39 @@ def make_vec_env(
     return VecStack(env, depth) if depth > 1 else env
 
 
-def observes_images(env_id: str, env_kwargs: dict[str, Any] | None = None) -> bool:
-    """Build an environment to see whether it observes images for a CNN.
+def try_environment(env_id: str, env_kwargs: dict[str, Any] | None = None) -> spaces.Space:
+    """Build an environment, begin an episode and make a step, to see whether it can be used.
 
     :param env_id: as for :func:`make_vec_env`
     :param env_kwargs: arguments for ``gymnasium.make``
-    :raises ConfigurationError: as :func:`make_vec_env` does
+    :return: its observation space
+    :raises ConfigurationError: as :func:`make_vec_env` does, or the environment raises an error, or
+        returns what its spaces do not say
     """
     spec, env_kwargs = find_spec(env_id), env_kwargs or {}
-    together = is_together(spec)
-    env = _make_together(spec, 1, None, env_kwargs) if together else _build(spec, None, env_kwargs)
-    env.close()
-    return fits_convolutions(env.observation_space)
+    env: VecEnv
+    if is_together(spec):
+        env = _make_together(spec, 1, 0, env_kwargs)
+    else:
+        built = _build(spec, None, env_kwargs)
+        built.action_space.seed(0)
+        env = SerialVecEnv([lambda: BoundedMonitor(Monitor(built))])
+    method = "reset"
+    with contextlib.closing(env):
+        try:
+            env.reset()
+            method = "step"
+            env.step(np.stack([env.action_space.sample() for _ in range(env.num_envs)]))
+        except Exception as error:
+            cause = error.__cause__ or error
+            problem = f"its {method} raises {_with_place(cause)}"
+            if isinstance(cause, WorkerError):
+                problem = f"it {str(cause).removeprefix('Environment 0 ').rstrip('.')}"
+            raise ConfigurationError(
+                f"{env_id} cannot be used: {problem}; gymnasium.utils.env_checker.check_env tells what "
+                "else an environment must do."
+            ) from error
+    return env.observation_space
 
 
 def _make_native(
@@ -254,9 +278,9 @@ def _building(spec: EnvSpec) -> Iterator[None]:
         yield
     except AcktrError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         # What an environment raises of an argument that is not to its liking is up to it.
-        raise ConfigurationError(f"{spec.id} cannot be built: {_first_line(error)}") from error
+        raise ConfigurationError(_why_not_built(spec.id, error)) from error
 
 
 def _atari_kwargs(spec: EnvSpec, env_kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -272,14 +296,34 @@ def _atari_kwargs(spec: EnvSpec, env_kwargs: dict[str, Any]) -> dict[str, Any]:
     return {**env_kwargs, "frameskip": 1}
 
 
+def _why_not_built(env_id: str, error: BaseException) -> str:
+    """Tell in a sentence what went wrong, and what to do where that can be known."""
+    missing = error.name if isinstance(error, ModuleNotFoundError) else None
+    if missing and not is_installed(missing.partition(".")[0]):
+        return f"{env_id} needs {missing}, which is not installed: {how_to_install(missing)}."
+    if isinstance(error, TypeError):
+        return (
+            f"{env_id} cannot be built: {_first_line(error)}; its arguments are given as "
+            "--set env_kwargs.NAME=VALUE, in Python env_kwargs={...}."
+        )
+    return f"{env_id} cannot be built: {_first_line(error)}"
+
+
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     kind = type(error).__name__
     if not lines:
-        return f"{kind}."
+        return f"{_with_place(error)}."
     # Of these the text is a sentence; of a KeyError it is the key.
     return (
         lines[0]
         if isinstance(error, (gym.error.Error, ImportError, TypeError))
         else f"{kind}: {lines[0]}"
     )
+
+
+def _with_place(error: BaseException) -> str:
+    """Name an error, its first line if it has any, and where it was raised."""
+    said = ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{said} (line {frames[-1].lineno} of {frames[-1].filename})" if frames else said

@@ -29,6 +29,10 @@ _READERS: dict[type | None, type[nn.Module]] = {
     sb3.ActorCriticPolicy: FlattenExtractor,
 }
 _LARGE_ALONE = (policies.PaperCNN, NatureCNN)
+_OF_ONES_OWN = (
+    "or a network of your own, --set policy_kwargs.features_extractor_class=module:Class "
+    "--allow-import, in Python policy_kwargs=dict(features_extractor_class=...)"
+)
 _NAMES = {
     "MlpPolicy": policies.MlpPolicy,
     "CnnPolicy": policies.CnnPolicy,
@@ -101,6 +105,16 @@ def adapt(
 def fits_convolutions(space: spaces.Space) -> bool:
     """Tell whether observations are images, channels first or last, that are large enough for a CNN."""
     return is_image_space(space) and sorted(space.shape or ())[1] >= MIN_IMAGE_SIDE
+
+
+def are_unread_pictures(space: spaces.Space) -> bool:
+    """Tell whether observations are pictures by their shape, and not of the bytes that images have."""
+    return (
+        _is_image(space)
+        and len(space.shape or ()) == 3
+        and not is_image_space(space)
+        and _is_large(space)
+    )
 
 
 def fitting_policy(space: spaces.Space) -> str:
@@ -224,6 +238,8 @@ def _policy_problem(
     normalized = bool(options.get("normalized_image"))
     problem = None
     if issubclass(reader, (ImageNetwork, NatureCNN)):
+        if _is_image(space) and reader in _LARGE_ALONE and not _is_large(space):
+            return _size_problem(space, reader)
         problem = _image_problem(space, reader, normalized)
     elif issubclass(reader, CombinedExtractor) and isinstance(space, spaces.Dict):
         return _keys_problem(space, reader, normalized)
@@ -239,19 +255,26 @@ def _policy_problem(
 
 def _image_problem(space: spaces.Space, reader: type[nn.Module], normalized: bool) -> str | None:
     """Tell why a CNN cannot read observations, as the continuation of a sentence."""
-    if not (isinstance(space, spaces.Box) and len(space.shape) in (2, 3)):
+    if not _is_image(space):
         return "and a CNN reads images, of (height, width, channels) or (channels, height, width)"
     if reader is NatureCNN and not (normalized or is_image_space(space)):
         return (
             "and NatureCNN reads bytes from 0 to 255 of three dimensions, or any numbers with "
             "features_extractor_kwargs=dict(normalized_image=True)"
         )
-    if reader not in _LARGE_ALONE or _is_large(space):
-        return None
+    return None
+
+
+def _size_problem(space: spaces.Space, reader: type[nn.Module]) -> str:
     return (
-        f"and {reader.__name__} reads images of {MIN_IMAGE_SIDE} x {MIN_IMAGE_SIDE} and more, where "
-        '"CnnPolicy" without a features_extractor_class takes a network that fits'
+        f"observes a {describe(space)}, and {reader.__name__} needs images of {MIN_IMAGE_SIDE} x "
+        f"{MIN_IMAGE_SIDE} and more: use --set policy=CnnPolicy, in Python 'CnnPolicy', without a "
+        f"features_extractor_class, which takes a network that fits, {_OF_ONES_OWN}"
     )
+
+
+def _is_image(space: spaces.Space) -> bool:
+    return isinstance(space, spaces.Box) and len(space.shape) in (2, 3)
 
 
 def _is_large(image: spaces.Space) -> bool:
@@ -271,7 +294,7 @@ def _keys_problem(space: spaces.Dict, reader: type[nn.Module], normalized: bool)
         if reader is CombinedExtractor and image and not _is_large(part):
             return (
                 f"has images of {part.shape} under the observation key {key!r}, and CombinedExtractor "
-                f'reads those of {MIN_IMAGE_SIDE} x {MIN_IMAGE_SIDE} and more: use "MultiInputPolicy" '
-                "without a features_extractor_class, which takes a network that fits"
+                f'needs those of {MIN_IMAGE_SIDE} x {MIN_IMAGE_SIDE} and more: use "MultiInputPolicy" '
+                f"without a features_extractor_class, which takes a network that fits, {_OF_ONES_OWN}"
             )
     return None

@@ -13,6 +13,7 @@ from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv
 
 from acktr.envs.adapter import Adapter
+from acktr.envs.lookup import find_spec
 from acktr.envs.spaces import adapt, check_spaces
 from acktr.errors import ConfigurationError
 
@@ -35,7 +36,7 @@ class AdaptedAlgorithm(OnPolicyAlgorithm):
         self, policy: str | type[ActorCriticPolicy], env: GymEnv | str | None, **settings: Any
     ) -> None:
         if env is not None:
-            env = maybe_make_env(env, settings.get("verbose", 0))
+            env = _make(env, settings.get("verbose", 0))
             # A class may get its arguments later, where a model is loaded.
             name = policy if isinstance(policy, str) else None
             _check(env, name, settings.get("policy_kwargs"))
@@ -77,6 +78,15 @@ class AdaptedAlgorithm(OnPolicyAlgorithm):
         plain = self.adapter.observations(observation)
         actions, state = super().predict(plain, state, episode_start, deterministic)
         return self.adapter.predicted(actions), state
+
+
+def _make(env: GymEnv | str, verbose: int) -> GymEnv:
+    try:
+        return maybe_make_env(env, verbose)
+    except gym.error.UnregisteredEnv:
+        assert isinstance(env, str)
+        find_spec(env)  # tells why, or brings in what registers it
+        return maybe_make_env(env, verbose)
 
 
 def _check(env: Any, policy: str | None = None, policy_kwargs: Any = None) -> None:

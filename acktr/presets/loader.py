@@ -12,7 +12,8 @@ from importlib import resources
 from typing import Any, NamedTuple
 
 from acktr.envs import lookup
-from acktr.envs.make import observes_images
+from acktr.envs.make import try_environment
+from acktr.envs.spaces import are_unread_pictures, describe, fits_convolutions
 from acktr.errors import ConfigurationError
 from acktr.files.reading import parse_yaml, read_yaml
 from acktr.learner.migrations import CRITICS
@@ -55,7 +56,8 @@ def resolve(
     :param options: settings that win over all others; those that are ``None`` are left out
     :param allow_import: as for :func:`acktr.presets.validate`
     :return: the configuration and notes for the user
-    :raises ConfigurationError: for an unknown environment, preset or setting, or a wrong value
+    :raises ConfigurationError: for an unknown environment, preset or setting, a wrong value, or an
+        environment of no family that cannot be used
     """
     family = lookup.family(env_id)
     given = _plain_settings(settings or {})
@@ -63,13 +65,19 @@ def resolve(
         _apply(given, override)
     preset = preset or ("pixels" if given.get("pixels") is True else family)
     notes = []
+    tried = preset is None
     if preset is None:
-        images = observes_images(env_id, given.get("env_kwargs"))
-        preset = IMAGE_FALLBACK if images else FALLBACK
+        observed = try_environment(env_id, given.get("env_kwargs"))
+        preset = IMAGE_FALLBACK if fits_convolutions(observed) else FALLBACK
         notes.append(
             f"{env_id} belongs to no preset family: using the preset {preset!r} (--preset chooses "
             "another)."
         )
+        if "policy" not in given and are_unread_pictures(observed):
+            notes.append(
+                f"{env_id} observes a {describe(observed)}, which is flattened, for it is not of bytes "
+                "from 0 to 255: --set policy=CnnPolicy reads it as an image."
+            )
     sections, section, name = _find(preset, env_id, given.get("pixels") is True)
     merged = _merge(sections.get("default", {}), sections.get(section, {}))
     whole = {name for name, value in (settings or {}).items() if dataclasses.is_dataclass(value)}
@@ -79,7 +87,10 @@ def resolve(
         _apply(merged, override)
     merged.update({k: v for k, v in (options or {}).items() if v is not None})
     merged.update(env_id=env_id, preset=name)
-    return Resolution(validate(merged, allow_import=allow_import), notes)
+    configuration = validate(merged, allow_import=allow_import)
+    if family is None and not (tried or configuration.pixels):
+        try_environment(env_id, configuration.env_kwargs)  # nobody here has seen it
+    return Resolution(configuration, notes)
 
 
 # What may change at a resume: how long to train, where, and how often to save.

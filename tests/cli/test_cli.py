@@ -173,7 +173,20 @@ def test_evaluate(run_directory, capsys):
     assert answer["model"] == str(run_directory / "best_model.zip")
     assert answer["episodes"] == len(answer["returns"]) == len(answer["lengths"]) == 3
     assert answer["mean_return"] == pytest.approx(np.mean(answer["returns"]))
+    assert answer["advice"] == []
     assert main(["evaluate", str(run_directory), "--episodes", "0"]) == 2
+
+
+def test_what_is_wrong_is_said(run_directory, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("acktr.run.health.advise_run", lambda path: ["It is ill.", "Try another."])
+    assert train(tmp_path / "run", "--no-progress") == 0
+    assert capsys.readouterr().err.endswith("\nacktr: It is ill. Try another.\n")
+    assert main(["evaluate", str(run_directory), "--episodes", "1"]) == 0
+    assert capsys.readouterr().err == "acktr: It is ill. Try another.\n"
+    assert main(["evaluate", str(run_directory), "--episodes", "1", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["advice"] == ["It is ill.", "Try another."]
+    assert captured.err == ""
 
 
 def test_plot(run_directory, tmp_path, capsys):

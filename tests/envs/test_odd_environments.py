@@ -1,4 +1,6 @@
-"""Environments that raise, or return what their spaces do not say: named, exit code 5 (fault 32)."""
+"""Environments that raise, or return what their spaces do not say: named, code 2 or 5 (fault 32)."""
+
+import importlib
 
 import gymnasium as gym
 import numpy as np
@@ -6,7 +8,7 @@ import pytest
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from acktr import ACKTR
+from acktr import ACKTR, make
 from acktr.cli import main
 from acktr.envs import make_vec_env
 from acktr.envs.finite import VecCheckFinite
@@ -22,13 +24,19 @@ class Odd(Toy):
     """Does one thing that no environment should.
 
     :param what: the thing
+    :param after: so many steps of an episode
     """
 
-    def __init__(self, what="nothing", render_mode=None):
+    def __init__(self, what="nothing", after=0, render_mode=None):
         super().__init__(render_mode)
-        self.what = what
+        self.what = "nothing" if after else what
+        self.later, self.after = what, after
         if what == "raises when built":
             raise LookupError("no such level")
+        if what == "exits when built":
+            raise SystemExit("no licence")
+        if what == "needs what is missing":
+            importlib.import_module("no_such_thing.inside")
         if what == "a pair":
             self.observation_space = spaces.Dict({"a": self.observation_space})
 
@@ -40,6 +48,8 @@ class Odd(Toy):
 
     def step(self, action):
         observation, reward, terminated, truncated, info = super().step(action)
+        if self.time > self.after:
+            self.what = self.later
         if self.what == "raises in step":
             raise ZeroDivisionError("a bug in the\nsimulator")
         if self.what == "four values":
@@ -95,17 +105,46 @@ def test_nor_are_those_of_workers(what):
 
 
 @pytest.mark.parametrize(
-    ("what", "code"), [("raises in step", 5), ("one in step", 5), ("raises when built", 2)]
+    ("what", "after", "code", "said"),
+    [
+        ("raises in step", 3, 5, "Environment 0 raised an error:"),
+        ("one in step", 3, 5, "Environment 0 returned an observation of the shape"),
+        (
+            "raises in step",
+            0,
+            2,
+            "cannot be used: its step raises ZeroDivisionError: a bug in the (line ",
+        ),
+        ("raises in reset", 0, 2, "cannot be used: its reset raises ZeroDivisionError"),
+        ("one in step", 0, 2, "cannot be used: it returned an observation of the shape (1,)"),
+        ("none", 0, 2, "cannot be used: it returned an observation of the shape ()"),
+        ("four values", 0, 2, "cannot be used: its step raises ValueError: not enough values"),
+        ("a reward that is none", 0, 2, "cannot be used: its step raises ValueError: could not convert"),
+        ("raises when built", 0, 2, "LookupError: no such level"),
+        ("exits when built", 0, 2, "cannot be built: SystemExit: no licence"),
+        ("needs what is missing", 0, 2, "Odd-v0 needs no_such_thing, which is not installed"),
+    ],
 )
-def test_the_command_line_says_it_in_its_code(tmp_path, capsys, what, code):
-    settings = [f"env_kwargs.what={what}", "n_envs=2", "n_steps=8", "policy_kwargs.net_arch=[8]"]
-    command = ["train", f"{__name__}:Odd-v0", "--steps", "32", "--no-progress", "--set", *settings]
-    assert main([*command, "--out", str(tmp_path / "run")]) == code
+def test_the_command_line_says_it_in_its_code(tmp_path, capsys, what, after, code, said):
+    settings = [f"env_kwargs.what={what}", f"env_kwargs.after={after}", "policy_kwargs.net_arch=[8]"]
+    command = ["train", f"{__name__}:Odd-v0", "--steps", "32", "--no-progress", "--n-envs", "2"]
+    command += ["--set", "n_steps=8", *settings, "--out", str(tmp_path / "run")]
+    assert main(command) == code
     told = capsys.readouterr().err
     assert told.startswith("acktr: ")
+    assert said in told
+    assert (tmp_path / "run").exists() is (code == 5)
     if code == 2:
-        assert "LookupError: no such level" in told
-        assert not (tmp_path / "run").exists()
+        assert told.count("\n") == 1
+
+
+@pytest.mark.parametrize("preset", [None, "mujoco"])
+def test_what_cannot_be_used_is_found_before_anything_is_built(preset):
+    for arguments in ({"what": "raises in step"}, {"level": 3}):
+        with pytest.raises(
+            ConfigurationError, match=r"Odd-v0 cannot be (used|built).*env_(checker|kwargs)"
+        ):
+            make(f"{__name__}:Odd-v0", preset=preset, env_kwargs=arguments)
 
 
 @pytest.mark.parametrize(

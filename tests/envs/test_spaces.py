@@ -268,6 +268,13 @@ EXTRACTOR = "features_extractor_class"
         ("MultiInputPolicy", {}, spaces.Dict({"items": VECTOR}), "the observation key 'items'"),
         ("CnnPolicy", {EXTRACTOR: NatureCNN}, IMAGES["small"], "NatureCNN .*36 x 36.*CnnPolicy"),
         ("CnnPolicy", {EXTRACTOR: PaperCNN}, IMAGES["small"], "PaperCNN .*36 x 36.*CnnPolicy"),
+        ("MlpPolicy", {EXTRACTOR: PaperCNN}, IMAGES["small"], "36 x 36.*policy=CnnPolicy.*module:Class"),
+        (
+            "CnnPolicy",
+            {EXTRACTOR: NatureCNN},
+            spaces.Box(0, 1, (10, 10, 4)),
+            "NatureCNN needs .*36 x 36",
+        ),
         ("CnnPolicy", {EXTRACTOR: PaperCNN}, IMAGES["of bools"], "PaperCNN .*36 x 36"),
         ("CnnPolicy", {EXTRACTOR: NatureCNN}, IMAGES["of floats"], "bytes from 0 to 255"),
         (ActorCriticPolicy, {}, DICT, "ActorCriticPolicy cannot read.*'MultiInputPolicy'"),

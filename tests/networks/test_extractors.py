@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.torch_layers import CombinedExtractor
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor
 from torch import nn
 
+from acktr.errors import ConfigurationError
+from acktr.networks.checks import try_networks
 from acktr.networks.extractors import MixedExtractor, SmallCNN
-from acktr.networks.policies import CnnPolicy, PaperCNN
+from acktr.networks.policies import CnnPolicy, MlpPolicy, PaperCNN
 
 
 def images(*shape):
@@ -59,3 +61,36 @@ def test_images_of_a_dict_may_be_of_any_size():
     batch = {"a": torch.zeros(2, 3, 7, 7), "b": torch.zeros(2, 1, 36, 36), "c": torch.zeros(2, 3)}
     assert network(batch).shape == (2, network.features_dim) == (2, 19)
     assert isinstance(network.extractors["a"], SmallCNN)
+
+
+class Own(BaseFeaturesExtractor):
+    """Says one width and returns another; takes what it knows alone."""
+
+    def __init__(self, space, says, returns, least=-1.0):
+        super().__init__(space, says)
+        self.linear = nn.Linear(space.shape[0], returns)
+        self.least = least
+
+    def forward(self, observations):
+        if observations.min() < self.least:
+            raise ValueError("no such observation")
+        return self.linear(observations)
+
+
+@pytest.mark.parametrize(("says", "least", "fits"), [(8, -1.0, True), (9, -1.0, False), (9, 5.0, True)])
+@pytest.mark.parametrize("shared", [True, False])
+def test_an_extractor_returns_as_many_features_as_it_says(says, least, fits, shared):
+    arguments = {"says": says, "returns": 8, "least": least}
+    policy = MlpPolicy(
+        spaces.Box(-1, 1, (3,)),
+        spaces.Discrete(2),
+        lambda _: 0.0,
+        features_extractor_class=Own,
+        features_extractor_kwargs=arguments,
+        share_features_extractor=shared,
+    )
+    if fits:
+        try_networks(policy)  # of one that takes no made-up observation nothing is known
+        return
+    with pytest.raises(ConfigurationError, match=r"Own returns 8 features .* says that they are 9"):
+        try_networks(policy)

@@ -5,8 +5,10 @@ import inspect
 import operator
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import yaml
+from gymnasium import spaces
 from stable_baselines3.common.torch_layers import NatureCNN
 from torch import nn
 
@@ -65,6 +67,27 @@ def test_an_environment_of_no_family_has_the_preset_for_what_it_observes(env_id,
     assert notes == [
         f"{env_id} belongs to no preset family: using the preset {section!r} (--preset chooses another)."
     ]
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "told"),
+    [
+        ((84, 84, 3), np.float32, True),
+        ((3, 40, 40), np.bool_, True),
+        ((10, 10, 4), np.float32, False),
+        ((84, 84), np.float32, False),
+        ((84, 84, 3), np.uint8, False),
+    ],
+)
+def test_pictures_that_no_cnn_reads_are_told(monkeypatch, shape, dtype, told):
+    high = 255 if dtype is np.uint8 else 1
+    space = spaces.Box(0, high, shape, dtype)
+    monkeypatch.setattr(loader, "try_environment", lambda *_: space)
+    notes = resolve("FrozenLake-v1").notes
+    assert any(f"a Box of shape {shape}, which is flattened" in note for note in notes) is told
+    if told:
+        notes = resolve("FrozenLake-v1", overrides=["policy=CnnPolicy"]).notes
+        assert not any("flattened" in note for note in notes)
 
 
 def test_what_it_observes_may_be_up_to_its_arguments():
