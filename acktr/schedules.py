@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, ClassVar
+from typing import Any
 
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import ConstantSchedule
@@ -51,37 +51,31 @@ class Late(Linear):
 
 @dataclass(frozen=True)
 class Horizon:
-    """A discount factor whose horizon ``1 / (1 - gamma)`` grows with what has been learned from.
+    """A discount factor whose horizon ``1 / (1 - gamma)`` grows by the same factor with each step.
 
-    A long horizon from the start rewards caution before anything else is learned, and asks of a young
-    critic what it cannot know yet; a short one to the end does not see what a fall costs.
-    (Francois-Lavet et al. 2015, arXiv 1512.02011, raise it too, by another rule.) It grows by the same
-    number with each step that was learned from, however long a training is to be and however often
-    ``learn`` is called, and stays within the time limit of an episode
+    A long horizon from the start rewards caution before anything else is learned; a short one to the end
+    does not see what a fall costs. (Francois-Lavet et al. 2015, arXiv 1512.02011, raise it too, by
+    another rule.) It stays within the time limit of an episode
     (:class:`acktr.learner.discount.Discount`).
 
     :param start: gamma at the beginning
-    :param end: the largest gamma, at least ``start`` and below 1
-    :param steps: environment steps after which it is reached
-    :raises ConfigurationError: they do not rise within [0, 1), or no step is left to rise in
+    :param end: gamma at the end, at least ``start`` and below 1
+    :param at_once: have that of the end from the start where no episode ends but by time
+    :raises ConfigurationError: they do not rise within [0, 1)
     """
 
     start: float
     end: float
-    steps: int = 1_000_000
-
-    gone: ClassVar[tuple[str, ...]] = ("at_once",)  # fields that older files have
+    at_once: bool = True
 
     def __post_init__(self) -> None:
         if not (_are_numbers(self.start, self.end) and 0 <= self.start <= self.end < 1):
             raise ConfigurationError(f"Horizon(A, B) needs 0 <= A <= B < 1, got {self}.")
-        if not (_are_numbers(self.steps) and 1 <= self.steps < math.inf):
-            raise ConfigurationError(f"Horizon(A, B, steps) needs at least 1 step, got {self}.")
 
-    def after(self, steps: int) -> float:
-        """Return gamma after so many steps that were learned from."""
-        first, last = 1 / (1 - self.start), 1 / (1 - self.end)
-        return 1 - 1 / (first + (last - first) * min(steps / self.steps, 1.0))
+    def __call__(self, progress_remaining: float) -> float:
+        """Return gamma at a share of training that is left."""
+        left = progress_remaining
+        return 1 - (1 - self.start) ** left * (1 - self.end) ** (1 - left)
 
 
 @dataclass(frozen=True)
@@ -110,16 +104,19 @@ def _are_numbers(*values: Any) -> bool:
 
 # Names ---------------------------------------------------------------------------------------
 
-_NAMED: Mapping[str, Callable[..., Any]] = {"lin": Linear, "late": Late}
-_OF_GAMMA: Mapping[str, Callable[..., Any]] = {"rise": Horizon, "auto": Horizon}  # auto: in older files
-_OF_LAMBDA: Mapping[str, Callable[..., Any]] = {"auto": TraceDecay}
+_NAMED: Mapping[str, Callable[[float, float], Any]] = {"lin": Linear, "late": Late}
+_OF_GAMMA: Mapping[str, Callable[[float, float], Any]] = {
+    "auto": Horizon,
+    "rise": lambda start, end: Horizon(start, end, at_once=False),
+}
+_OF_LAMBDA: Mapping[str, Callable[[float, float], Any]] = {"auto": TraceDecay}
 
 
 def parse(name: str, text: str) -> Any:
     """Read a schedule as YAML and the command line write it.
 
     ``lin_A_B`` and ``late_A_B`` (B is 0 if it is left out) for any argument but these two:
-    ``rise_A_B`` or ``rise_A_B_STEPS`` for ``gamma``, ``auto_A_B`` for ``gae_lambda``.
+    ``auto_A_B`` and ``rise_A_B`` for ``gamma``, ``auto_A_B`` for ``gae_lambda``.
 
     :param name: of the argument; what stands before a dot does not count
     :param text: what was written
@@ -131,8 +128,6 @@ def parse(name: str, text: str) -> Any:
     if kinds is _NAMED and len(ends) == 1:
         ends.append("0")
     try:
-        if kinds is _OF_GAMMA and len(ends) == 3:
-            return kinds[kind](float(ends[0]), float(ends[1]), int(ends[2]))
         start, end = map(float, ends)
         return kinds[kind](start, end)
     except (KeyError, ValueError) as error:  # ConfigurationError is one
@@ -141,7 +136,7 @@ def parse(name: str, text: str) -> Any:
 
 def _forms(name: str) -> str:
     if name == "gamma":
-        return "a number, a callable, 'rise_A_B' or 'rise_A_B_STEPS' with 0 <= A <= B < 1"
+        return "a number, a callable, 'rise_A_B' or 'auto_A_B' with 0 <= A <= B < 1"
     if name == "gae_lambda":
         return (
             "a number in [0, 1], or 'auto_A_B' with two of them, the second where long episodes end by "
@@ -152,13 +147,10 @@ def _forms(name: str) -> str:
 
 def written(value: Any) -> Any:
     """Write a schedule as :func:`parse` reads it; anything else stays as it is."""
-    ends: tuple[float, ...]
     if isinstance(value, Linear):
         kind, ends = ("late" if isinstance(value, Late) else "lin"), (value.start, value.end)
     elif isinstance(value, Horizon):
-        kind, ends = "rise", (value.start, value.end)
-        if value.steps != Horizon.steps:
-            ends = (*ends, value.steps)
+        kind, ends = ("auto" if value.at_once else "rise"), (value.start, value.end)
     elif isinstance(value, TraceDecay):
         kind, ends = "auto", (value.usual, value.lasting)
     else:
@@ -257,8 +249,8 @@ def as_schedule(
     return checked(ConstantSchedule(number))
 
 
-def as_discount(value: float | Schedule | Horizon) -> CheckedSchedule:
-    """Turn a number or a callable into a schedule of gamma; of a :class:`Horizon` it is the start.
+def as_discount(value: float | Schedule) -> CheckedSchedule:
+    """Turn a number, a :class:`Horizon` or another callable into a schedule of gamma.
 
     :raises ConfigurationError: a number beyond [0, 1], or something else
     """
@@ -266,8 +258,6 @@ def as_discount(value: float | Schedule | Horizon) -> CheckedSchedule:
     def checked(schedule: Schedule) -> CheckedSchedule:
         return CheckedSchedule("gamma", schedule, lambda x: 0 <= x <= 1, "must lie in [0, 1]")
 
-    if isinstance(value, Horizon):
-        value = value.start
     if callable(value):
         return checked(value)
     number = _as_number(value, "gamma", "a number in [0, 1] or a callable")

@@ -245,9 +245,7 @@ class _Decoder:
             schedule.__dict__.update(self.node(json["state"], path))
             return schedule
         if kind == "settings":
-            cls = SETTINGS[json["name"]]
-            values, gone = self.node(json["values"], path), getattr(cls, "gone", ())
-            return cls(**{name: value for name, value in values.items() if name not in gone})
+            return SETTINGS[json["name"]](**self.node(json["values"], path))
         if kind == "space":
             return space_from_plain(self.node(json["space"], path))
         if kind == "missing":

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from numbers import Real
 from typing import Any, ClassVar, cast
 
 import torch
@@ -44,7 +43,7 @@ from acktr.rollout.collect import End, collect_rollout
 from acktr.rollout.noise import ColoredNoise
 from acktr.rollout.steps import Translator
 from acktr.rollout.storage import RolloutStorage
-from acktr.schedules import Horizon, TraceDecay, as_schedule, clamped
+from acktr.schedules import TraceDecay, as_schedule, clamped
 
 _BATCH_SIZE, _LEAST_STEPS = 512, 16  # of a rollout, where n_steps is not given
 _COMPARE_PERIOD = 100  # updates between two comparisons of the parameters of all ranks
@@ -109,7 +108,7 @@ class ACKTR(Timed, AdaptedAlgorithm, SafeAlgorithm):
         env: GymEnv | str,
         learning_rate: float | Schedule = 1.0,
         n_steps: int | None = None,
-        gamma: float | Schedule | Horizon = 0.99,
+        gamma: float | Schedule = 0.99,
         gae_lambda: float | TraceDecay = 0.95,
         target_kl: float | Schedule = 0.01,
         ent_coef: float = 0.0,
@@ -272,7 +271,7 @@ class ACKTR(Timed, AdaptedAlgorithm, SafeAlgorithm):
         gamma, gae_lambda = self.parts.discount.of_rollout(self.gamma, self.gae_lambda, progress)
         rollout_buffer.gamma, rollout_buffer.gae_lambda = gamma, gae_lambda
         normalize = self.get_vec_normalize_env()
-        if normalize is not None and not isinstance(self.gamma, Real):
+        if callable(self.gamma) and normalize is not None:
             # Rewards in units of what the same horizon sums up to: values stay on one scale.
             normalize.gamma = gamma
         self.policy.set_training_mode(False)
@@ -341,9 +340,7 @@ class ACKTR(Timed, AdaptedAlgorithm, SafeAlgorithm):
                 losses.update(of_actor)
         except DivergenceError as error:
             raise DivergenceError(f"At step {self.num_timesteps:,}: {error}") from error
-        samples = len(batch.returns) * distributed.size()
-        self.parts.discount.steps += samples
-        self.parts.noise.search(self.policy, samples)
+        self.parts.noise.search(self.policy, len(batch.returns) * distributed.size())
         self._follow_noise()
         self._n_updates += 1
         if self._n_updates % _COMPARE_PERIOD == 0:
@@ -369,11 +366,8 @@ class ACKTR(Timed, AdaptedAlgorithm, SafeAlgorithm):
         self.parts.noise.follow(self.policy, self.std_scale, self._current_progress_remaining)
 
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
-        # Of this call of `learn`, whether or not steps count on from the last: by SB3's figure each call
-        # would have less left than the one before. The last rollout goes beyond the end.
-        start = self._num_timesteps_at_start
-        done = (num_timesteps - start) / max(total_timesteps - start, 1)
-        self._current_progress_remaining = clamped(1.0 - done)
+        # The last rollout goes beyond the end, where SB3's figure is negative.
+        self._current_progress_remaining = clamped(1.0 - num_timesteps / max(total_timesteps, 1))
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         assert self.env is not None

@@ -12,33 +12,29 @@ from acktr.schedules import Horizon, TraceDecay, as_discount, as_trace_decay
 
 
 class Discount:
-    """Chooses gamma and lambda of each rollout, by what was learned from and how episodes have ended.
+    """Chooses gamma and lambda of each rollout, by the time and by how episodes have ended so far.
 
     A :class:`~acktr.schedules.Horizon` stays within the time limit of an episode: no return that is ever
-    seen says what comes later. A :class:`~acktr.schedules.TraceDecay` is ``lasting`` as soon as episodes
-    have ended, and as long as none has ended but by its time limit, unless that holds the horizon back,
-    and else ``usual``.
+    seen says what comes later. With ``at_once`` it is that of its end as soon as episodes have ended,
+    and as long as none has ended but by its time limit: where nothing can end an episode there is no
+    caution that a long horizon could reward too soon. A :class:`~acktr.schedules.TraceDecay` is
+    ``lasting`` on the same condition, unless the time limit holds the horizon back, and else ``usual``.
     """
 
     def __init__(self) -> None:
-        self.steps = 0  # environment steps that were learned from, of all ranks
         self.endings: Flags = (False, False)  # episodes seen cut by time, and ended before
         self.time_limit: int | None = None  # of an episode of the environments, if it is known
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the steps so far, how episodes have ended, and the time limit."""
-        return {"steps": self.steps, "endings": self.endings, "time_limit": self.time_limit}
+        """Return how episodes have ended, and the time limit."""
+        return {"endings": self.endings, "time_limit": self.time_limit}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Undo :meth:`state_dict`."""
-        self.steps, self.time_limit = state["steps"], state["time_limit"]
-        self.endings = tuple(state["endings"])
+        self.endings, self.time_limit = tuple(state["endings"]), state["time_limit"]
 
     def of_rollout(
-        self,
-        gamma: float | Schedule | Horizon,
-        gae_lambda: float | TraceDecay,
-        progress_remaining: float,
+        self, gamma: float | Schedule, gae_lambda: float | TraceDecay, progress_remaining: float
     ) -> tuple[float, float]:
         """Return gamma and lambda of the next rollout.
 
@@ -47,13 +43,14 @@ class Discount:
         :param progress_remaining: the share of training that is left
         :raises ConfigurationError: the schedule's value is no discount factor
         """
-        decay, lasting = as_trace_decay(gae_lambda), self.endings == (True, False)
+        schedule, decay = as_discount(gamma), as_trace_decay(gae_lambda)
+        value = schedule(progress_remaining)
+        lasting = self.endings == (True, False)
         if isinstance(gamma, Horizon):
-            value = gamma.after(self.steps)
+            if gamma.at_once and lasting:
+                value = schedule(0.0)
             if self.time_limit is not None:
-                longest = max(gamma.start, 1.0 - 1.0 / self.time_limit)
+                longest = max(schedule(1.0), 1.0 - 1.0 / self.time_limit)
                 lasting = lasting and value <= longest
                 value = min(value, longest)
-        else:
-            value = as_discount(gamma)(progress_remaining)
         return value, decay.lasting if lasting else decay.usual

@@ -70,9 +70,8 @@ def with_noise(data: Mapping[str, Any]) -> dict[str, Any]:
     """
     parts = data["parts"]
     noise = {"searches": False, "rollouts": 0, "found": 0, **parts["noise"]}
-    discount = {"steps": data.get("num_timesteps", 0), **parts["discount"]}
     color = {"noise_color": 0.0} if "std_scale" in data else {}
-    return {**color, **data, "parts": {**parts, "noise": noise, "discount": discount}}
+    return {**color, **data, "parts": {**parts, "noise": noise}}
 
 
 def _settings(data: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -26,8 +26,9 @@ def auto_log_std(action_dim: int, color: float = 0.0) -> float:
     """Return the logarithm of a good standard deviation for a Gaussian policy to begin with.
 
     Noise of each actuator moves the same body, so that of d actuators is ``sigma sqrt(d)`` together: it
-    may be 0.87, and at most 1 for each. What is tried for a while moves it further: what colored noise
-    sums up to in four steps is what white noise does. These are figures of measurement (the page of
+    may be 0.87, which is 0.5 for each of three. More than 0.5 is cut off at the bounds of many action
+    spaces, so fewer actuators have no more. What is tried for a while moves a body further: colored
+    noise sums up in four steps to what white noise does. These are figures of measurement (the page of
     ablations).
 
     :param action_dim: d, at least 1
@@ -36,7 +37,7 @@ def auto_log_std(action_dim: int, color: float = 0.0) -> float:
     r = autocorrelations(color, _STEPS_TOGETHER).tolist()
     correlated = sum((_STEPS_TOGETHER - lag) * 2 * r[lag] for lag in range(1, _STEPS_TOGETHER))
     further = math.sqrt(1 + correlated / _STEPS_TOGETHER)
-    return min(0.0, math.log(0.87 / math.sqrt(action_dim) / further))
+    return min(-0.7, math.log(0.87 / math.sqrt(action_dim) / further))
 
 
 def resolve_log_std(

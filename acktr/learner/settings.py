@@ -18,7 +18,7 @@ from acktr.envs.kinds import is_whole
 from acktr.errors import ConfigurationError
 from acktr.networks.bfloat16 import PRECISIONS
 from acktr.networks.checks import check_widths
-from acktr.schedules import Horizon, as_discount, as_schedule, as_trace_decay
+from acktr.schedules import as_discount, as_schedule, as_trace_decay
 
 Range = tuple[Callable[[Any], bool], str]
 
@@ -239,10 +239,7 @@ def _check_kfac_kwargs(settings: Natural | NaturalCritic) -> None:
 
 _RANGES: Mapping[str, Range] = {
     "n_steps": _NONE_OR_WHOLE,
-    "gamma": (
-        lambda x: callable(x) or isinstance(x, str | Horizon) or 0 <= x <= 1,
-        "must lie in [0, 1]",
-    ),
+    "gamma": (lambda x: callable(x) or isinstance(x, str) or 0 <= x <= 1, "must lie in [0, 1]"),
     "ent_coef": _FINITE,
     "noise_color": (lambda x: 0 <= x < 1, "must be at least 0 and below 1"),
     "std_scale": (lambda x: callable(x) or isinstance(x, str) or x > 0, "must be positive"),

@@ -25,7 +25,8 @@ from acktr.schedules import written
 
 FAMILIES = ("classic", "mujoco", "atari", "pixels")
 PUBLISHED = "paper"  # a preset for all families, with a section for each that differs
-FALLBACK, IMAGE_FALLBACK = "other", "images"  # sections of the presets for MuJoCo and Atari
+DEFAULTS = "defaults"  # of what belongs to no family: the constructor's
+IMAGE_FALLBACK = "images"  # a section of the preset for Atari
 
 
 class Resolution(NamedTuple):
@@ -68,7 +69,7 @@ def resolve(
     tried = preset is None
     if preset is None:
         observed = try_environment(env_id, given.get("env_kwargs"))
-        preset = IMAGE_FALLBACK if fits_convolutions(observed) else FALLBACK
+        preset = IMAGE_FALLBACK if fits_convolutions(observed) else DEFAULTS
         notes.append(
             f"{env_id} belongs to no preset family: using the preset {preset!r} (--preset chooses "
             "another)."
@@ -178,6 +179,12 @@ def _find(preset: str, env_id: str, pixels: bool) -> tuple[dict[str, Any], str, 
 
     :param pixels: whether pictures are observed in the place of states
     """
+    if preset == "other":
+        raise ConfigurationError(
+            f"The preset 'other' is gone: use --preset {DEFAULTS}, as environments of no family do."
+        )
+    if preset == DEFAULTS:
+        return _load_family(DEFAULTS), "default", DEFAULTS
     if preset in (*FAMILIES, PUBLISHED):
         sections, section = _load_family(preset), env_id
         if preset == PUBLISHED:
@@ -188,7 +195,7 @@ def _find(preset: str, env_id: str, pixels: bool) -> tuple[dict[str, Any], str, 
         owners = {key: family for family in FAMILIES for key in _load_family(family)}
         owners.pop("default", None)
         if preset not in owners:
-            choices = [*FAMILIES, PUBLISHED, *owners]
+            choices = [*FAMILIES, DEFAULTS, PUBLISHED, *owners]
             nearest = difflib.get_close_matches(preset, choices, n=1) or choices
             raise ConfigurationError(
                 f"There is no preset {preset!r}: use {' or '.join(nearest)}, or a YAML file's path."

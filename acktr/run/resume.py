@@ -29,7 +29,7 @@ from acktr.run.directory import Run, holds_run
 from acktr.run.remembered import check_run
 from acktr.run.state import check_learner, restore_learner
 from acktr.run.tables import read_columns
-from acktr.schedules import Linear
+from acktr.schedules import Horizon, Linear
 
 # Versions that rounding may depend on.
 _NUMERICAL = ("python", "torch", "numpy", "gymnasium", "stable-baselines3", "mujoco", "envpool", "acktr")
@@ -162,7 +162,7 @@ def _other_end(saved: Mapping[str, Any], configuration: Configuration) -> list[s
 def _scheduled(arguments: Mapping[str, Any]) -> Iterator[str]:
     """Name the arguments, and parts of them, that change until the end."""
     for name, value in arguments.items():
-        if isinstance(value, Linear):
+        if isinstance(value, Linear | Horizon):
             yield name
         elif dataclasses.is_dataclass(value):
             own = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}

@@ -92,8 +92,8 @@ def test_the_setting_chooses_the_preset_with_the_papers_network():
 @pytest.mark.parametrize(
     ("overrides", "preset"),
     [
-        (["pixels=false"], "mujoco: other"),
-        (["pixels=true", "pixels=false"], "mujoco: other"),
+        (["pixels=false"], "defaults"),
+        (["pixels=true", "pixels=false"], "defaults"),
         ([" pixels = true "], "pixels: default"),
     ],
 )

@@ -166,10 +166,11 @@ def test_the_last_rollout_goes_beyond_the_end_and_the_noise_does_not(scale):
 @pytest.mark.parametrize(
     ("action_dim", "color", "std"),
     [
-        (1, 0.0, 0.87),
-        (3, 0.0, 0.502),
+        (1, 0.0, 0.497),
+        (3, 0.0, 0.497),
         (6, 0.0, 0.355),
-        (1, 0.5, 0.642),
+        (1, 0.5, 0.497),
+        (3, 0.5, 0.371),
         (6, 0.5, 0.262),
         (17, 0.5, 0.156),
     ],

@@ -18,7 +18,7 @@ from acktr.schedules import Horizon, Linear, TraceDecay
 from tests.helpers.models import Recorded, make, parameters, same, setting
 from tests.helpers.small_envs import small_env
 
-RISE = Horizon(0.9, 0.99, steps=96)  # from 10 to 100 steps, by 15 with each rollout of 16 samples
+RISE = Horizon(0.9, 0.99, at_once=False)
 UNCORRECTED = Natural(kl_feedback=False)
 RATES = ["learning_rate", "critic.learning_rate", "natural.corrected_learning_rate", "target_kl"]
 
@@ -69,15 +69,13 @@ def test_the_critics_learning_rate_may_fall(critic, default):
     assert model.critic_optimizer.param_groups[0]["lr"] == default
 
 
-@pytest.mark.parametrize("reset", [True, False])
-def test_the_horizon_rises_with_what_was_learned_from_and_never_falls_back(reset):
+def test_the_horizon_rises_from_rollout_to_rollout():
     model = make(cls=Recorded, gamma=RISE)
-    for rollouts in (3, 1, 4):
-        model.learn(rollouts * 16, reset_num_timesteps=reset)
-    horizons = 1 / (1 - np.array(model.logged("gamma")))
-    np.testing.assert_allclose(horizons, [10, 25, 40, 55, 70, 85, 100, 100])
+    for _ in range(2):  # the second time as the first
+        model.learn(4 * 16)
+    left = np.array([1.0, 0.75, 0.5, 0.25])
+    np.testing.assert_allclose(model.logged("gamma"), np.tile(1 - 0.1**left * 0.01 ** (1 - left), 2))
     assert model.gamma == RISE
-    assert model.parts.discount.steps == 8 * 16
 
 
 @pytest.mark.parametrize(("limit", "longest"), [(25, 25), (5, 10), (10_000, 100), (None, 100)])
@@ -89,15 +87,51 @@ def test_a_horizon_rises_no_further_than_an_episode_lasts(limit, longest):
     model = make(env, cls=Recorded, gamma=RISE)
     model.learn(8 * 16)
     horizons = 1 / (1 - np.array(model.logged("gamma")))
-    np.testing.assert_allclose(horizons, np.minimum([10, 25, 40, 55, 70, 85, 100, 100], longest))
+    risen = 10 * 10 ** (np.arange(8) / 8)
+    np.testing.assert_allclose(horizons, np.minimum(risen, longest))
+
+
+@pytest.mark.parametrize(
+    ("ends", "limit", "longest"),
+    [
+        ("truncated", None, 100),
+        ("truncated", 25, 25),
+        ("terminated", None, None),
+        ("both", None, None),
+    ],
+)
+def test_where_no_episode_ends_early_the_horizon_is_long_at_once(ends, limit, longest):
+    """From the second rollout on: in the first, whose schedule is that of a rise, episodes end."""
+    env = small_env(ends=ends)
+    for one in env.envs:
+        one.spec = limit and EnvSpec("Small-v0", max_episode_steps=limit)
+    model = make(env, cls=Recorded, gamma=Horizon(0.9, 0.99))
+    model.learn(4 * 16)
+    horizons = 1 / (1 - np.array(model.logged("gamma")))
+    risen = 10 * 10 ** (np.arange(4) / 4)
+    np.testing.assert_allclose(horizons, risen if longest is None else [10, *[longest] * 3])
+
+
+def test_an_episode_that_ends_early_takes_the_long_horizon_back():
+    env = small_env()
+
+    class Later(Recorded):
+        def train(self):
+            super().train()
+            env.envs[1].ends = "terminated"
+
+    model = make(env, cls=Later, gamma=Horizon(0.9, 0.99))
+    model.learn(4 * 16)
+    risen = 1 - 0.1 * 0.1 ** (np.arange(4) / 4)
+    np.testing.assert_allclose(model.logged("gamma"), [0.9, 0.99, *risen[2:]])
 
 
 @pytest.mark.parametrize(
     ("ends", "limit", "gamma", "decays"),
     [
         ("truncated", None, 0.9, [0.9, 0.5, 0.5]),
-        ("truncated", 100, RISE, [0.9, 0.5, 0.5]),
-        ("truncated", 9, RISE, [0.9, 0.9, 0.9]),  # which holds the horizon back
+        ("truncated", 100, Horizon(0.9, 0.99), [0.9, 0.5, 0.5]),
+        ("truncated", 25, Horizon(0.9, 0.99), [0.9, 0.9, 0.9]),  # which holds the horizon back
         ("truncated", 25, 0.99, [0.9, 0.5, 0.5]),
         ("terminated", None, 0.9, [0.9, 0.9, 0.9]),
         ("both", None, 0.9, [0.9, 0.9, 0.9]),
@@ -130,7 +164,7 @@ def test_of_a_vector_environment_of_somebodys_own_the_limit_may_not_be_known(err
     model = make(Own(small_env()), cls=Recorded, gamma=RISE)
     model.learn(2 * 16)
     assert model.parts.discount.time_limit is None
-    np.testing.assert_allclose(model.logged("gamma"), [0.9, 1 - 1 / 25])
+    np.testing.assert_allclose(model.logged("gamma"), [0.9, 1 - (0.1 * 0.01) ** 0.5])
 
 
 @pytest.mark.parametrize(("gamma", "followed"), [(RISE, True), (0.9, False)])
@@ -138,7 +172,7 @@ def test_vecnormalize_follows_a_schedule_and_no_number(gamma, followed):
     env = VecNormalize(small_env("Box"), gamma=0.5)
     model = make(env, gamma=gamma)
     model.learn(2 * 16)
-    assert model.rollout_buffer.gamma == pytest.approx(1 - 1 / 25 if followed else 0.9)
+    assert model.rollout_buffer.gamma == pytest.approx(1 - 0.001**0.5 if followed else 0.9)
     assert env.gamma == (model.rollout_buffer.gamma if followed else 0.5)
 
 
@@ -147,15 +181,6 @@ def test_a_schedule_that_leaves_the_range_of_gamma_is_refused_before_a_step():
     with pytest.raises(ConfigurationError, match=r"gamma must lie in \[0, 1\].* gave 1.05 at 0.250"):
         model.learn(4 * 16)
     assert model.num_timesteps == 48
-
-
-@pytest.mark.parametrize("reset", [True, False])
-def test_a_schedule_is_that_of_each_call_of_learn(reset):
-    """However often it is called: the second call has as much to learn as the first."""
-    model = make(cls=Recorded, target_kl=Linear(0.02))
-    for _ in range(3):
-        model.learn(4 * 16, reset_num_timesteps=reset)
-    np.testing.assert_allclose(model.logged("target_kl"), np.tile([0.015, 0.01, 0.005, 0.0], 3))
 
 
 def test_a_learning_rate_falls_linearly():

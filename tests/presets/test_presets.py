@@ -3,12 +3,9 @@
 import contextlib
 import inspect
 import operator
-from dataclasses import replace
 
-import numpy as np
 import pytest
 import yaml
-from gymnasium import spaces
 from stable_baselines3.common.torch_layers import NatureCNN
 from torch import nn
 
@@ -22,7 +19,7 @@ from acktr.schedules import Linear
 RESERVED = {"self", "policy", "env", "seed", "device", "tensorboard_log", "_init_setup_model"}
 
 
-@pytest.mark.parametrize("family", loader.FAMILIES)
+@pytest.mark.parametrize("family", [*loader.FAMILIES, loader.DEFAULTS])
 def test_every_section_of_every_preset_is_valid(family):
     sections = loader._load_family(family)
     assert "default" in sections
@@ -54,45 +51,24 @@ def test_preset_is_found_by_id(env_id, preset):
 @pytest.mark.parametrize(
     ("env_id", "preset"),
     [
-        ("tests.helpers.toy_envs:Toy-v0", "mujoco: other"),
-        ("tests.helpers.toy_envs:ToyDict-v0", "mujoco: other"),
+        ("tests.helpers.toy_envs:Toy-v0", "defaults"),
+        ("tests.helpers.toy_envs:ToyDict-v0", "defaults"),
         ("tests.helpers.toy_envs:ToyImage-v0", "atari: images"),
-        ("FrozenLake-v1", "mujoco: other"),
+        ("FrozenLake-v1", "defaults"),
     ],
 )
 def test_an_environment_of_no_family_has_the_preset_for_what_it_observes(env_id, preset):
     configuration, notes = resolve(env_id)
     assert configuration.preset == preset
-    section = preset.split()[1]
+    section = preset.split()[-1]
     assert notes == [
         f"{env_id} belongs to no preset family: using the preset {section!r} (--preset chooses another)."
     ]
 
 
-@pytest.mark.parametrize(
-    ("shape", "dtype", "told"),
-    [
-        ((84, 84, 3), np.float32, True),
-        ((3, 40, 40), np.bool_, True),
-        ((10, 10, 4), np.float32, False),
-        ((84, 84), np.float32, False),
-        ((84, 84, 3), np.uint8, False),
-    ],
-)
-def test_pictures_that_no_cnn_reads_are_told(monkeypatch, shape, dtype, told):
-    high = 255 if dtype is np.uint8 else 1
-    space = spaces.Box(0, high, shape, dtype)
-    monkeypatch.setattr(loader, "try_environment", lambda *_: space)
-    notes = resolve("FrozenLake-v1").notes
-    assert any(f"a Box of shape {shape}, which is flattened" in note for note in notes) is told
-    if told:
-        notes = resolve("FrozenLake-v1", overrides=["policy=CnnPolicy"]).notes
-        assert not any("flattened" in note for note in notes)
-
-
 def test_what_it_observes_may_be_up_to_its_arguments():
     configuration, _ = resolve("tests.helpers.toy_envs:ToyImage-v0", overrides=["env_kwargs.side=20"])
-    assert configuration.preset == "mujoco: other"
+    assert configuration.preset == "defaults"
     with pytest.raises(ConfigurationError, match=r"ToyImage-v0 cannot be built: .*sid"):
         resolve("tests.helpers.toy_envs:ToyImage-v0", overrides=["env_kwargs={sid: 20}"])
 
@@ -123,16 +99,20 @@ def test_value_targets_are_normalised_where_rewards_are_not(overrides, expected)
     assert configuration.algorithm_arguments()["critic"].normalize_targets is expected
 
 
-def test_the_constructor_has_the_preset_for_mujoco_without_schedules():
-    configuration, _ = resolve("tests.helpers.toy_envs:Toy-v0", preset="mujoco")
+def test_what_belongs_to_no_family_has_the_constructor_as_it_is():
+    """But for a trunk, which the constructor shares as Stable-Baselines3 does."""
+    configuration, _ = resolve("tests.helpers.toy_envs:Toy-v0")
+    said = loader._load_family("defaults")["default"].keys() & configuration.algorithm_arguments().keys()
+    assert said == {"policy_kwargs"}
     with contextlib.closing(build_environment(configuration)) as env:
         model, plain = build_model(configuration, env), ACKTR("MlpPolicy", env, seed=0)
-    said = loader._load_family("mujoco")["default"].keys() & configuration.algorithm_arguments().keys()
-    others = {name for name in said if getattr(plain, name) != getattr(model, name)}
-    schedules = {"gamma", "gae_lambda", "target_kl", "std_scale"}
-    assert others == {*schedules, "natural", "critic"}
-    assert model.natural == replace(plain.natural, corrected_learning_rate=10.0)
-    assert model.critic == replace(plain.critic, n_updates=4)  # None is 4, see test_algorithm
+    for name in configuration.algorithm_arguments().keys() - said - {"stats_window_size"}:
+        assert getattr(model, name) == getattr(plain, name), name
+
+
+def test_a_preset_that_is_gone_is_refused_by_name():
+    with pytest.raises(ConfigurationError, match=r"^The preset 'other' is gone: use --preset defaults"):
+        resolve("CartPole-v1", preset="other")
 
 
 @pytest.mark.parametrize(
