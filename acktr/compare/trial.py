@@ -19,7 +19,11 @@ ALGORITHMS = ("acktr", *peers.PEERS)
 _NOT_HASHED = ("env_id", "seed", "preset", "device", "natural.cuda_graphs")
 # Settings that came after results, and the value that means what was before: it is left out, so that
 # those results stay the results of their settings.
-_CAME_LATER: Mapping[str, Any] = {"natural.corrected_learning_rate": None, "std_scale": 1.0}
+_CAME_LATER: Mapping[str, Any] = {
+    "natural.corrected_learning_rate": None,
+    "noise_color": 0.0,
+    "std_scale": 1.0,
+}
 
 
 @dataclass(frozen=True)

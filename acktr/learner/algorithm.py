@@ -113,7 +113,7 @@ class ACKTR(Timed, AdaptedAlgorithm, SafeAlgorithm):
         target_kl: float | Schedule = 0.01,
         ent_coef: float = 0.0,
         normalize_advantage: bool | str = "running",
-        noise_color: float = 0.5,
+        noise_color: float = 0.0,
         std_scale: float | Schedule = 1.0,
         natural: Natural = Natural(),  # noqa: B008  # frozen
         critic: Critic = NaturalCritic(),  # noqa: B008

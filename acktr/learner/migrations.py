@@ -51,7 +51,7 @@ def current_data(data: Mapping[str, Any], where: str) -> dict[str, Any]:
     :raises ConfigurationError: a setting that is gone made a difference
     """
     if "parts" in data:
-        return with_noise(data)
+        return _with_search(data)
     state: dict[str, dict[str, Any]] = {}
     for name, (part, key, before) in _OF_PARTS.items():
         value = data.get(name, before)
@@ -60,18 +60,14 @@ def current_data(data: Mapping[str, Any], where: str) -> dict[str, Any]:
     state["value_scale"]["begun"] = bool(data.get("_n_updates"))
     left_out = {*_OF_PARTS, *_DERIVED, *MOVED, *GONE}
     kept = {name: value for name, value in data.items() if name not in left_out}
-    return with_noise({**kept, **_settings(data, where), "parts": state})
+    return _with_search({**kept, **_settings(data, where), "parts": state})
 
 
-def with_noise(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Add what a learner has since its noise may be colored: before, it was white and did not search.
-
-    :param data: arguments and attributes by name, or attributes alone
-    """
+def _with_search(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Add to attributes what noise has since it searches, which it did not."""
     parts = data["parts"]
     noise = {"searches": False, "rollouts": 0, "found": 0, **parts["noise"]}
-    color = {"noise_color": 0.0} if "std_scale" in data else {}
-    return {**color, **data, "parts": {**parts, "noise": noise}}
+    return {**data, "parts": {**parts, "noise": noise}}
 
 
 def _settings(data: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -125,16 +121,9 @@ def _components_of_version_1(components: dict[str, Any], where: str) -> dict[str
 
 
 def _components_of_version_2(components: dict[str, Any], where: str) -> dict[str, Any]:
-    """Migrate what was saved before noise could be colored."""
-    migrated = dict(components)
-    for name in ("data", "learner"):
-        if isinstance(components.get(name), Mapping):
-            migrated[name] = with_noise(components[name])
-    run = components.get("run")
-    if isinstance(run, Mapping) and isinstance(run.get("configuration"), Mapping):
-        settings, _ = current_settings(run["configuration"], where)
-        migrated["run"] = {**run, "configuration": settings}
-    return migrated
+    """Migrate what was saved before noise searched."""
+    kept = (name for name in ("data", "learner") if isinstance(components.get(name), Mapping))
+    return {**components, **{name: _with_search(components[name]) for name in kept}}
 
 
 MIGRATIONS.update({1: _components_of_version_1, 2: _components_of_version_2})

@@ -84,10 +84,6 @@ def current_settings(flat: Mapping[str, Any], where: str) -> tuple[dict[str, Any
     :return: the settings, and a sentence for each that is gone and was not at its default
     :raises ConfigurationError: one is gone that made a difference
     """
-    if (
-        "env_id" in flat and "noise_color" not in flat
-    ):  # of a run, complete, and from before there was any
-        flat = {**flat, "noise_color": 0.0}
     if flat.keys().isdisjoint({*MOVED, *GONE}):
         return dict(flat), []  # those of now
     settings = {name: value for name, value in flat.items() if name not in MOVED and name not in GONE}

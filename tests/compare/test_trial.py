@@ -172,7 +172,11 @@ def test_a_peer_that_diverges_is_an_outcome(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("name", "none", "some"),
-    [("natural.corrected_learning_rate", None, 10), ("std_scale", 1.0, "lin_1_0.5")],
+    [
+        ("natural.corrected_learning_rate", None, 10),
+        ("noise_color", 0.0, 0.5),
+        ("std_scale", 1.0, "lin_1_0.5"),
+    ],
 )
 def test_a_setting_that_came_later_leaves_older_results_what_they_are(name, none, some):
     before, after = (complete_settings(trial(settings={name: value})) for value in (none, some))

@@ -69,10 +69,7 @@ DEFAULTS = {"overlap": False, "n_actor_updates": 1, "momentum": 0.0, "weight_dec
 
 
 def test_settings_of_a_run_are_in_the_words_of_now():
-    assert current_settings({"env_id": "x", **DEFAULTS}, "it") == (
-        {"env_id": "x", "noise_color": 0.0},  # as it was
-        [],
-    )
+    assert current_settings({"env_id": "x", **DEFAULTS}, "it") == ({"env_id": "x"}, [])
     of_before = {
         "overlap": True,
         "momentum": 0.9,

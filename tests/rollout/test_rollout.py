@@ -134,7 +134,7 @@ def test_a_rollout_is_that_of_stable_baselines(name, policy):
     n_steps = 40 if name == "CartPole" else 13
 
     def start():
-        model = ACKTR(policy, ENVIRONMENTS[name](), n_steps=n_steps, gamma=0.9, noise_color=0.0, seed=3)
+        model = ACKTR(policy, ENVIRONMENTS[name](), n_steps=n_steps, gamma=0.9, seed=3)
         _, callback = model._setup_learn(1000)
         return model, callback
 

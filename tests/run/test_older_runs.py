@@ -175,12 +175,7 @@ def test_flat_settings_become_groups(old, flat, natural, critic):
 
 
 def test_settings_of_now_stay_as_they_are():
-    settings = {
-        "env_id": "x",
-        "natural": {"damping": 0.3},
-        "critic": {"kind": "adam"},
-        "noise_color": 0.3,
-    }
+    settings = {"env_id": "x", "natural": {"damping": 0.3}, "critic": {"kind": "adam"}, "n_steps": 3}
     assert current_settings(settings, "here") == (settings, [])
 
 
