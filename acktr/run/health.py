@@ -21,12 +21,12 @@ ADVICE = {
         "larger batches, --set n_steps=…, and leave natural.kl_feedback on."
     ),
     "unmoved": (
-        "The return has not risen, it was {first:.4g} at first and {best:.4g} in its best tenth of the "
-        "episodes; try more noise to begin with, --set policy_kwargs.log_std_init=0."
+        "The return has not risen beyond chance, from {first:.4g} at first to {best:.4g} in the "
+        "best tenth of episodes; try more noise to begin with, --set policy_kwargs.log_std_init=0."
     ),
     "unmoved by counted actions": (
-        "The return has not risen, it was {first:.4g} at first and {best:.4g} in its best tenth of the "
-        "episodes; try an entropy bonus, --set ent_coef=0.01."
+        "The return has not risen beyond chance, from {first:.4g} at first to {best:.4g} in the "
+        "best tenth of episodes; try an entropy bonus, --set ent_coef=0.01."
     ),
     "noise": (
         "The noise is gone, from {first_std:.2g} to {last_std:.2g}, and the return stands still at "
