@@ -10,16 +10,8 @@ import numpy as np
 
 from acktr.run.tables import read_columns
 
-# What is said of each symptom, the weightiest first; its figures are what `_symptoms` finds.
+# What is said of each symptom, causes before effects; its figures are what `_symptoms` finds.
 ADVICE = {
-    "unmoved": (
-        "The return has not risen, it was {first:.4g} at first and {best:.4g} in its best tenth of the "
-        "episodes; try more noise to begin with, --set policy_kwargs.log_std_init=0."
-    ),
-    "unmoved by counted actions": (
-        "The return has not risen, it was {first:.4g} at first and {best:.4g} in its best tenth of the "
-        "episodes; try an entropy bonus, --set ent_coef=0.01."
-    ),
     "critic": (
         "The critic does not follow the returns, in the last third its explained variance has a median "
         "of {median:.2f}; try --set critic.n_updates=16, on a shared trunk critic.vf_coef=1."
@@ -27,6 +19,14 @@ ADVICE = {
     "kl above": (
         "The policy moves further than it should, the measured KL is {ratio:.1f} times its target; try "
         "larger batches, --set n_steps=…, and leave natural.kl_feedback on."
+    ),
+    "unmoved": (
+        "The return has not risen beyond chance, from {first:.4g} at first to {best:.4g} in the "
+        "best tenth of episodes; try more noise to begin with, --set policy_kwargs.log_std_init=0."
+    ),
+    "unmoved by counted actions": (
+        "The return has not risen beyond chance, from {first:.4g} at first to {best:.4g} in the "
+        "best tenth of episodes; try an entropy bonus, --set ent_coef=0.01."
     ),
     "noise": (
         "The noise is gone, from {first_std:.2g} to {last_std:.2g}, and the return stands still at "
@@ -46,8 +46,8 @@ ADVICE = {
         "natural.corrected_learning_rate=null."
     ),
     "kl below": (
-        "The policy moves less than it may, the measured KL is {ratio:.2g} of its target; try --set "
-        "natural.kl_feedback=true."
+        "The policy moves less than it may, the measured KL is {ratio:.2g} of its target; try a larger "
+        "learning_rate, and leave natural.kl_feedback on."
     ),
 }
 MOST = 3  # sentences
@@ -67,10 +67,11 @@ _FALL = 0.2
 # Returns whose middle half varies by less of their own size are those of a task that is solved: the
 # critic then has nothing to explain, and there is nothing to step towards.
 _VARY = 0.05
-_LOW_VARIANCE = 0.1  # explained: the critic knows hardly more than the mean return
+_LOW_VARIANCE = 0.2  # explained: the critic knows hardly more than the mean return
 # Measured KL against its target: the feedback holds it within 1.5 of single updates.
 _FAR = 3.0
-_BOUND = 0.9  # the share of updates whose step is as long as it may be
+_UNUSED = 0.05  # of the target: even a return that rises would rise faster
+_BOUND = 0.75  # the share of updates whose step is as long as it may be, where that is the reason
 _LESS_NOISE = 0.2  # of that to begin with: schedules of the presets leave a half, and learning another
 _LESS_ENTROPY = 0.05  # likewise, of counted actions
 
@@ -95,7 +96,7 @@ def advise(progress: Mapping[str, np.ndarray], returns: np.ndarray) -> list[str]
     :param progress: columns of ``progress.csv``, a value an update each, ``(n_updates,)``; of
         :data:`PROGRESS` those that there are; NaN where a row says nothing
     :param returns: of the training episodes in their order, ``(n_episodes,)``
-    :return: sentences, the weightiest first, :data:`MOST` at most; none for a healthy run, and for one
+    :return: sentences, causes before effects, :data:`MOST` at most; none for a healthy run, and for one
         that is too short to tell
     """
     found = dict(_symptoms(progress, returns[np.isfinite(returns)]))
@@ -140,10 +141,11 @@ def _symptoms(
             if ended < least * begun and (name == "std" or not len(stds)):
                 shown = {f"first_{name}": begun, f"last_{name}": ended}
                 yield "noise" if name == "std" else name, {**figures, **shown}
-    stuck = course.varies and not course.rises
-    if stuck:
+    if course.varies and not course.rises:
         yield from _of_critic(progress)
-    yield from _of_step(progress, stuck)
+    # Of what is solved, steps may be as short as they are.
+    least = 0.0 if not course.varies else _UNUSED if course.rises else 1 / _FAR
+    yield from _of_step(progress, least)
 
 
 def _follow(returns: np.ndarray) -> _Course:
@@ -181,11 +183,11 @@ def _of_critic(progress: Mapping[str, np.ndarray]) -> Iterator[tuple[str, Mappin
 
 
 def _of_step(
-    progress: Mapping[str, np.ndarray], stuck: bool
+    progress: Mapping[str, np.ndarray], least: float
 ) -> Iterator[tuple[str, Mapping[str, float]]]:
     """Compare the measured KL with its target, and the steps with their limits.
 
-    :param stuck: the return rises no more: only then a KL below its target is wrong
+    :param least: the share of the target that the KL should have
     """
     kl, target, step, rate, corrected = (
         _column(progress, name) for name in (_KL, _TARGET, _STEP, _RATE, _CORRECTED)
@@ -197,7 +199,7 @@ def _of_step(
     ratio = float(np.mean(kl[known]) / np.mean(target[known]))
     if ratio > _FAR:
         yield "kl above", {"ratio": ratio}
-    if ratio >= 1 / _FAR or not stuck:
+    if ratio >= least:
         return
     limit = np.fmin(rate, corrected)[known]  # NaN where neither is known
     bound = np.mean(step[known] >= 0.99 * limit) >= _BOUND
