@@ -19,7 +19,8 @@ from acktr.rollout.noise import autocorrelations
 from acktr.schedules import as_schedule
 
 _STEPS_TOGETHER = 4  # over which colored noise moves a body as far as white
-_DOUBLING = 7_000  # samples in which noise that finds nothing doubles
+_DOUBLING = 7_000  # samples that tell nothing, after which noise has doubled
+_ENOUGH = 10  # rollouts in a row that tell something end the search
 
 
 def auto_log_std(action_dim: int, color: float = 0.0) -> float:
@@ -62,8 +63,9 @@ class Noise:
     """The standard deviation of a Gaussian policy beside what it learns.
 
     **It searches.** A rollout in which all rewards are the same, and no episode ends but by time, tells
-    nothing. As long as half of all rollouts so far were such, noise that began with ``"auto"`` grows, to
-    1 at most: what is never found with little noise cannot be learned.
+    nothing. With each of them noise that began with ``"auto"`` grows, to 1 at most: what is never found
+    with little noise cannot be learned. Ten rollouts in a row that tell something end the search for
+    good, for who earns the same at each step later on may just do everything right.
 
     **It follows a schedule.** What is learned is a factor of its own: ``log_std`` moves by the logarithm
     of what the schedule has now over what is in force, so that however often ``learn`` is called, the
@@ -78,23 +80,17 @@ class Noise:
     def __init__(self, searches: bool = False) -> None:
         self.scale: float | None = None  # in force
         self._searches = searches
-        self.rollouts, self.found = 0, 0  # all of them, and those that told something
+        self.told = 0  # rollouts in a row
         self._rewards = math.inf, -math.inf  # the lowest of this rollout, and the highest
         self._ended = False
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what is in force, and what was found so far."""
-        return {
-            "scale": self.scale,
-            "searches": self._searches,
-            "rollouts": self.rollouts,
-            "found": self.found,
-        }
+        """Return what is in force, and how the search goes."""
+        return {"scale": self.scale, "searches": self._searches, "told": self.told}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Undo :meth:`state_dict`."""
-        self.scale, self._searches = state["scale"], state["searches"]
-        self.rollouts, self.found = state["rollouts"], state["found"]
+        self.scale, self._searches, self.told = state["scale"], state["searches"], state["told"]
 
     def look(self, rewards: np.ndarray, infos: Sequence[Mapping[str, Any]], dones: np.ndarray) -> None:
         """Look at one step of a rollout.
@@ -110,7 +106,7 @@ class Noise:
 
     @torch.no_grad()
     def search(self, policy: ActorCriticPolicy, samples: int) -> None:
-        """Let the noise grow if too little was found so far.
+        """Let the noise grow if the last rollout told nothing.
 
         :param policy: left as it is if it is no Gaussian
         :param samples: of the last rollout, of all ranks
@@ -121,8 +117,9 @@ class Noise:
         low, high = self._rewards
         (told,) = distributed.any_of(low < high or self._ended)
         self._rewards, self._ended = (math.inf, -math.inf), False
-        self.rollouts, self.found = self.rollouts + 1, self.found + told
-        if 2 * self.found < self.rollouts:
+        self.told = self.told + 1 if told else 0
+        self._searches = self.told < _ENOUGH
+        if not told:
             grown = log_std + math.log(2) * samples / _DOUBLING
             log_std.copy_(torch.maximum(log_std, grown.clamp_max(0.0)))
 

@@ -149,6 +149,25 @@ def hill(results: Path = TUNING / "hill.csv") -> str:
     return "\n".join(_lines(list(existing(results)), "last_100_return", ("MountainCarContinuous-v0",)))
 
 
+def search(results: Path = TUNING / "search.csv") -> str:
+    """Return what 200,000 steps end with, training and evaluation, by the noise."""
+    rows = list(existing(results))
+    envs = ("finger-spin", "cartpole-swingup", "LunarLanderContinuous-v3", "walker-walk", *ENVIRONMENTS)
+    training = _lines(rows, "last_100_return", envs)
+    return "\n".join(
+        ["Last 100 episodes:", "", *training, "", "Without noise:", "", *_lines(rows, "eval_mean", envs)]
+    )
+
+
+def lasting(results: Path = TUNING / "lasting.csv") -> str:
+    """Return what a million steps end with, and half of them, with noise that lasts and without."""
+    rows = list(existing(results))
+    tables = []
+    for title, column in (("500,000 steps", "return_500k"), ("a million", "return_1m")):
+        tables += [f"After {title}:", "", *_lines(rows, column), ""]
+    return "\n".join([*tables, "Without noise, at the end:", "", *_lines(rows, "eval_mean")])
+
+
 def swimmer(results: Path = TUNING / "swimmer.csv") -> str:
     """Return what Swimmer-v5 comes to with a longer horizon and larger batches, at a few points."""
     rows = list(existing(results))
@@ -261,4 +280,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "constructor": constructor,
     "hill": hill,
     "swimmer": swimmer,
+    "search": search,
+    "lasting": lasting,
 }

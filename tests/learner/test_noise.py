@@ -224,6 +224,27 @@ def test_noise_that_finds_something_or_was_chosen_stays(finds):
     assert std(model) == pytest.approx(began, rel=1e-6)
 
 
+def test_ten_rollouts_that_tell_something_end_the_search_for_good():
+    """Who earns the same at each step later on may do everything right."""
+    pays = []
+    model = told(lambda rng: rng.random() if pays else 0.0)
+    began = std(model)
+    model.learn(16)
+    grown = std(model)
+    assert grown > began
+    pays.append(1)
+    model.learn(9 * 16)
+    pays.clear()
+    model.learn(16)  # the tenth tells nothing: the search goes on
+    assert std(model) > grown * 1.001
+    pays.append(1)
+    model.learn(10 * 16)
+    pays.clear()
+    grown = std(model)
+    model.learn(10 * 16)
+    assert std(model) == pytest.approx(grown, rel=1e-6)
+
+
 def test_noise_larger_than_1_does_not_shrink():
     model = told(lambda _: 0.0)
     with torch.no_grad():
@@ -247,7 +268,6 @@ def test_the_search_goes_on_where_a_saved_model_had_got_to():
     buffer.seek(0)
     loaded = ACKTR.load(buffer, env=model.env)
     assert loaded.parts.noise.state_dict() == model.parts.noise.state_dict()
-    assert loaded.parts.noise.rollouts == 10
     before = std(loaded)
     loaded.learn(16)
     assert std(loaded) > before
