@@ -109,7 +109,7 @@ class ActorUpdate:
     def metrics(self) -> dict[str, Any]:
         """Return the figures of the last step, for the log."""
         group = self.kfac.param_groups[0]
-        if not self.learns:
+        if not self.learns or not self.kfac.last_step:  # none yet
             return {"damping": group["damping"]}
         info = self.kfac.last_step[0]
         figures = {"predicted_kl": info.predicted_kl, "step_scale": info.step_scale}

@@ -335,12 +335,12 @@ class ACKTR(Timed, AdaptedAlgorithm, SafeAlgorithm):
                 losses["value_loss"] = self.parts.critic_update.fit(batch, critic_rate)
             # What this sent has travelled with the critic's first message.
             batch = batch._replace(advantages=normalized())
-            if self.parts.actor_update.learns:
+            tells = self.parts.noise.search(self.policy, len(batch.returns) * distributed.size())
+            if self.parts.actor_update.learns and tells:
                 of_actor, kl = self.parts.actor_update.update(batch, limits)
                 losses.update(of_actor)
         except DivergenceError as error:
             raise DivergenceError(f"At step {self.num_timesteps:,}: {error}") from error
-        self.parts.noise.search(self.policy, len(batch.returns) * distributed.size())
         self._follow_noise()
         self._n_updates += 1
         if self._n_updates % _COMPARE_PERIOD == 0:

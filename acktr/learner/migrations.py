@@ -66,7 +66,7 @@ def current_data(data: Mapping[str, Any], where: str) -> dict[str, Any]:
 def _with_search(data: Mapping[str, Any]) -> dict[str, Any]:
     """Add to attributes what noise has since it searches, which it did not."""
     parts = data["parts"]
-    noise = {"searches": False, "told": 0, **parts["noise"]}
+    noise = {"searches": False, "told": 0, "episodes": 0, **parts["noise"]}
     return {**data, "parts": {**parts, "noise": noise}}
 
 

@@ -20,7 +20,7 @@ from acktr.schedules import as_schedule
 
 _STEPS_TOGETHER = 4  # over which colored noise moves a body as far as white
 _DOUBLING = 7_000  # samples that tell nothing, after which noise has doubled
-_ENOUGH = 10  # rollouts in a row that tell something end the search
+_ENOUGH = 10  # rollouts or episodes in a row that tell something end the search
 
 
 def auto_log_std(action_dim: int, color: float = 0.0) -> float:
@@ -48,7 +48,7 @@ def resolve_log_std(
 
     :param space: of the actions; what is not a ``Box`` has no standard deviation, and needs no number
     :param color: beta of the noise
-    :return: the arguments, and whether the number was left to this
+    :return: the arguments, and whether the number of a ``Box`` was left to this
     """
     kwargs = {"log_std_init": "auto", **policy_kwargs}
     is_auto = kwargs["log_std_init"] == "auto"
@@ -56,7 +56,7 @@ def resolve_log_std(
         del kwargs["log_std_init"]
         if isinstance(space, spaces.Box):
             kwargs["log_std_init"] = auto_log_std(get_action_dim(space), color)
-    return kwargs, is_auto
+    return kwargs, is_auto and isinstance(space, spaces.Box)
 
 
 class Noise:
@@ -64,8 +64,10 @@ class Noise:
 
     **It searches.** A rollout in which all rewards are the same, and no episode ends but by time, tells
     nothing. With each of them noise that began with ``"auto"`` grows, to 1 at most: what is never found
-    with little noise cannot be learned. Ten rollouts in a row that tell something end the search for
-    good, for who earns the same at each step later on may just do everything right.
+    with little noise cannot be learned. The actor does not learn from it: its advantages are errors of
+    the critic alone, and would lead the mean away to where less is tried. Ten rollouts in a row that
+    tell something end the search for good, and so do ten episodes: who earns the same at each step later
+    on may just do everything right, and of rewards that come late the critic tells the steps before.
 
     **It follows a schedule.** What is learned is a factor of its own: ``log_std`` moves by the logarithm
     of what the schedule has now over what is in force, so that however often ``learn`` is called, the
@@ -80,17 +82,24 @@ class Noise:
     def __init__(self, searches: bool = False) -> None:
         self.scale: float | None = None  # in force
         self._searches = searches
-        self.told = 0  # rollouts in a row
+        self.told, self.episodes = 0, 0  # rollouts and episodes in a row that told something
         self._rewards = math.inf, -math.inf  # the lowest of this rollout, and the highest
         self._ended = False
+        self._counts = [0, 0]  # episodes of this rollout that told nothing, and something
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is in force, and how the search goes."""
-        return {"scale": self.scale, "searches": self._searches, "told": self.told}
+        return {
+            "scale": self.scale,
+            "searches": self._searches,
+            "told": self.told,
+            "episodes": self.episodes,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Undo :meth:`state_dict`."""
-        self.scale, self._searches, self.told = state["scale"], state["searches"], state["told"]
+        self.scale, self._searches = state["scale"], state["searches"]
+        self.told, self.episodes = state["told"], state["episodes"]
 
     def look(self, rewards: np.ndarray, infos: Sequence[Mapping[str, Any]], dones: np.ndarray) -> None:
         """Look at one step of a rollout.
@@ -99,29 +108,41 @@ class Noise:
         :param infos: of each environment
         :param dones: whether an episode is over, ``(n_envs,)``
         """
-        if self._searches:
-            low, high = self._rewards
-            self._rewards = min(low, float(rewards.min())), max(high, float(rewards.max()))
-            self._ended |= any(not info.get("TimeLimit.truncated") for info in compress(infos, dones))
+        if not self._searches:
+            return
+        low, high = self._rewards
+        self._rewards = min(low, float(rewards.min())), max(high, float(rewards.max()))
+        for info, reward in compress(zip(infos, rewards, strict=True), dones):
+            ended = not info.get("TimeLimit.truncated")
+            self._ended |= ended
+            if episode := info.get("episode"):  # the Monitor's
+                same = math.isclose(
+                    episode["r"], float(reward) * episode["l"], rel_tol=1e-4, abs_tol=1e-4
+                )
+                self._counts[ended or not same] += 1
 
     @torch.no_grad()
-    def search(self, policy: ActorCriticPolicy, samples: int) -> None:
+    def search(self, policy: ActorCriticPolicy, samples: int) -> bool:
         """Let the noise grow if the last rollout told nothing.
 
         :param policy: left as it is if it is no Gaussian
         :param samples: of the last rollout, of all ranks
+        :return: whether the actor should learn from it
         """
         log_std = getattr(policy, "log_std", None)
         if not self._searches or log_std is None:
-            return
+            return True
         low, high = self._rewards
-        (told,) = distributed.any_of(low < high or self._ended)
-        self._rewards, self._ended = (math.inf, -math.inf), False
+        own = log_std.new_tensor([low < high or self._ended, *self._counts], dtype=torch.float64)
+        told, silent, telling = (round(x * distributed.size()) for x in distributed.mean(own).tolist())
+        self._rewards, self._ended, self._counts = (math.inf, -math.inf), False, [0, 0]
         self.told = self.told + 1 if told else 0
-        self._searches = self.told < _ENOUGH
+        self.episodes = 0 if silent else self.episodes + telling
+        self._searches = max(self.told, self.episodes) < _ENOUGH
         if not told:
             grown = log_std + math.log(2) * samples / _DOUBLING
             log_std.copy_(torch.maximum(log_std, grown.clamp_max(0.0)))
+        return bool(told)
 
     @torch.no_grad()
     def follow(

@@ -7,7 +7,7 @@ import pytest
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormalize
 
 from acktr import ACKTR
 from acktr.errors import ConfigurationError
@@ -179,7 +179,7 @@ def test_many_actuators_and_lasting_noise_begin_with_less(action_dim, color, std
     assert np.exp(auto_log_std(action_dim, color)) == pytest.approx(std, abs=1e-3)
 
 
-def told(reward, *, ends=False, noise=None, **kwargs):
+def told(reward, *, ends=False, endless=False, noise=None, cls=ACKTR, n_steps=8, **kwargs):
     """A model that has learned from rollouts of 16 steps whose rewards and ends are given."""
 
     class Told(Toy):
@@ -187,12 +187,18 @@ def told(reward, *, ends=False, noise=None, **kwargs):
 
         def step(self, action):
             observation, _, _, truncated, info = super().step(action)
-            return observation, reward(self.np_random), ends, truncated, info
+            return observation, reward(self.np_random), ends, truncated and not endless, info
 
-    env = DummyVecEnv([Told, Told])
+    env = VecMonitor(DummyVecEnv([Told, Told]))
     policy_kwargs = {} if noise is None else {"log_std_init": noise}
-    return ACKTR(
-        "MlpPolicy", env, n_steps=8, learning_rate=1e-9, policy_kwargs=policy_kwargs, seed=0, **kwargs
+    return cls(
+        "MlpPolicy",
+        env,
+        n_steps=n_steps,
+        learning_rate=1e-9,
+        policy_kwargs=policy_kwargs,
+        seed=0,
+        **kwargs,
     )
 
 
@@ -227,7 +233,7 @@ def test_noise_that_finds_something_or_was_chosen_stays(finds):
 def test_ten_rollouts_that_tell_something_end_the_search_for_good():
     """Who earns the same at each step later on may do everything right."""
     pays = []
-    model = told(lambda rng: rng.random() if pays else 0.0)
+    model = told(lambda rng: rng.random() if pays else 0.0, endless=True)
     began = std(model)
     model.learn(16)
     grown = std(model)
@@ -243,6 +249,30 @@ def test_ten_rollouts_that_tell_something_end_the_search_for_good():
     grown = std(model)
     model.learn(10 * 16)
     assert std(model) == pytest.approx(grown, rel=1e-6)
+
+
+def test_an_actor_does_not_learn_from_what_tells_nothing():
+    model = told(lambda _: 0.0, cls=Recorded)
+    model.learning_rate = 1.0
+    before = parameters(model)
+    model.learn(32)
+    after = parameters(model)
+    actor = [name for name in before if name.startswith(("action_net", "mlp_extractor.policy_net"))]
+    assert actor
+    assert all(torch.equal(before[name], after[name]) for name in actor)
+    assert model.logged("kl").tolist() == [0.0, 0.0]
+    assert "train/step_scale" not in model.history[0]
+
+
+def test_rewards_that_come_late_end_the_search_by_ten_episodes():
+    """Of 10 steps each, two at a time: most rollouts of 4 steps tell nothing."""
+    time = iter(range(10**6))
+    model = told(lambda _: float(next(time) // 2 % 10 == 9), n_steps=4)
+    model.learn(40 * 2)
+    assert model.parts.noise.state_dict()["searches"]
+    assert model.parts.noise.episodes == 8
+    model.learn(10 * 2, reset_num_timesteps=False)
+    assert not model.parts.noise.state_dict()["searches"]
 
 
 def test_noise_larger_than_1_does_not_shrink():
