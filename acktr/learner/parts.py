@@ -82,7 +82,7 @@ def build_parts(
     normalize_advantage: bool | str,
     learning_rate: float,
     precision: str,
-    searches: bool,
+    searches: bool = False,
 ) -> Parts:
     """Build the parts of a learner, and give its parameters to their optimisers.
 

@@ -18,6 +18,8 @@ SMALL = (
     "policy_kwargs.net_arch=[8]",
     "checkpoint_steps=96",
 )
+# Of the tiny environment: what a schedule is at depends on where a run has got to.
+SCHEDULES = ("target_kl=lin_0.02", "gamma=auto_0.99_0.998", "std_scale=late_1_0.5")
 # As few evaluations and checkpoints as there can be.
 QUICK = ("n_timesteps=160", "eval_interval=64", "checkpoint_steps=64", "n_final_eval_episodes=0")
 TIMES = {"seconds", "time/fps", "time/time_elapsed"}
@@ -25,7 +27,8 @@ TIMES = {"seconds", "time/fps", "time/time_elapsed"}
 
 def train(path, env_id, *overrides, stop_at=None, **arguments):
     """Train in this process; ``stop_at`` updates the run is asked to stop."""
-    configuration = resolve(env_id, overrides=[*SMALL, *overrides]).configuration
+    schedules = SCHEDULES if env_id == TOY else ()
+    configuration = resolve(env_id, overrides=[*SMALL, *schedules, *overrides]).configuration
     told = []
     with warnings.catch_warnings(), Experiment(configuration) as experiment:
         warnings.filterwarnings("ignore", message="precision='bf16' needs hardware")
