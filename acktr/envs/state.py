@@ -222,7 +222,9 @@ def _set_account(env: BoundedMonitor, attributes: State) -> None:
         type(x) is float and math.isfinite(x) for x in env.rewards
     )
     counts = is_whole(env.summed, least=0) and is_whole(env.total_steps, least=0)
-    if not (numbers and counts and type(env.needs_reset) is bool):
+    # An episode that is over has been begun anew by now: only what never began needs a reset.
+    begun = type(env.needs_reset) is bool and not (env.needs_reset and env.rewards)
+    if not (numbers and counts and begun):
         vars(env).update(before)
         raise NotCapturable("what Monitor has counted is none of an episode")
 

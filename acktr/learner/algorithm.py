@@ -282,8 +282,9 @@ class ACKTR(Timed, AdaptedAlgorithm, SafeAlgorithm):
         def on_step(names: dict[str, Any]) -> bool:
             self.num_timesteps += env.num_envs * distributed.size()
             callback.update_locals(names)
-            rewards = names["rewards"] if normalize is None else normalize.get_original_reward()
-            self.parts.noise.look(rewards, names["infos"], names["dones"])
+            if self.parts.noise.searches:
+                paid = names["rewards"] if normalize is None else normalize.get_original_reward()
+                self.parts.noise.look(paid, names["infos"], names["dones"])
             goes_on = callback.on_step()
             if goes_on:
                 self._update_info_buffer(names["infos"], names["dones"])

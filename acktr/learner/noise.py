@@ -81,7 +81,7 @@ class Noise:
 
     def __init__(self, searches: bool = False) -> None:
         self.scale: float | None = None  # in force
-        self._searches = searches
+        self.searches = searches  # still
         self.told, self.episodes = 0, 0  # rollouts and episodes in a row that told something
         self._rewards = math.inf, -math.inf  # the lowest of this rollout, and the highest
         self._ended = False
@@ -91,14 +91,14 @@ class Noise:
         """Return what is in force, and how the search goes."""
         return {
             "scale": self.scale,
-            "searches": self._searches,
+            "searches": self.searches,
             "told": self.told,
             "episodes": self.episodes,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Undo :meth:`state_dict`."""
-        self.scale, self._searches = state["scale"], state["searches"]
+        self.scale, self.searches = state["scale"], state["searches"]
         self.told, self.episodes = state["told"], state["episodes"]
 
     def look(self, rewards: np.ndarray, infos: Sequence[Mapping[str, Any]], dones: np.ndarray) -> None:
@@ -108,8 +108,6 @@ class Noise:
         :param infos: of each environment
         :param dones: whether an episode is over, ``(n_envs,)``
         """
-        if not self._searches:
-            return
         low, high = self._rewards
         self._rewards = min(low, float(rewards.min())), max(high, float(rewards.max()))
         for info, reward in compress(zip(infos, rewards, strict=True), dones):
@@ -130,7 +128,7 @@ class Noise:
         :return: whether the actor should learn from it
         """
         log_std = getattr(policy, "log_std", None)
-        if not self._searches or log_std is None:
+        if not self.searches or log_std is None:
             return True
         low, high = self._rewards
         own = log_std.new_tensor([low < high or self._ended, *self._counts], dtype=torch.float64)
@@ -138,7 +136,7 @@ class Noise:
         self._rewards, self._ended, self._counts = (math.inf, -math.inf), False, [0, 0]
         self.told = self.told + 1 if told else 0
         self.episodes = 0 if silent else self.episodes + telling
-        self._searches = max(self.told, self.episodes) < _ENOUGH
+        self.searches = max(self.told, self.episodes) < _ENOUGH
         if not told:
             grown = log_std + math.log(2) * samples / _DOUBLING
             log_std.copy_(torch.maximum(log_std, grown.clamp_max(0.0)))

@@ -8,8 +8,7 @@ pairs of labels whose ``set`` differ in ``n_steps`` alone, the smaller batch fir
 pairs whose steps per second are compared, the one in question first. ``compare_seconds: false`` leaves
 out what would compare seconds: the runs have had different cores. ``held_out`` names tasks on which
 no setting may be chosen. ``ours`` is the label of ACKTR that the others are compared with, ``reference``
-what a normalised score of 1 is: the best of the ``peers``, or of ``all``. A ``preset`` that ends with
-``.yaml`` is a file beside the suites.
+what a normalised score of 1 is: the best of the ``peers``, or of ``all``.
 """
 
 from pathlib import Path
@@ -83,7 +82,7 @@ class Suite(_Strict):
                         steps,
                         label,
                         {**common, **algorithm.set, **algorithm.set_on.get(env, {})},
-                        _preset(algorithm.preset),
+                        algorithm.preset,
                         self.eval_episodes,
                     )
                     rows.append((i, trial))
@@ -145,10 +144,6 @@ class Suite(_Strict):
 
     def _steps(self, env: str) -> int:
         return self.steps[env] if isinstance(self.steps, dict) else self.steps
-
-
-def _preset(preset: str | None) -> str | None:
-    return str(ROOT / preset) if preset and preset.endswith(".yaml") else preset
 
 
 def names() -> list[str]:

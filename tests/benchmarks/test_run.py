@@ -1,7 +1,6 @@
 """The runner of suites: what is chosen, what is refused, and that every suite can run."""
 
 import pytest
-import yaml
 
 from acktr.compare import runner
 from acktr.compare.trial import complete_settings, settings_hash
@@ -49,12 +48,6 @@ def test_the_general_suite_gives_all_the_same_environments():
         else:
             normalize = settings["normalize"]
             assert (normalize["norm_obs"] if trial.algo == "acktr" else normalize) == "auto"
-
-
-def test_the_defaults_are_those_of_the_constructor():
-    sections = yaml.safe_load((suites.ROOT / "presets" / "defaults.yaml").read_text())
-    assert sections.keys() == {"default"}
-    assert sections["default"].keys() == {"n_envs", "policy", "normalize"}
 
 
 def test_held_out_tasks_are_tasks():

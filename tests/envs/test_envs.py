@@ -57,7 +57,7 @@ def test_module_prefix_wrapper_and_env_kwargs():
     [
         ("HalfChetah-v5", {}, "nearest are HalfCheetah-v5, HalfCheetah-v4."),
         ("cartpole-v1", {}, "nearest are CartPole-v1"),
-        ("HalfCheetah-v1", {}, "nearest are HalfCheetah-v"),  # v3: where gymnasium-robotics is imported
+        ("HalfCheetah-v1", {}, "nearest are HalfCheetah-v5"),  # gymnasium-robotics brings v3
         ("no-such-thing-at-all", {}, "check the id"),
         ("no_such_module:Toy-v0", {}, "No module named 'no_such_module'"),
         ("CartPole-v1", {"n_envs": 0}, "n_envs is 0"),

@@ -9,7 +9,7 @@ import pytest
 from stable_baselines3.common.vec_env import VecNormalize
 
 from acktr.cli import main
-from acktr.errors import CheckpointError, DamagedCheckpointError, WorkerError
+from acktr.errors import CheckpointError, DamagedCheckpointError
 from acktr.files import bundle
 from acktr.files.checkpoints import CheckpointStore
 from tests.helpers.runs import new, train
@@ -102,8 +102,6 @@ def test_one_odd_value_anywhere(saved, tmp_path, draw):
             _, told = resume(path)
         except CheckpointError as error:
             told = [str(error)]
-        except WorkerError:
-            continue  # what an environment makes of a state of its own is up to it
         assert told[-1].startswith("Resumed at step") or "\n" not in told[-1]
 
 
