@@ -200,11 +200,7 @@ def _make_together(
         env = TogetherVecEnv(spec, n_envs, env_kwargs, monitor_dir)
     env.seed(seed)
     env.action_space.seed(seed)
-    try:
-        check_spaces(spec.id, env.observation_space, env.action_space)
-    except ConfigurationError:
-        env.close()
-        raise
+    _check_or_close(spec, env)
     return env
 
 
@@ -263,13 +259,16 @@ def _build(
             env = gym.make(spec, **env_kwargs)
     if wrapper is not None:
         env = wrapper(env)
+    _check_or_close(spec, env)  # before any vector environment allocates for them
+    return env
+
+
+def _check_or_close(spec: EnvSpec, env: gym.Env | VecEnv) -> None:
     try:
-        # Before any vector environment allocates for them.
         check_spaces(spec.id, env.observation_space, env.action_space)
     except ConfigurationError:
         env.close()
         raise
-    return env
 
 
 @contextlib.contextmanager

@@ -137,7 +137,7 @@ class Noise:
         self.told = self.told + 1 if told else 0
         self.episodes = 0 if silent else self.episodes + telling
         self.searches = max(self.told, self.episodes) < _ENOUGH
-        if not told:
+        if not told and log_std.requires_grad:  # what is frozen stays
             grown = log_std + math.log(2) * samples / _DOUBLING
             log_std.copy_(torch.maximum(log_std, grown.clamp_max(0.0)))
         return bool(told)

@@ -275,6 +275,14 @@ def test_rewards_that_come_late_end_the_search_by_ten_episodes():
     assert not model.parts.noise.state_dict()["searches"]
 
 
+def test_noise_that_is_frozen_stays():
+    model = told(lambda _: 0.0)
+    model.policy.log_std.requires_grad_(False)
+    began = std(model)
+    model.learn(160)
+    assert std(model) == began
+
+
 def test_noise_larger_than_1_does_not_shrink():
     model = told(lambda _: 0.0)
     with torch.no_grad():
