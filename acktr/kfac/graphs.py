@@ -94,6 +94,7 @@ class _Graph(NamedTuple):
     :param settings: what it reads for each number in a parameter group that schedules move
     :param outputs: that it writes
     :param infos: what it writes into ``KFAC.last_step``
+    :param curvatures: how often it takes the curvature: once, or not at all
     """
 
     replay: Callable[[], None]
@@ -101,6 +102,7 @@ class _Graph(NamedTuple):
     settings: list[dict[str, Tensor]]
     outputs: Any
     infos: list[StepInfo]
+    curvatures: int
 
 
 class Graphs:
@@ -158,6 +160,7 @@ class Graphs:
         copies = tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, inputs)
         settings: list[dict[str, Tensor]] = [{} for _ in groups]
         before = [dict(group) for group in groups]
+        calls = _curvature_calls(self.optimizer)
         for group, own in zip(groups, settings, strict=True):
             for setting in _SCHEDULED:
                 if isinstance(group.get(setting), (int, float)):
@@ -175,7 +178,8 @@ class Graphs:
             for group, own, old in zip(groups, settings, before, strict=True):
                 group.update({setting: old[setting] for setting in own})
         infos = self.optimizer.last_step if isinstance(self.optimizer, KFAC) else []
-        return _Graph(replay, copies, settings, outputs, infos)
+        taken = _curvature_calls(self.optimizer) - calls
+        return _Graph(replay, copies, settings, outputs, infos, taken)
 
     def _repeat(self, graph: _Graph, inputs: Any) -> Any:
         for place, value in zip(tree_leaves(graph.inputs), tree_leaves(inputs), strict=True):
@@ -185,7 +189,7 @@ class Graphs:
             for name, place in own.items():
                 place.fill_(group[name])
         if isinstance(self.optimizer, KFAC):
-            count_step(self.optimizer, graph.infos)
+            count_step(self.optimizer, graph.infos, graph.curvatures)
         graph.replay()
         return graph.outputs
 
@@ -222,9 +226,13 @@ def check_capturable(kfac: KFAC) -> None:
             raise ValueError(f"A CUDA graph of the update cannot be made with {option}: leave one out.")
 
 
-def count_step(kfac: KFAC, infos: Sequence[StepInfo]) -> None:
-    """Count one update of the curvature and one step that the device has been told to repeat."""
-    kfac._curvature_calls += 1
+def _curvature_calls(optimizer: Optimizer) -> int:
+    return optimizer._curvature_calls if isinstance(optimizer, KFAC) else 0
+
+
+def count_step(kfac: KFAC, infos: Sequence[StepInfo], curvatures: int = 1) -> None:
+    """Count one step that the device has been told to repeat, and the curvature that it takes."""
+    kfac._curvature_calls += curvatures
     statistics = -(-kfac._curvature_calls // kfac.factor_period)
     groups = zip(kfac.param_groups, kfac._blocks, kfac._schedules, strict=True)
     for group, blocks, schedule in groups:
@@ -237,14 +245,19 @@ def count_step(kfac: KFAC, infos: Sequence[StepInfo]) -> None:
 
 
 def _upcoming(kfac: KFAC) -> Hashable:
-    """Describe what the host will decide in the next update of the curvature and the next step."""
+    """Describe what the host will decide in the next update of the curvature and the next step.
+
+    Whether the curvature will be taken at all is known to the work alone: both is described.
+    """
     calls = kfac._curvature_calls
-    statistics = -(-(calls + 1) // kfac.factor_period)
     described: list[Hashable] = [calls % kfac.factor_period == 0]
     groups = zip(kfac.param_groups, kfac._blocks, kfac._schedules, strict=True)
     for group, blocks, schedule in groups:
-        now, _ = schedule.due(blocks, group["step"], statistics, group["damping"])
-        described += [group["step"] < group["cold_start"], tuple(b.name for b in now)]
+        described.append(group["step"] < group["cold_start"])
+        for taken in (calls, calls + 1):
+            statistics = -(-taken // kfac.factor_period)
+            now, _ = schedule.due(blocks, group["step"], statistics, group["damping"])
+            described.append(tuple(b.name for b in now))
         described.append(tuple(x.data_ptr() for block in blocks for x in _of_block(block)))
     return tuple(described)
 

@@ -96,7 +96,7 @@ class ActorUpdate:
         undo = Undo(self.kfac)
         noisy = self._outputs.noisy
         held = self._without_noise(batch).distributions if noisy else None
-        losses, part, old = self._step(self, batch)
+        losses, _, part, old = self._step(self, batch)
         # A copy for this rollout: what a distribution has worked out of itself it does not work out
         # again, though a CUDA graph writes new parameters into it.
         old = [without_graph(d) for d in old]

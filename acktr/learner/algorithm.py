@@ -28,7 +28,7 @@ from acktr.learner import foreign
 from acktr.learner.actor import ActorLimits
 from acktr.learner.adapted import AdaptedAlgorithm
 from acktr.learner.figures import figures_of
-from acktr.learner.noise import resolve_log_std
+from acktr.learner.noise import begin_noise, resolve_log_std
 from acktr.learner.parts import build_parts
 from acktr.learner.saving import SafeAlgorithm
 from acktr.learner.settings import Critic, Natural, NaturalCritic, check_arguments
@@ -169,6 +169,8 @@ class ACKTR(Timed, AdaptedAlgorithm, SafeAlgorithm):
             self.policy_kwargs, self.action_space, self.noise_color
         )
         super()._setup_model()
+        if searches:
+            begin_noise(self.policy)
         foreign.check_built_policy(self.policy)
         foreign.warn_of_masks(self.env)
         self.outputs = Outputs(self.policy)  # before normalised values, which all begin as 0

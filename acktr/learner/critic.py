@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, Normal
 from torch.optim import Adam, Optimizer
 
+from acktr.errors import DivergenceError
 from acktr.kfac import Graphs
 from acktr.kfac.exact import detached, mean_kl
-from acktr.learner.natural_step import NaturalStep, check_losses, learns, run, take_step
+from acktr.learner.natural_step import NaturalStep, check_loss, check_losses, learns, run, take_step
 from acktr.learner.settings import AdamCritic, Critic, NaturalCritic
 from acktr.learner.undo import Undo
 from acktr.learner.value_scale import ValueScale
 from acktr.networks.outputs import Outputs
 from acktr.rollout.batch import RolloutBatch
-
-_N_UPDATES = 4  # of a rollout, where the settings have no number
 
 
 class ValuesSaid(NamedTuple):
@@ -43,6 +43,8 @@ class CriticUpdate(ABC):
     :param settings: how many updates, and of how many samples
     :param deferred: as for :class:`~acktr.learner.natural_step.NaturalStep`
     """
+
+    usual_n_updates: ClassVar[int]  # where the settings have no number
 
     def __init__(
         self,
@@ -71,16 +73,22 @@ class CriticUpdate(ABC):
         :return: the loss before the last update, 0-dim tensor
         :raises DivergenceError: a loss is not finite; its step is not taken
         """
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        self._set_rate(rate)
         undo = Undo(self.optimizer) if self._deferred else None
         step = self._begin(batch)
-        n_updates = self._settings.n_updates or _N_UPDATES
-        minibatches = batch.minibatches(self._settings.batch_size, n_updates)
+        minibatches = batch.minibatches(self._settings.batch_size, self._n_updates)
         losses = [step(chosen, part).clone() for chosen, part in minibatches]
         if undo is not None:
             check_losses(losses, undo)
         return losses[-1]
+
+    @property
+    def _n_updates(self) -> int:
+        return self._settings.n_updates or self.usual_n_updates
+
+    def _set_rate(self, rate: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
 
     @abstractmethod
     def _begin(self, batch: RolloutBatch) -> Callable[[Tensor | slice, RolloutBatch], Tensor]:
@@ -94,9 +102,17 @@ class CriticUpdate(ABC):
 class NaturalCriticUpdate(CriticUpdate):
     """Gauss-Newton steps of a critic with parameters of its own, by K-FAC.
 
+    On a whole rollout they share the curvature of the first of them: it is what costs most. What it has
+    become wrong by shows in the next loss: a step that raised it is taken back, and curvature taken anew
+    (as a trust-region method does that finds no reduction, Nocedal & Wright 2006, algorithm 4.1).
+    Losses of minibatches, or of networks that draw random numbers, cannot be compared: there each update
+    takes its own curvature.
+
     :param step: of K-FAC with the critic's parameters
     :param settings: how its steps are bounded, besides what :class:`CriticUpdate` takes of them
     """
+
+    usual_n_updates = 8
 
     def __init__(
         self,
@@ -109,6 +125,41 @@ class NaturalCriticUpdate(CriticUpdate):
         super().__init__(step.kfac, outputs, value_scale, settings, deferred)
         self._step = step
         self._bound = settings.trust_region
+        self._taken_back = 0  # updates of the last rollout
+
+    def fit(self, batch: RolloutBatch, rate: float) -> Tensor:
+        """Make all updates of one rollout.
+
+        :param batch: the rollout
+        :param rate: the learning rate of now
+        :return: the loss before the last update that was kept, 0-dim tensor
+        :raises DivergenceError: a loss is not finite; no step since the last that was is left
+        """
+        if self._settings.batch_size is not None or self._outputs.noisy:
+            return super().fit(batch, rate)
+        self._set_rate(rate)
+        self._taken_back = 0
+        lowest, before = torch.tensor(torch.finfo(torch.float32).max), Undo(self.optimizer)
+        rose = True
+        for update in range(self._n_updates):
+            now = Undo(self.optimizer)
+            loss = self._update(batch, curvature=rose)
+            rose = not loss <= lowest  # or it is NaN
+            if rose:
+                before()
+                if update == 0:
+                    check_loss(loss)
+                self._taken_back += 1
+            else:
+                lowest, before = loss, now
+        return lowest
+
+    def _update(self, batch: RolloutBatch, curvature: bool) -> Tensor:
+        """Make one update; return the loss before it, of all ranks, NaN where it is not finite."""
+        try:
+            return self._step(self, batch, self._bound, curvature).loss.clone()
+        except DivergenceError:
+            return torch.tensor(math.nan)
 
     def _begin(self, batch: RolloutBatch) -> Callable[[Tensor | slice, RolloutBatch], Tensor]:
         return lambda _chosen, part: self._step(self, part, self._bound).losses["loss"]
@@ -118,7 +169,11 @@ class NaturalCriticUpdate(CriticUpdate):
         if not self.learns:
             return {}
         group, info = self._step.kfac.param_groups[0], self._step.kfac.last_step[0]
-        figures = {"critic_step_scale": info.step_scale, "critic_predicted_kl": info.predicted_kl}
+        figures = {
+            "critic_step_scale": info.step_scale,
+            "critic_predicted_kl": info.predicted_kl,
+            "critic_taken_back": self._taken_back,
+        }
         return {"critic_damping": group["damping"], **figures} if group["adapt_damping"] else figures
 
     # What a natural step asks -----------------------------------------------------------------
@@ -145,6 +200,8 @@ class AdamCriticUpdate(CriticUpdate):
 
     :param graphs: repeats the step on a CUDA device; ``None`` if it is launched anew each time
     """
+
+    usual_n_updates = 4
 
     def __init__(
         self,

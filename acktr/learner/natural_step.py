@@ -46,11 +46,13 @@ class Step(NamedTuple):
     """The traces of one step.
 
     :param losses: as the model has them, before the step, detached
-    :param part: the samples whose curvature was taken
+    :param loss: that under ``"loss"``, as the mean over all ranks
+    :param part: the samples whose curvature was taken, or all of them
     :param old: the model's distributions there before the step
     """
 
     losses: dict[str, Tensor]
+    loss: Tensor
     part: RolloutBatch
     old: list[Any]
 
@@ -84,24 +86,33 @@ class NaturalStep:
         self._graphs = graphs
         self._name = name
 
-    def __call__(self, model: Model, batch: RolloutBatch, relative_bound: float | None = None) -> Step:
+    def __call__(
+        self,
+        model: Model,
+        batch: RolloutBatch,
+        relative_bound: float | None = None,
+        curvature: bool = True,
+    ) -> Step:
         """Make one step.
 
         :param relative_bound: KL bound of the step as a fraction of the loss; ``None``: as it is
+        :param curvature: take the curvature of the batch; else the step is made with that of before
         :return: what the step leaves behind, valid until the next one
         :raises DivergenceError: the loss is not finite on some rank; the step is not taken
         :raises ConfigurationError: it cannot be a CUDA graph
         """
 
-        def work(part: RolloutBatch) -> Step:
-            return self._take(model, part, relative_bound)
+        def work(part: RolloutBatch, curvature: bool) -> Step:
+            return self._take(model, part, relative_bound, curvature)
 
-        return run(self._graphs, self._name, work, batch)
+        return run(self._graphs, self._name, work, batch, curvature)
 
-    def _take(self, model: Model, batch: RolloutBatch, relative_bound: float | None) -> Step:
-        samples_statistics = self._factor > 1 and not self.kfac.needs_exact_fisher
+    def _take(
+        self, model: Model, batch: RolloutBatch, relative_bound: float | None, curvature: bool
+    ) -> Step:
+        samples_statistics = curvature and self._factor > 1 and not self.kfac.needs_exact_fisher
         # Where curvature is taken of a part, the pass of that part is recorded.
-        with nullcontext() if samples_statistics else self.kfac.capture():
+        with self.kfac.capture() if curvature and not samples_statistics else nullcontext():
             seen = said = model.evaluate(batch)
         losses = model.losses(said, batch)
         # Several ranks average losses and statistics in one message, and check before they use either.
@@ -114,19 +125,25 @@ class NaturalStep:
             part = batch.sample(self._factor)
             with self.kfac.capture():
                 seen = model.evaluate(part)
-        self.kfac.update_curvature(*seen.distributions)
-        if self._factor > 1 and self.kfac.needs_exact_fisher:
+        if curvature:
+            self.kfac.update_curvature(*seen.distributions)
+        exact = self.kfac.needs_exact_fisher
+        if exact and self._factor > 1:
             sample = batch.sample(self._factor)
             self.kfac.use_exact_fisher(*model.evaluate(sample).distributions)
+        elif exact and not curvature:
+            self.kfac.use_exact_fisher(*said.distributions)
         # The exact Fisher of the whole batch goes through the graph once more.
-        again = self.kfac.needs_exact_fisher and self._factor == 1
-        take_step(losses["loss"], self.kfac, relative_bound, retain_graph=again, deferred=self._deferred)
+        again = exact and self._factor == 1
+        loss = take_step(
+            losses["loss"], self.kfac, relative_bound, retain_graph=again, deferred=self._deferred
+        )
         if self.kfac.wants_reduction:
             with torch.no_grad():
                 after = self._evaluate_quietly(model, batch)
                 self.kfac.report_reduction(model.improvement(before, after, batch))
         detached_losses = {name: loss.detach() for name, loss in losses.items()}
-        return Step(detached_losses, part, [without_graph(d) for d in seen.distributions])
+        return Step(detached_losses, loss, part, [without_graph(d) for d in seen.distributions])
 
     @torch.no_grad()
     def _evaluate_quietly(self, model: Model, batch: RolloutBatch) -> Any:
@@ -173,7 +190,7 @@ def take_step(
     *,
     retain_graph: bool = False,
     deferred: bool = False,
-) -> None:
+) -> Tensor:
     """Step on a loss that is finite on all ranks.
 
     :param loss: 0-dim tensor with its graph
@@ -181,6 +198,7 @@ def take_step(
     :param relative_bound: KL bound of the step as a fraction of the loss; ``None``: as it is
     :param retain_graph: for the optimiser, which goes through it once more
     :param deferred: leave it to the caller to look at the loss
+    :return: the mean of the loss over all ranks, detached
     :raises DivergenceError: the loss is not finite on some rank; the step is not taken
     """
     optimizer.zero_grad()
@@ -193,6 +211,7 @@ def take_step(
         least = bound.clamp_min(LEAST_KL) if isinstance(bound, Tensor) else max(bound, LEAST_KL)
         optimizer.param_groups[0]["target_kl"] = least
     optimizer.step()
+    return of_all
 
 
 def check_loss(loss: Tensor) -> None:

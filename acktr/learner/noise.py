@@ -13,6 +13,7 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.type_aliases import Schedule
+from torch import Tensor
 
 from acktr import distributed
 from acktr.rollout.noise import autocorrelations
@@ -20,6 +21,7 @@ from acktr.schedules import as_schedule
 
 _STEPS_TOGETHER = 4  # over which colored noise moves a body as far as white
 _DOUBLING = 7_000  # samples that tell nothing, after which noise has doubled
+_NO_RANGE = 1e6
 _ENOUGH = 10  # rollouts or episodes in a row that tell something end the search
 
 
@@ -39,6 +41,30 @@ def auto_log_std(action_dim: int, color: float = 0.0) -> float:
     correlated = sum((_STEPS_TOGETHER - lag) * 2 * r[lag] for lag in range(1, _STEPS_TOGETHER))
     further = math.sqrt(1 + correlated / _STEPS_TOGETHER)
     return min(-0.7, math.log(0.87 / math.sqrt(action_dim) / further))
+
+
+def action_scale(space: spaces.Box) -> np.ndarray:
+    """Return half of the range of each action, ``(d,)``: the unit of noise; 1 where there is none.
+
+    :param space: a range beyond a million stands for none
+    """
+    half = (space.high.astype(np.float64) - space.low).ravel() / 2
+    return np.where((half > 0) & (half < _NO_RANGE), half, 1.0)
+
+
+@torch.no_grad()
+def begin_noise(policy: ActorCriticPolicy) -> None:
+    """Bring noise that began with ``"auto"`` to the units of the actions; once, after it is built."""
+    log_std = getattr(policy, "log_std", None)
+    if isinstance(log_std, Tensor):
+        log_std += _log_scale(policy, log_std)
+
+
+def _log_scale(policy: ActorCriticPolicy, log_std: Tensor) -> Tensor:
+    assert isinstance(policy.action_space, spaces.Box)
+    scale = torch.from_numpy(np.log(action_scale(policy.action_space))).to(log_std)
+    # Somebody's own may have one number for all.
+    return scale if scale.shape == log_std.shape else torch.zeros_like(log_std)
 
 
 def resolve_log_std(
@@ -63,11 +89,12 @@ class Noise:
     """The standard deviation of a Gaussian policy beside what it learns.
 
     **It searches.** A rollout in which all rewards are the same, and no episode ends but by time, tells
-    nothing. With each of them noise that began with ``"auto"`` grows, to 1 at most: what is never found
-    with little noise cannot be learned. The actor does not learn from it: its advantages are errors of
-    the critic alone, and would lead the mean away to where less is tried. Ten rollouts in a row that
-    tell something end the search for good, and so do ten episodes: who earns the same at each step later
-    on may just do everything right, and of rewards that come late the critic tells the steps before.
+    nothing. With each of them noise that began with ``"auto"`` grows, to half of the range of an action
+    at most: what is never found with little noise cannot be learned. The actor does not learn from it:
+    its advantages are errors of the critic alone, and would lead the mean away to where less is tried.
+    Ten rollouts in a row that tell something end the search for good, and so do ten episodes: who earns
+    the same at each step later on may just do everything right, and of rewards that come late the critic
+    tells the steps before.
 
     **It follows a schedule.** What is learned is a factor of its own: ``log_std`` moves by the logarithm
     of what the schedule has now over what is in force, so that however often ``learn`` is called, the
@@ -139,7 +166,7 @@ class Noise:
         self.searches = max(self.told, self.episodes) < _ENOUGH
         if not told and log_std.requires_grad:  # what is frozen stays
             grown = log_std + math.log(2) * samples / _DOUBLING
-            log_std.copy_(torch.maximum(log_std, grown.clamp_max(0.0)))
+            log_std.copy_(torch.maximum(log_std, grown.minimum(_log_scale(policy, log_std))))
         return bool(told)
 
     @torch.no_grad()

@@ -141,7 +141,7 @@ class NaturalCritic(_CheckedCritic):
         ``E[(return - V)^2] / (2 sigma^2)``, so that it does not depend on the scale of rewards;
         ``None`` for none
     :param cg_iterations: of a separate critic, as those of :class:`Natural`
-    :param n_updates: updates per rollout of a separate critic, 4 if ``None``
+    :param n_updates: updates per rollout of a separate critic, 8 if ``None``
     :param batch_size: samples of each of them: they go through the shuffled rollout in parts, as often
         as they need; ``None`` for the whole rollout each time
     :param std: sigma of the critic's Gaussian output, or ``"adaptive"`` for the running standard
@@ -201,7 +201,8 @@ class AdamCritic(_CheckedCritic):
     """A critic that learns in first order, by Adam: the paper's Euclidean norm (sec. 5.3).
 
     :param learning_rate: of Adam; number or schedule
-    :param n_updates: as for :class:`NaturalCritic`, on a shared trunk too, and so are the others
+    :param n_updates: as for :class:`NaturalCritic`, but 4 if ``None``, and on a shared trunk too; so are
+        the others
     :param batch_size: samples of each update
     :param std: sigma of the critic's Gaussian output, or ``"adaptive"``
     :param normalize_targets: predict normalised returns

@@ -10,6 +10,7 @@ from benchmarks.markdown import markdown_table
 TUNING = Path(__file__).resolve().parents[1] / "results" / "tuning"
 SUITE = TUNING.parent / "mujoco" / "runs.csv"
 ENVIRONMENTS = ("HalfCheetah-v5", "Walker2d-v5", "Hopper-v5")
+MIXED = ("finger-spin", "cartpole-swingup", "LunarLanderContinuous-v3", "walker-walk", *ENVIRONMENTS)
 STANDING = "InvertedDoublePendulum-v5"
 # The rows of the suite on each preset that came before, by what was new in it.
 STAGES = {
@@ -152,11 +153,24 @@ def hill(results: Path = TUNING / "hill.csv") -> str:
 def search(results: Path = TUNING / "search.csv") -> str:
     """Return what 200,000 steps end with, training and evaluation, by the noise."""
     rows = list(existing(results))
-    envs = ("finger-spin", "cartpole-swingup", "LunarLanderContinuous-v3", "walker-walk", *ENVIRONMENTS)
-    training = _lines(rows, "last_100_return", envs)
-    return "\n".join(
-        ["Last 100 episodes:", "", *training, "", "Without noise:", "", *_lines(rows, "eval_mean", envs)]
-    )
+    training, quiet = (_lines(rows, column, MIXED) for column in ("last_100_return", "eval_mean"))
+    return "\n".join(["Last 100 episodes:", "", *training, "", "Without noise:", "", *quiet])
+
+
+def critic_curvature() -> str:
+    """Return the same by how often a critic takes its curvature, and how many updates it makes."""
+    return search(TUNING / "critic_curvature.csv")
+
+
+def ranges(results: Path = TUNING / "range.csv") -> str:
+    """Return what Pendulum-v1 has come to at a few points, by the noise to begin with."""
+    rows = list(existing(results))
+    points = ("50k", "100k", "150k", "200k")
+    lines = []
+    for settings in dict.fromkeys(row["settings"] for row in rows):
+        own = [row for row in rows if row["settings"] == settings]
+        lines.append([shown(settings), *(cell(own, f"return_{point}") for point in points)])
+    return markdown_table(("noise", *(f"{point[:-1]},000" for point in points)), lines)
 
 
 def lasting(results: Path = TUNING / "lasting.csv") -> str:
@@ -281,5 +295,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "hill": hill,
     "swimmer": swimmer,
     "search": search,
+    "critic curvature": critic_curvature,
+    "ranges": ranges,
     "lasting": lasting,
 }

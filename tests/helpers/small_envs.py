@@ -58,11 +58,15 @@ class Small(gym.Env):
 
 
 def small_env(action="Discrete", observation=VECTOR, n_envs=2, seed=0, cls=Small, **kwargs):
-    """Build ``n_envs`` of :class:`Small`, of episodes that end at different times."""
+    """Build ``n_envs`` of :class:`Small`, of episodes that end at different times.
+
+    :param action: a name in ``ACTIONS``, or a space
+    """
+    space = ACTIONS[action] if isinstance(action, str) else action
     lengths = [kwargs.pop("length", 5)] * n_envs
     env = DummyVecEnv(
         [
-            lambda length=length + i: cls(observation, ACTIONS[action], length, **kwargs)
+            lambda length=length + i: cls(observation, space, length, **kwargs)
             for i, length in enumerate(lengths)
         ]
     )

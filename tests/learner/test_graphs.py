@@ -126,8 +126,12 @@ def test_no_step_looks_at_a_value(settings, action, monkeypatch):
     monkeypatch.setattr("acktr.learner.critic.check_losses", lambda *args: None)
     for _ in range(2):
         with NoLooks():
-            if model.parts.critic_update is not None:
-                model.parts.critic_update.fit(batch, 0.1)
+            # Between its steps a natural critic looks at the loss of each.
+            if isinstance(alone := model.parts.critic_update, NaturalCriticUpdate):
+                for curvature in (True, False):
+                    alone._update(batch, curvature)
+            elif alone is not None:
+                alone.fit(batch, 0.1)
             step(update, batch)
 
 

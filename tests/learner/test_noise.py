@@ -12,6 +12,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormali
 from acktr import ACKTR
 from acktr.errors import ConfigurationError
 from acktr.learner.noise import auto_log_std
+from acktr.networks.policies import MlpPolicy
 from acktr.run.state import capture_learner, restore_learner, trees
 from acktr.schedules import Late, Linear
 from tests.helpers.models import Recorded, make, parameters, same
@@ -179,11 +180,42 @@ def test_many_actuators_and_lasting_noise_begin_with_less(action_dim, color, std
     assert np.exp(auto_log_std(action_dim, color)) == pytest.approx(std, abs=1e-3)
 
 
-def told(reward, *, ends=False, endless=False, noise=None, cls=ACKTR, n_steps=8, **kwargs):
+@pytest.mark.parametrize(
+    ("low", "high", "unit"),
+    [
+        ([-2, 0, -0.4], [2, 1, 0.4], [2, 0.5, 0.4]),
+        ([-3e38, 5, -1], [3e38, 5, 3], [1, 1, 2]),  # a range that is none, and one of a single number
+    ],
+)
+def test_noise_begins_in_units_of_the_ranges_of_actions(low, high, unit):
+    env = small_env(spaces.Box(np.float32(low), np.float32(high), dtype=np.float32))
+    model = make(env)
+    began = model.policy.log_std.exp().detach()
+    np.testing.assert_allclose(began, np.exp(-0.7) * np.array(unit), rtol=1e-6)
+    own = make(env, policy_kwargs={"log_std_init": -1.0})  # a number is one of the action's own units
+    np.testing.assert_array_equal(own.policy.log_std.detach(), -1.0)
+    file = io.BytesIO()
+    model.save(file)
+    file.seek(0)
+    assert same(parameters(ACKTR.load(file)), parameters(model))
+
+
+def test_a_policys_own_single_number_stays_in_its_units():
+    class One(MlpPolicy):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.log_std = torch.nn.Parameter(torch.tensor([-0.3]))
+            self.optimizer = self.optimizer_class(self.parameters(), lr=1.0)
+
+    env = small_env(spaces.Box(-2, 2, (3,), np.float32))
+    assert make(env, One).policy.log_std.item() == pytest.approx(-0.3)
+
+
+def told(reward, *, high=1.0, ends=False, endless=False, noise=None, cls=ACKTR, n_steps=8, **kwargs):
     """A model that has learned from rollouts of 16 steps whose rewards and ends are given."""
 
     class Told(Toy):
-        action_space = spaces.Box(-1, 1, (2,), np.float32)
+        action_space = spaces.Box(-high, high, (2,), np.float32)
 
         def step(self, action):
             observation, _, _, truncated, info = super().step(action)
@@ -206,13 +238,14 @@ def std(model):
     return model.policy.log_std.exp().mean().item()
 
 
-def test_noise_that_finds_nothing_doubles_in_7000_steps_and_ends_at_1():
-    model = told(lambda _: -1.0)
+@pytest.mark.parametrize("high", [1.0, 3.0])
+def test_noise_that_finds_nothing_doubles_in_7000_steps_and_ends_at_half_the_range(high):
+    model = told(lambda _: -1.0, high=high)
     began = std(model)
     model.learn(1600)
     assert std(model) == pytest.approx(began * 2 ** (1600 / 7000), rel=1e-4)
     model.learn(8000)
-    assert std(model) == pytest.approx(1.0)
+    assert std(model) == pytest.approx(high)
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ def test_statistics_and_kl_are_of_a_part_unless_the_exact_fisher_is(policy, cg_i
         "average_into",
         lambda self, *args: (rows.append(self.rows.shape[-2]), average_into(self, *args))[1],
     )
-    losses, part, old = step(model, 4, batch)
+    losses, _, part, old = step(model, 4, batch)
     part_size = max(len(batch.returns) // 4, 1)
     # Beside the exact Fisher of a part, statistics and KL are those of the whole batch.
     expected = len(batch.returns) if cg_iterations else part_size
