@@ -49,7 +49,7 @@ class Capture:
 
 def _is_compiled(module: nn.Module) -> bool:
     # Of `torch.compile(module)` and of `module.compile()`.
-    return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+    return "_orig_mod" in module._modules or module._compiled_call_impl is not None
 
 
 class _Stepwise(TorchFunctionMode):

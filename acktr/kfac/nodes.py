@@ -63,6 +63,15 @@ ROLES: dict[str, dict[int, str]] = {
 PRODUCTS = frozenset(
     name for name, roles in ROLES.items() if {"left", "kernel", "bilinear"} & {*roles.values()}
 )
+_OPERANDS = {
+    "AddmmBackward0": {"right": "mat1", "left": "mat2"},
+    "MmBackward0": {"right": "self", "left": "mat2"},
+    "BmmBackward0": {"right": "self", "left": "mat2"},
+    "BaddbmmBackward0": {"right": "batch1", "left": "batch2"},
+    "MvBackward0": {"right": "self", "left": "vec"},
+    "AddmvBackward0": {"right": "mat", "left": "vec"},
+    "LinearBackward0": {"left": "input"},
+}
 # What is one node in the place of many, with a parameter inside that nobody sees.
 FUSED = ("MkldnnRnnLayer", "CudnnRnn", "MiopenRnn")
 COMPILED, CHECKPOINT = "CompiledFunctionBackward", "CheckpointFunctionBackward"
@@ -128,16 +137,7 @@ def is_plain_sum(node: Node) -> bool:
 
 def other_operand(node: Node, role: str) -> Tensor:
     """Return what a product multiplies a parameter with; ``left`` and ``right`` say where that lies."""
-    names = {
-        "AddmmBackward0": {"right": "mat1", "left": "mat2"},
-        "MmBackward0": {"right": "self", "left": "mat2"},
-        "BmmBackward0": {"right": "self", "left": "mat2"},
-        "BaddbmmBackward0": {"right": "batch1", "left": "batch2"},
-        "MvBackward0": {"right": "self", "left": "vec"},
-        "AddmvBackward0": {"right": "mat", "left": "vec"},
-        "LinearBackward0": {"left": "input"},
-    }
-    tensor: Tensor = saved(node, names[name_of(node)][role])
+    tensor: Tensor = saved(node, _OPERANDS[name_of(node)][role])
     return tensor
 
 

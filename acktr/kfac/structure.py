@@ -304,8 +304,8 @@ class Structure:
 
 
 def _is_one(root: Tensor) -> bool:
-    """Whether all samples have the same value."""
-    return bool((root == root[:1]).all()) if root.ndim else True
+    """Whether all samples have the same value, which is looked at once for each graph."""
+    return root.ndim == 0 or root.is_meta or bool((root == root[:1]).all())
 
 
 def _refuse(names: Sequence[str]) -> None:

@@ -24,6 +24,9 @@ from acktr.kfac.graph import Site
 Layout = tuple[int, int]
 
 
+_VECTORS = ("MvBackward0", "AddmvBackward0")
+
+
 class Use:
     """A node that uses parameters, in one captured forward pass.
 
@@ -60,11 +63,16 @@ class ProductUse(Use):
     """A matrix product: ``x W'``, or ``W x`` with the samples along the last axis."""
 
     def __init__(self, node: Node, site: Site) -> None:
-        spread, self._left = site.role.startswith("spread"), site.role.endswith("left")
-        self._vector = nodes.name_of(node) in ("MvBackward0", "AddmvBackward0")
-        side = "left" if self._left else "right"
+        role = site.role
+        spread = role not in ("right", "left")
+        side = role[7:] if spread else role
         other = nodes.other_operand(node, side)
         self.inputs = (other,)
+        self._left, self._vector, self._groups = side == "left", False, False
+        if other.ndim == 2 and role == "right" and nodes.name_of(node) not in _VECTORS:
+            self.lead, self._a = (len(other),), other  # a linear layer, nearly always
+            return
+        self._vector = nodes.name_of(node) in _VECTORS
         if nodes.name_of(node) == "LinearBackward0":
             self._left = False
         elif self._vector:
@@ -82,7 +90,7 @@ class ProductUse(Use):
         elif self._left:
             grads = grads.mT
         if not self._groups:
-            return self._a, grads.reshape(-1, grads.shape[-1])
+            return self._a, grads if grads.ndim == 2 else grads.reshape(-1, grads.shape[-1])
         if len(grads) == 1:
             return self._a[0], grads[0]
         return self._a, grads
@@ -316,6 +324,8 @@ def read(node: Node, site: Site) -> Use | None:
     :raises RuntimeError: an embedding with sparse gradients, or a graph that is gone
     """
     role = site.role
+    if role == "right":
+        return ProductUse(node, site)
     if role == "kernel":
         return ConvolutionUse(node, site)
     if role == "bilinear":

@@ -121,6 +121,41 @@ class Einsum(nn.Module):
         return torch.einsum("nto,toc->ntc", hidden, self.heads).sin().sum(1)
 
 
+class Columns(nn.Module):
+    """Samples along the last axis, and a weight that is a vector."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.vector = nn.Parameter(torch.randn(4, 3)), nn.Parameter(torch.randn(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = (self.weight @ x.T).tanh().T
+        return torch.stack([hidden @ self.vector, hidden.sum(1)], 1)
+
+
+class Spread(nn.Module):
+    """One weight for all of a batch of products, spelled out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.bmm(x, self.weight.expand(len(x), 3, 2)).tanh().sum(1)
+
+
+class Neighbours(nn.Module):
+    """A graph network: what its layers make lies on the right of a product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        near = torch.eye(len(x))
+        return near @ self.second((near @ self.first(x)).tanh())
+
+
 class Checkpointed(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         hidden = checkpoint(lambda x: self[1](self[0](x)), x, use_reentrant=False)
@@ -255,6 +290,9 @@ MODELS = {
     "packed-by-hand": Model(Packed, (3,)),
     "positions": Model(Position, (5, 3), diagonal=("place", "scale")),
     "einsum": Model(Einsum, (5, 3)),
+    "columns": Model(Columns, (3,)),
+    "spread": Model(Spread, (5, 3)),
+    "neighbours": Model(Neighbours, (3,)),
     "checkpoint": Model(
         lambda: Checkpointed(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)), (3,)
     ),
