@@ -84,7 +84,8 @@ def draw_statistics(
             "The distributions do not depend on any parameter of this optimiser's groups: pass "
             "those whose likelihood these parameters change."
         )
-    work, bare = _work(graph, known, batch)
+    with torch.no_grad():  # what was saved has a history
+        work, bare = _work(graph, known, batch)
     unfed = [pair for pair, alone in zip(pairs, known.alone, strict=True) if alone]
     fed = [pair for pair, alone in zip(pairs, known.alone, strict=True) if not alone]
     # An output that no layer feeds (a state-independent log_std) has one Jacobian for all samples:
@@ -143,8 +144,6 @@ def _work_of(
     work = []
     for j, task in enumerate(tasks):
         use = read(graph.nodes[task.site.node], task.site)
-        if use is None:
-            return None
         found: list[Layout] = []
         if not isinstance(block, KroneckerBlock) or block.needs_samples:
             found = layouts(use, task.site, batch)

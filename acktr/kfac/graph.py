@@ -192,6 +192,8 @@ class Sites:
             if role == "unknown" or self._makes_weights(user, role)
             else self._view(parameter, chain)
         )
+        if role == "table" and nodes.embedding(self.graph.nodes[user]) is None:
+            return unknown
         if view is None or (times > 1 and role not in ("gain", "shift")):
             return unknown
         node = user

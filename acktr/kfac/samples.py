@@ -25,10 +25,10 @@ def layouts(use: Use, site: Site, batch: int) -> list[Layout]:
         the rows belong to no sample in equal parts
     """
     rows = math.prod(use.lead)
-    if rows == batch and batch > 0:
-        return [(1, 1)]
-    if not batch or rows % batch or (isinstance(use, TableUse) and use.bag is not None):
+    if not batch or rows % batch or (isinstance(use, TableUse) and use.ragged):
         return []
+    if rows == batch:
+        return [(1, 1)]
     shapes = [use.lead]
     for shape in site.after:
         prefixes = [shape[:n] for n in range(1, len(shape)) if math.prod(shape[:n]) == rows]
@@ -39,7 +39,7 @@ def layouts(use: Use, site: Site, batch: int) -> list[Layout]:
             layout = math.prod(lead[:axis]), math.prod(lead[axis + 1 :])
             if length == batch and layout not in found:
                 found.append(layout)
-    if found or isinstance(use, ElementwiseUse):
+    if found or site.role in ("factor", "term"):
         return found
     positions = rows // batch
     return [(n, positions // n) for n in range(1, positions + 1) if positions % n == 0]
@@ -192,12 +192,14 @@ def squares_of_products(own: Sequence[tuple[Used, Site]], parameter: Tensor, bat
     The gradient of each sample is built whole, of some samples at a time.
     """
     together = [pair for pair in own if pair[0].layout is not None]
-    sets = [(together, batch)] if together else []
-    sets += [([pair], math.prod(pair[0].use.lead)) for pair in own if pair[0].layout is None]
+    sets = [together] if together else []
+    sets += [[pair] for pair in own if pair[0].layout is None]
     total = parameter.new_zeros(parameter.numel())
     size = max(1, MAX_ENTRIES // parameter.numel())
-    for pairs, count in sets:
+    for pairs in sets:
         rows = [_rows_of_samples(used, batch) for used, _ in pairs]
+        a, g = rows[0]
+        count = len(g) if a is None else g.shape[-3]
         for start in range(0, count, size):
             part = slice(start, start + size)
             whole = parameter.new_zeros(min(size, count - start), parameter.numel())

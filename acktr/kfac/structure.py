@@ -139,7 +139,7 @@ class Structure:
             of_all = comm.gather([p.spec for p in planned])
             for specs in of_all:
                 self._adopt(specs)
-        tasks = [pair for p in planned if (pair := self._match(p)) is not None]
+        tasks = [task for p in planned if (task := self._match(p)) is not None]
         return Known(tasks, alone, {})
 
     def _match(self, planned: Planned) -> tuple[Block, list[Task]] | None:

@@ -226,7 +226,17 @@ class TableUse(Use):
         self._looking = looking
         bags = looking.bag is not None
         self.lead = nodes.output_shapes(node)[0][:1] if bags else tuple(looking.indices.shape)
-        self.bag = looking.bag
+
+    @property
+    def ragged(self) -> bool:
+        """Whether bags hold different numbers of words, at which one has to look."""
+        bag, bags = self._looking.bag, self.lead[0]
+        if bag is None:
+            return False
+        whole = bags > 0 and len(bag) % bags == 0
+        return not whole or bool(
+            (bag.view(bags, -1) != torch.arange(bags, device=bag.device)[:, None]).any()
+        )
 
     def rows(self, grads: Tensor) -> tuple[Tensor, Tensor]:
         """Return indices ``(M,)`` and gradients ``(M, dim)``; padding counts in neither factor."""
@@ -318,8 +328,8 @@ class Used(NamedTuple):
     form: Form | None = None
 
 
-def read(node: Node, site: Site) -> Use | None:
-    """Read what a node saved; ``None`` where it is not linear in the parameter.
+def read(node: Node, site: Site) -> Use:
+    """Read what a node saved.
 
     :raises RuntimeError: an embedding with sparse gradients, or a graph that is gone
     """
@@ -332,7 +342,8 @@ def read(node: Node, site: Site) -> Use | None:
         return BilinearUse(node, site)
     if role == "table":
         looking = nodes.embedding(node)
-        return None if looking is None else TableUse(node, looking)
+        assert looking is not None
+        return TableUse(node, looking)
     if role == "offset":
         convolves = nodes.name_of(node) == "ConvolutionBackward0"
         return BiasUse(node, site, nodes.convolution(node).groups if convolves else 1)

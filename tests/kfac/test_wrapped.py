@@ -14,6 +14,8 @@ from torch.utils.checkpoint import checkpoint
 from acktr.kfac import KFAC
 from acktr.kfac.blocks import KroneckerBlock
 
+from . import oracle
+
 
 def mlp() -> nn.Sequential:
     return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
@@ -131,6 +133,48 @@ def test_sequences_of_different_lengths(options):
         learn(kfac, lambda x=x: net["head"](net["rnn"](x)[1][-1]))
     assert all(isinstance(block, KroneckerBlock) for block in kfac._all_blocks())
     assert all(p.isfinite().all() for p in net.parameters())
+
+
+@pytest.mark.parametrize("inverse", ["cholesky", "ekfac"])
+def test_bags_of_different_sizes(inverse):
+    net = nn.ModuleDict({"bag": nn.EmbeddingBag(5, 3, mode="sum"), "head": nn.Linear(3, 2)})
+    kfac, words = KFAC(net, inverse=inverse), torch.tensor([0, 1, 1, 4, 2, 0])
+    for offsets in ([0, 1, 3], [0, 0, 4], [0, 2, 4]):
+        learn(kfac, lambda offsets=offsets: net["head"](net["bag"](words, torch.tensor(offsets))))
+    assert isinstance(kfac._all_blocks()[0], KroneckerBlock)
+    assert all(p.isfinite().all() for p in net.parameters())
+
+
+def test_the_largest_of_a_bag_is_no_product():
+    net = nn.Sequential(nn.EmbeddingBag(5, 3, mode="max"), nn.Linear(3, 2))
+    with pytest.warns(UserWarning, match="no Kronecker block for 0"):
+        factors = learn(KFAC(net), lambda: net(torch.randint(5, (6, 4))))
+    assert factors["0.weight"][0].shape == (15,)
+
+
+def test_a_norm_of_rows_laid_flat(observe):
+    """The leading axis holds samples and positions, and nothing but the graph says in which order."""
+
+    class Flat(nn.Module):
+        def __init__(self, time_first: bool) -> None:
+            super().__init__()
+            self.norm, self.head, self.time_first = nn.LayerNorm(3), nn.Linear(3, 2), time_first
+
+        def forward(self, x: Tensor) -> Tensor:
+            rows = (x.transpose(0, 1) if self.time_first else x).flatten(0, 1)
+            y = self.head(self.norm(rows).tanh()).tanh()
+            shape = (5, len(x), 2) if self.time_first else (len(x), 5, 2)
+            return y.view(shape).sum(0 if self.time_first else 1)
+
+    x = torch.randn(4, 5, 3)
+    for time_first in (False, True):
+        net = Flat(time_first)
+        kfac = KFAC(net, stat_decay=1.0)
+        observe(kfac, lambda net=net: [Normal(net(x), 1.0)], n_patterns=2)
+        exact = oracle.fisher_by_loops(net, x, oracle.gaussian()).diagonal()
+        rows = [oracle.parameter_positions(net)[f"norm.{name}"] for name in ("weight", "bias")]
+        found = torch.cat(kfac.factors()["norm"])
+        torch.testing.assert_close(found, exact[torch.cat(rows)], rtol=1e-9, atol=1e-11)
 
 
 def test_autocast():
