@@ -71,6 +71,9 @@ def draw_statistics(
     batch = batch_size(distributions)
     for block in structure:
         block.track_frozen()
+    if not batch:  # as of an expert that nothing was sent to
+        structure.find_nothing(comm)
+        return []
     pairs = [pair for d in distributions for pair in output_cotangents(d, estimator)]
     pairs = [pair for pair in pairs if pair.output.requires_grad]
     if not pairs:
@@ -166,6 +169,8 @@ def average_in(drawn: Sequence[Drawn], defer: bool) -> Tensor:
     :param defer: do not look at values from the host
     :return: how many blocks refused theirs because they are not finite (0-dim tensor)
     """
+    if not drawn:
+        return torch.zeros(())
     if not defer and _all_finite([x for u in drawn for x in u.sources]):
         # One look at everything: each block is looked at by itself only if something is wrong.
         for u in drawn:

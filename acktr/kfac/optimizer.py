@@ -131,12 +131,12 @@ class KFAC(Optimizer):
         self.block_options = block_options(
             stat_decay, inverse, weight_sharing, max_factor_size, statistics_dtype
         )
+        self._structure = Structure(module, self.block_options)
         self.factor_period = factor_period
         self.inverse_period = inverse_period
         self.inverse_refresh = inverse_refresh
         self.defer_checks = any(p.device.type != "cpu" for p in module.parameters())
         self.last_step: list[StepInfo] = []
-        self._structure = Structure(module, self.block_options)
         self._schedules: list[InverseSchedule] = []  # one for each parameter group
         self._capture: Capture | None = None
         self._exact: list[Distribution] = []  # what the exact Fisher of the next step is taken of
@@ -198,7 +198,7 @@ class KFAC(Optimizer):
         :param distributions: the model's output distributions; several give the joint Fisher of
             their product, as for an actor and a critic on a shared trunk
         :param retain_graph: keep the graph for the backward pass of the loss
-        :raises RuntimeError: nothing was captured
+        :raises RuntimeError: nothing was captured, or what was hides its parameters
         :raises TypeError: a distribution whose Fisher is not known
         :raises ValueError: distributions over different numbers of samples
         """

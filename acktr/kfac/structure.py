@@ -49,10 +49,16 @@ class Structure:
 
     :param module: the model
     :param options: how factors are made and inverted
+    :raises TypeError: not a model
     """
 
-    def __init__(self, module: nn.Module, options: BlockOptions) -> None:
-        self.module = module
+    def __init__(self, module: Any, options: BlockOptions) -> None:
+        if not isinstance(module, nn.Module):
+            raise TypeError(
+                f"KFAC needs the torch.nn.Module itself, not {type(module).__name__}: pass the model, "
+                "and some of its parameters as param_groups."
+            )
+        self.module: nn.Module = module
         self.options = options
         self.groups: list[list[nn.Parameter]] = []
         self.blocks: list[list[Block]] = []  # of each group
@@ -110,6 +116,12 @@ class Structure:
             known = self._analyse(graph, pairs, batch, comm)
             self._known[key] = known
         return graph, known
+
+    def find_nothing(self, comm: Comm) -> None:
+        """Take part in a search that other processes make, without a sample of one's own."""
+        if not comm.alone and self._incomplete():
+            for specs in comm.gather([]):
+                self._adopt(specs)
 
     def _incomplete(self) -> bool:
         return any(p.requires_grad for i in range(len(self.groups)) for p in self.without_block(i))

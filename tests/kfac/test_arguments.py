@@ -125,6 +125,24 @@ def test_weight_and_bias_may_lie_in_groups_of_their_own():
     torch.testing.assert_close(kfac.factors()["0"][0], x.T @ x / 6)
 
 
+def test_parameters_in_the_place_of_a_module():
+    with pytest.raises(TypeError, match=r"needs the torch\.nn\.Module itself, not generator"):
+        KFAC(mlp().parameters())
+
+
+def test_a_batch_of_no_samples_is_left_out():
+    net = mlp()
+    kfac = KFAC(net)
+    for n in (0, 6, 0):
+        with kfac.capture():
+            out = net(torch.randn(n, 3))
+        kfac.update_curvature(Categorical(logits=out, validate_args=False))
+        factors = {name: [x.clone() for x in pair] for name, pair in kfac.factors().items()}
+    assert set(factors) == {"0", "2"}
+    assert all(x.isfinite().all() for pair in factors.values() for x in pair)
+    assert kfac.factors()["0"][0][-1, -1] == 1
+
+
 def test_a_module_without_parameters():
     with pytest.raises(ValueError, match="param"):
         KFAC(nn.Tanh())
