@@ -93,6 +93,11 @@ class Form(NamedTuple):
         return cls(tuple(shape), of_view, bool(words))
 
 
+def _form(shape: tuple[int, ...], view: View, words: bool = False) -> Form:
+    """Return a form in the words that two equal ones share."""
+    return Form(shape, whole(shape) if view == whole(view.size) else view, words)
+
+
 def of_legacy(shape: Sequence[int], columns_of_a: Sequence[int], has_bias: bool) -> Form:
     """Return the form of a weight in a state that says nothing of forms, as states once did.
 
@@ -104,12 +109,12 @@ def of_legacy(shape: Sequence[int], columns_of_a: Sequence[int], has_bias: bool)
     """
     shape, A = tuple(shape), tuple(columns_of_a)
     if len(A) == 1 and len(shape) == 2:
-        return Form(shape[::-1], View(shape[::-1], (1, shape[1])), words=True)
+        return _form(shape[::-1], View(shape[::-1], (1, shape[1])), words=True)
     columns = math.prod(shape[1:])
     # Factors of groups are as wide as the matrix, those of a factor that was split are narrower.
     if len(shape) > 2 and len(A) == 3 and A[-1] == columns + has_bias:
-        return Form((A[0], shape[0] // A[0], columns), whole(shape))
-    return Form((shape[0], columns), whole(shape))
+        return _form((A[0], shape[0] // A[0], columns), whole(shape))
+    return _form((shape[0], columns), whole(shape))
 
 
 def form_of(site: Site, node: Node) -> Form | None:
@@ -136,7 +141,7 @@ def form_of(site: Site, node: Node) -> Form | None:
             meta = meta[0]
         shape = tuple(meta.shape)
     placed = View(tuple(meta.shape), tuple(meta.stride()), view.offset)
-    return Form(shape, placed, words=site.role == "table")
+    return _form(shape, placed, words=site.role == "table")
 
 
 def _of_kernel(view: View, convolution: nodes.Convolving) -> Form:
@@ -148,7 +153,7 @@ def _of_kernel(view: View, convolution: nodes.Convolving) -> Form:
     shape: tuple[int, ...] = (groups, size[1], math.prod(size[2:]))
     if groups == 1:
         size, stride, shape = size[1:], stride[1:], shape[1:]
-    return Form(shape, View(tuple(size), tuple(stride), view.offset))
+    return _form(shape, View(tuple(size), tuple(stride), view.offset))
 
 
 def by_rows(forms: Sequence[Form], count: int, unit: int) -> tuple[Form, list[tuple[int, int]]] | None:
