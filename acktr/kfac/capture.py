@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from acktr.kfac import nodes
+
 
 class Capture:
     """A marked forward pass. The graph itself remembers all that there is to know of it.
@@ -60,16 +62,5 @@ class _Stepwise(TorchFunctionMode):
     ) -> Any:
         if func not in (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu):
             return func(*args, **(kwargs or {}))
-        with torch.backends.cudnn.flags(enabled=False), _without_onednn():
+        with torch.backends.cudnn.flags(enabled=False), nodes.without_onednn():
             return func(*args, **(kwargs or {}))
-
-
-class _without_onednn:
-    """``torch.backends.mkldnn.flags(enabled=False)`` without its other flags, which can warn."""
-
-    def __enter__(self) -> None:
-        self._before = torch._C._get_mkldnn_enabled()
-        torch._C._set_mkldnn_enabled(False)
-
-    def __exit__(self, *_: object) -> None:
-        torch._C._set_mkldnn_enabled(self._before)

@@ -7,7 +7,8 @@ operation below and fails as soon as a version of torch calls something otherwis
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -72,9 +73,21 @@ _OPERANDS = {
     "AddmvBackward0": {"right": "mat", "left": "vec"},
     "LinearBackward0": {"left": "input"},
 }
-# What is one node in the place of many, with a parameter inside that nobody sees.
-FUSED = ("MkldnnRnnLayer", "CudnnRnn", "MiopenRnn")
 COMPILED, CHECKPOINT = "CompiledFunctionBackward", "CheckpointFunctionBackward"
+
+
+@contextmanager
+def without_onednn() -> Iterator[None]:
+    """Leave oneDNN out, whose LSTM is one node that hides its steps.
+
+    ``torch.backends.mkldnn.flags`` has other flags too, one of which warns when it is set.
+    """
+    before = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(before)
 
 
 def name_of(node: Node) -> str:

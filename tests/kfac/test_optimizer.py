@@ -230,7 +230,7 @@ def test_a_loaded_state_continues_bitwise(settings, split):
 
 @pytest.mark.parametrize("inverse", ["cholesky", "ekfac"])
 def test_a_state_that_says_nothing_of_its_structure_is_what_its_factors_say(inverse):
-    """As states of versions that went by the types of modules: grouped, embedded, partly frozen, bare."""
+    """As states of versions that went by the types of modules."""
 
     def make():
         torch.manual_seed(3)
