@@ -16,7 +16,6 @@ from stable_baselines3 import A2C, PPO
 
 from acktr import ACKTR, AdamCritic, Natural, NaturalCritic
 from acktr.cli import _COMMANDS
-from acktr.kfac import layers
 from acktr.learner.moved import GONE, MOVED, new_key
 from acktr.presets.schema import setting_names
 from tests.helpers.recording import RecordingEngine
@@ -52,7 +51,6 @@ def read(page: str) -> str:
 @pytest.mark.parametrize("page", PAGES)
 def test_the_python_of_a_page_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(layers, "_REGISTRY", dict(layers._REGISTRY))
     if page == "README.md":
         pytest.importorskip("mujoco")
     if "tensorboard_log" in read(page):

@@ -1,4 +1,4 @@
-"""Blocks of the block-diagonal Fisher: one for each layer, one for each bare parameter.
+"""Blocks of the block-diagonal Fisher: one for each layer, one for each other parameter.
 
 A block knows four things: how to average its statistics, how to refresh its damped inverse, how to
 precondition its gradient, and its quadratic form ``D' F D`` with the *undamped* statistics. Each can
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from acktr.kfac.capture import Record
+from acktr.kfac.assignment import Spec
 from acktr.kfac.factors import (
     Gram,
     RunningAverage,
@@ -23,9 +23,12 @@ from acktr.kfac.factors import (
     multiply_right,
     split_shape,
 )
+from acktr.kfac.forms import Form
+from acktr.kfac.graph import Site
 from acktr.kfac.inverses import Pair
-from acktr.kfac.layers import DiagonalLayer, KroneckerLayer
 from acktr.kfac.refresh import SafeInverse
+from acktr.kfac.samples import combined, own_rows, sample_gradients, squares_of_products
+from acktr.kfac.uses import ElementwiseUse, TableUse, Used
 
 WEIGHT_SHARING = ("expand", "reduce")
 
@@ -50,17 +53,14 @@ class BlockOptions(NamedTuple):
 class Block:
     """Common part: names, parameters and the running average.
 
-    :param name: dotted name of the module, or of the bare parameter
-    :param module: the layer; ``None`` for a bare parameter
-    :param params: its parameters by their names in the module
+    :param spec: its name, and what it is of
+    :param params: its parameters by their names in the block
     :param decay: rho of the running average
     """
 
-    def __init__(
-        self, name: str, module: nn.Module | None, params: dict[str, nn.Parameter], decay: float
-    ) -> None:
-        self.name = name
-        self.module = module
+    def __init__(self, spec: Spec, params: dict[str, nn.Parameter], decay: float) -> None:
+        self.spec = spec
+        self.name = spec.name
         self.all_params = params
         self.average = RunningAverage(decay)
         self.params = self._trainable()
@@ -153,47 +153,63 @@ class KroneckerBlock(Block):
     Its matrix form is ``(out, in + 1)``, bias last; the dense form acts on that matrix flattened row
     by row, so it is ``kron(S, A)`` in the order of :func:`torch.kron`.
 
-    :param layer: adapter of the layer's type
     :param options: how factors are made and inverted
     """
 
-    module: nn.Module
-
-    def __init__(
-        self,
-        name: str,
-        module: nn.Module,
-        params: dict[str, nn.Parameter],
-        layer: KroneckerLayer,
-        options: BlockOptions,
-    ) -> None:
-        super().__init__(name, module, params, options.decay)
-        self.layer = layer
+    def __init__(self, spec: Spec, params: dict[str, nn.Parameter], options: BlockOptions) -> None:
+        super().__init__(spec, params, options.decay)
+        assert spec.form is not None
+        self.form: Form = spec.form
         self.options = options
         self.inverse = SafeInverse(options.inverse)
+
+    @property
+    def needs_samples(self) -> bool:
+        """Whether statistics need to know which rows are of one sample."""
+        return self.options.weight_sharing != "expand" or self.options.inverse == "ekfac"
 
     def reset(self) -> None:
         """Forget statistics and inverse."""
         super().reset()
         self.inverse = SafeInverse(self.inverse.kind)
 
-    def statistics(
-        self, records: list[Record], grads: list[Tensor], batch: int
-    ) -> tuple[Tensor | Gram, ...]:
-        """Return ``A = sum a a' / N`` and ``S = sum g g' / M`` over all uses of the layer.
+    def statistics(self, uses: Sequence[Used], batch: int) -> tuple[Tensor | Gram, ...]:
+        """Return ``A = sum a a' / N`` and ``S = sum g g' / M`` over all uses of the weight.
 
         M counts the rows of g: N for a plain layer, N T with T positions (KFC, sec. 3).
         """
-        pairs = [
-            self._rows(record.inputs, grad, batch) for record, grad in zip(records, grads, strict=True)
-        ]
+        if all(used.groups is None for used in uses):
+            return self._factors(uses, batch)
+        # A packed weight: each group of rows has the uses that multiply with it.
+        made: dict[tuple[int, ...], Tensor] = {}
+        of_A, of_S = [], []
+        for group in range(self.form.shape[0]):
+            own = [u for u in uses if u.groups is None or u.groups[0] <= group < u.groups[1]]
+            if not own:
+                of_A.append(self.like.new_zeros(self.shapes(self.params)[0][1:]))
+                of_S.append(self.like.new_zeros(self.shapes(self.params)[1][1:]))
+                continue
+            A, S = self._factors(own, batch, group)
+            inputs = tuple(id(u.use) for u in own)
+            if inputs not in made:
+                made[inputs] = A.dense() if isinstance(A, Gram) else A
+            of_A.append(made[inputs])
+            of_S.append(S.dense() if isinstance(S, Gram) else S)
+        return torch.stack(of_A), torch.stack(of_S)
+
+    def _factors(
+        self, uses: Sequence[Used], batch: int, group: int | None = None
+    ) -> tuple[Tensor | Gram, Tensor | Gram]:
+        pairs = self._rows(uses, batch, group)
         a, g = pairs[0]
         if len(pairs) > 1:
             a, g = (torch.cat(rows, -2 if rows[0].ndim > 1 else 0) for rows in zip(*pairs, strict=True))
         # Under autocast rows come in half precision; averages and inverses are kept in the weight's.
         dtype = self.options.statistics_dtype or self.like.dtype
         a, g = (x if x.dtype.is_floating_point is False else x.to(dtype) for x in (a, g))
-        A, S = self._input_factor(a, g, batch), Gram(g, max(g.shape[-2], 1))
+        A, S = self._input_factor(a, g, uses, batch), Gram(g, max(g.shape[-2], 1))
+        if group is not None:
+            return A, S
         a_split, s_split = self._splits(self.params)
         if isinstance(A, Gram):
             A = A.split(a_split)
@@ -201,30 +217,31 @@ class KroneckerBlock(Block):
             A = diagonal_blocks(A, a_split)
         return A, S.split(s_split)
 
-    def _rows(self, inputs: Tensor, grads: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+    def _rows(self, uses: Sequence[Used], batch: int, group: int | None) -> list[tuple[Tensor, Tensor]]:
         """With ``"reduce"``, make one row of the T rows of each sample (Eschenhagen et al. 2023).
 
         The gradient of a sample is ``sum_t g_t a_t'``. "expand" takes the T terms as independent,
         "reduce" takes every ``a_t`` for their mean, which keeps what the positions do together.
         """
+        unit = self.form.shape[-2]
         if self.options.weight_sharing == "expand":
-            return self.layer.rows(self.module, inputs, grads)
-        return self.layer.reduced_rows(self.module, inputs, grads, batch)
+            return [own_rows(used, used.use.rows(used.grads), unit, group) for used in uses]
+        return combined(uses, batch, unit, group)
 
-    def _input_factor(self, a: Tensor, g: Tensor, batch: int) -> Tensor | Gram:
+    def _input_factor(self, a: Tensor, g: Tensor, uses: Sequence[Used], batch: int) -> Tensor | Gram:
         if "weight" not in self.params:  # only the bias learns: its input is the constant 1
             groups = g.shape[:-2]
             return g.new_full((*groups, 1, 1), g.shape[-2] / batch)
-        return self.layer.input_factor(self.module, a, batch, "bias" in self.params)
+        use = uses[0].use
+        if isinstance(use, TableUse):
+            return use.counts(a, self.params["weight"].detach(), batch)
+        return Gram(a, batch, "bias" in self.params)
 
     def _sizes(self, params: dict[str, nn.Parameter]) -> tuple[tuple[int, ...], int, int]:
         """Return the groups, the columns and the rows of the matrix form."""
-        if "weight" in params:
-            shape = self.layer.to_matrix(self.module, params["weight"]).shape
-        else:
-            shape = self.layer.bias_to_vector(self.module, params["bias"]).unsqueeze(-1).shape
-        *groups, rows, columns = shape
-        return tuple(groups), columns + ("bias" in params and "weight" in params), rows
+        *groups, rows, columns = self.form.shape
+        width = columns + ("bias" in params) if "weight" in params else 1
+        return tuple(groups), width, rows
 
     def _splits(
         self, params: dict[str, nn.Parameter]
@@ -250,9 +267,9 @@ class KroneckerBlock(Block):
         parts = dict(zip(self.params, tensors, strict=True))
         columns = []
         if "weight" in parts:
-            columns.append(self.layer.to_matrix(self.module, parts["weight"]))
+            columns.append(self.form.to_matrix(parts["weight"]))
         if "bias" in parts:
-            columns.append(self.layer.bias_to_vector(self.module, parts["bias"]).unsqueeze(-1))
+            columns.append(parts["bias"].reshape(self.form.shape[:-1]).unsqueeze(-1))
         return torch.cat(columns, -1) if len(columns) > 1 else columns[0]
 
     def _from_matrix(self, matrix: Tensor) -> list[Tensor]:
@@ -262,7 +279,7 @@ class KroneckerBlock(Block):
                 parts.append(matrix[..., -1].reshape(param.shape))
             else:
                 columns = matrix[..., :-1] if "bias" in self.params else matrix
-                parts.append(self.layer.from_matrix(self.module, columns))
+                parts.append(self.form.from_matrix(columns, param.shape))
         return parts
 
     def precondition(self, grads: Sequence[Tensor], damping: float) -> list[Tensor]:
@@ -306,8 +323,11 @@ class KroneckerBlock(Block):
         """Return the shapes of A and S."""
         groups, columns, rows = self._sizes(params)
         a_split, s_split = self._splits(params)
-        diagonal = "weight" in params and self.layer.diagonal_input
-        A = (columns,) if diagonal else _factor_shape(groups, columns, a_split)
+        A = (
+            (columns,)
+            if self.form.words and "weight" in params
+            else _factor_shape(groups, columns, a_split)
+        )
         return [A, _factor_shape(groups, rows, s_split)]
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -321,31 +341,22 @@ def _factor_shape(groups: tuple[int, ...], size: int, split: tuple[int, int] | N
 
 
 class DiagonalBlock(Block):
-    """The diagonal of the Fisher, one running average for each parameter of the block.
+    """The diagonal of the Fisher, one running average for each parameter of the block."""
 
-    :param layer: gives gradients sample by sample; ``None`` where only batch gradients are at hand
-    """
+    def statistics(self, uses: Sequence[tuple[str, Used, Site]], batch: int) -> tuple[Tensor, ...]:
+        """Return the mean square of the gradients sample by sample, summed over all uses.
 
-    def __init__(
-        self,
-        name: str,
-        module: nn.Module | None,
-        params: dict[str, nn.Parameter],
-        decay: float,
-        layer: DiagonalLayer | None = None,
-    ) -> None:
-        super().__init__(name, module, params, decay)
-        self.layer = layer
-
-    def statistics(self, records: list[Record], grads: list[Tensor], batch: int) -> tuple[Tensor, ...]:
-        """Return the mean square of the gradients sample by sample, over all uses."""
-        assert self.layer is not None
-        assert self.module is not None
-        squares = [torch.zeros_like(p) for p in self.params.values()]
-        for record, grad in zip(records, grads, strict=True):
-            by_name = self.layer.sample_gradients(self.module, record.inputs, grad)
-            for square, name in zip(squares, self.params, strict=True):
-                square += by_name[name].square().sum(0) / batch
+        :param uses: of each parameter by its name in the block
+        """
+        squares = []
+        for name, p in self.params.items():
+            own = [(used, site) for key, used, site in uses if key == name]
+            if own and all(isinstance(used.use, ElementwiseUse) for used, _ in own):
+                squares.append(sample_gradients(own, p, batch).square().sum(0) / batch)
+            elif own:
+                squares.append(squares_of_products(own, p, batch) / batch)
+            else:
+                squares.append(torch.zeros_like(p))
         return self.flat(squares)
 
     @staticmethod

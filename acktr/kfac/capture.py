@@ -1,43 +1,44 @@
-"""Forward hooks that live only inside ``with kfac.capture()``."""
+"""The context of a forward pass whose graph will be read: what hides parameters is off in it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import sys
+from contextlib import ExitStack
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
-from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
-from torch.utils.hooks import RemovableHandle
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
 
-
-class Record(NamedTuple):
-    """One use of one layer in a captured forward pass.
-
-    :param inputs: the layer's input, detached if it is a tensor
-    :param edge: where the gradient of the layer's output flows. An edge, not the tensor: it stays
-        valid when a later layer (``ReLU(inplace=True)``) overwrites the output.
-    """
-
-    inputs: Any
-    edge: GradientEdge
+from acktr.kfac import nodes
 
 
 class Capture:
-    """Records every use of the given layers between enter and exit.
+    """A marked forward pass. The graph itself remembers all that there is to know of it.
 
-    :param modules: ``(name, module)`` pairs
+    Two things hide parameters from it. Recurrent layers are one fused node where cuDNN or oneDNN
+    computes them: inside, torch's own steps are taken. A compiled module is one node too: inside, it
+    runs as it was written.
+
+    :param module: the model
     """
 
-    def __init__(self, modules: Iterable[tuple[str, nn.Module]]) -> None:
-        self.modules = list(modules)
-        self.records: dict[str, list[Record]] = {}
-        self._handles: list[RemovableHandle] = []
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._inside = ExitStack()
 
     def __enter__(self) -> None:
-        for name, module in self.modules:
-            hook = self._hook(name)
-            self._handles.append(module.register_forward_hook(hook, with_kwargs=True))
+        recurrent = False
+        compiled = False
+        dynamo = "torch._dynamo" in sys.modules  # before it is loaded nothing can be compiled
+        for child in self._module.modules():
+            recurrent = recurrent or isinstance(child, nn.RNNBase)
+            compiled = compiled or (dynamo and _is_compiled(child))
+        if recurrent:
+            self._inside.enter_context(_Stepwise())
+        if compiled:
+            self._inside.enter_context(torch.compiler.set_stance("force_eager"))
 
     def __exit__(
         self,
@@ -45,44 +46,21 @@ class Capture:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-
-    def _hook(self, name: str) -> Any:
-        def record(
-            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
-        ) -> None:
-            inputs = args[0] if args else next(iter(kwargs.values()), None)
-            if isinstance(inputs, Tensor):
-                inputs = inputs.detach()
-            for tensor in _tensors(output):
-                if tensor.requires_grad:
-                    records = self.records.setdefault(name, [])
-                    records.append(Record(inputs, get_gradient_edge(tensor)))
-
-        return record
+        self._inside.close()
 
 
-def _tensors(output: Any) -> Iterator[Tensor]:
-    """Yield the tensors of an output; layers without an adapter may return several."""
-    if isinstance(output, Tensor):
-        yield output
-    elif isinstance(output, (tuple, list)):
-        for part in output:
-            yield from _tensors(part)
+def _is_compiled(module: nn.Module) -> bool:
+    # Of `torch.compile(module)` and of `module.compile()`.
+    return "_orig_mod" in module._modules or module._compiled_call_impl is not None
 
 
-def reaches(output: Tensor, records: Iterable[Record]) -> bool:
-    """Whether a captured layer feeds ``output``, by a walk through its graph."""
-    targets = {record.edge.node for record in records}
-    stack, seen = [output.grad_fn], set()
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        if node in targets:
-            return True
-        seen.add(node)
-        stack.extend(child for child, _ in node.next_functions)
-    return False
+class _Stepwise(TorchFunctionMode):
+    """Recurrent layers as the steps that they are made of."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func not in (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu):
+            return func(*args, **(kwargs or {}))
+        with torch.backends.cudnn.flags(enabled=False), nodes.without_onednn():
+            return func(*args, **(kwargs or {}))

@@ -155,6 +155,17 @@ class Comm:
         (total,) = self.sum([tensor])()
         return total / self.size
 
+    def gather(self, thing: Any) -> list[Any]:
+        """Return what each process gave, in the order of ranks; all call it together.
+
+        :param thing: that can be pickled
+        """
+        if self.alone:
+            return [thing]
+        things: list[Any] = [None] * self.size
+        dist.all_gather_object(things, thing, group=self.group)
+        return things
+
     def owners(self, costs: Sequence[int]) -> list[int]:
         """Deal work out: the dearest first, each to the process with the least so far.
 

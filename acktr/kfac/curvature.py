@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 from torch.distributions import Distribution
 
+from acktr.kfac.assignment import Task
 from acktr.kfac.blocks import Block, DiagonalBlock, KroneckerBlock
-from acktr.kfac.capture import Capture, Record, reaches
 from acktr.kfac.comm import Comm
 from acktr.kfac.factors import Gram
-from acktr.kfac.fisher import OutputCotangent, batch_size, output_cotangents, random_signs
+from acktr.kfac.fisher import batch_size, output_cotangents, random_signs
+from acktr.kfac.graph import Graph
+from acktr.kfac.samples import choose, layouts, weights_of_samples
+from acktr.kfac.structure import Known, Structure
+from acktr.kfac.uses import Layout, Use, Used, read
 
 
 class Drawn(NamedTuple):
@@ -31,43 +36,61 @@ class Drawn(NamedTuple):
     make: Callable[[], tuple[Tensor | Gram, ...]]
 
 
+class _Work(NamedTuple):
+    """One use that is to be read.
+
+    :param place: of the task among all, for what is remembered of it
+    :param layouts: where its samples may be; none where that is not needed, or there is no such place
+    """
+
+    block: Block
+    task: Task
+    use: Use
+    place: Hashable
+    layouts: list[Layout]
+
+
 def draw_statistics(
-    blocks: Sequence[Block],
-    capture: Capture,
+    structure: Structure,
     distributions: list[Distribution],
     estimator: str,
     retain_graph: bool,
+    comm: Comm,
 ) -> list[Drawn]:
-    """Draw cotangents and pull them back to the layer outputs.
+    """Draw cotangents and pull them back to the uses of all parameters.
 
-    :param blocks: all blocks of the optimiser
-    :param capture: the forward pass that led to the distributions
+    :param structure: finds them
     :param distributions: the model's outputs, over the same N samples
     :param estimator: one of :data:`acktr.kfac.fisher.ESTIMATORS`
     :param retain_graph: keep the graph for the backward pass of the loss
+    :param comm: the processes that train one model
     :return: of each block that takes part
-    :raises RuntimeError: the distributions do not depend on a captured layer or bare parameter
+    :raises RuntimeError: the distributions do not depend on a parameter of the optimiser
     :raises ValueError: distributions over different numbers of samples
     """
     batch = batch_size(distributions)
-    for block in blocks:
+    for block in structure:
         block.track_frozen()
-    bare = [p for block in blocks if _is_bare(block) for p in block.params.values()]
-    captured = [(name, record) for name, group in capture.records.items() for record in group]
-    layers = {block.name for block in blocks if not _is_bare(block)}
-    records = [(name, record) for name, record in captured if name in layers]
+    if not batch:  # as of an expert that nothing was sent to
+        structure.find_nothing(comm)
+        return []
     pairs = [pair for d in distributions for pair in output_cotangents(d, estimator)]
     pairs = [pair for pair in pairs if pair.output.requires_grad]
-    if not pairs or not (records or bare):
+    if not pairs:
         raise RuntimeError(
             "The distributions do not depend on a captured layer: build them from the outputs of the "
             "captured forward pass, with gradients on."
         )
-    fed: list[OutputCotangent] = []
-    unfed: list[OutputCotangent] = []
-    for pair in pairs:
-        alone = pair.root is not None and not reaches(pair.output, [r for _, r in captured])
-        (unfed if alone else fed).append(pair)
+    graph, known = structure.find(pairs, batch, comm)
+    if not known.tasks and comm.alone:
+        raise RuntimeError(
+            "The distributions do not depend on any parameter of this optimiser's groups: pass "
+            "those whose likelihood these parameters change."
+        )
+    with torch.no_grad():  # what was saved has a history
+        work, bare = _work(graph, known, batch)
+    unfed = [pair for pair, alone in zip(pairs, known.alone, strict=True) if alone]
+    fed = [pair for pair, alone in zip(pairs, known.alone, strict=True) if not alone]
     # An output that no layer feeds (a state-independent log_std) has one Jacobian for all samples:
     # one sign for all of them makes the estimate exact where parameters act elementwise.
     common = _pull_back(
@@ -75,28 +98,68 @@ def draw_statistics(
         bare,
         retain_graph=True,
     )
-    grads = _pull_back(
-        [(p.output, p.cotangent) for p in fed],
-        [*(record.edge for _, record in records), *bare],
-        retain_graph,
-    )
+    places = {w.task.site.node: i for i, w in reversed(list(enumerate(work)))}
+    edges = [GradientEdge(graph.nodes[node], 0) for node in places]
+    order = {node: i for i, node in enumerate(places)}
+    asked = [w for w in work if len(w.layouts) > 1 and w.place not in known.layouts]
+    weighted: list[Tensor | None] = []
+    if asked:
+        weighted = _pull_back([(p.output, _weighted(p.cotangent, batch)) for p in fed], edges, True)
+    grads = _pull_back([(p.output, p.cotangent) for p in fed], [*edges, *bare], retain_graph)
     with torch.no_grad():
-        squares = _squares_of_bare(grads[len(records) :], common, batch)
+        for w in asked:
+            at = order[w.task.site.node]
+            plain, other = grads[at], weighted[at]
+            if plain is not None and other is not None:
+                known.layouts[w.place] = choose(w.use, w.layouts, plain, other, batch)
+        squares = _squares_of_bare(grads[len(edges) :], common, batch)
         by_param = {id(p): square for p, square in zip(bare, squares, strict=True)}
-        used: dict[str, tuple[list[Record], list[Tensor]]] = {}
-        for (name, record), grad in zip(records, grads, strict=False):  # grads ends with bare's
+        used: dict[int, list[tuple[Task, Used]]] = {}
+        for w in work:
+            grad = grads[order[w.task.site.node]]
             if grad is not None:
-                of_name = used.setdefault(name, ([], []))
-                of_name[0].append(record)
-                of_name[1].append(grad)
-        drawn = [_drawn(b, *used.get(b.name, ([], [])), by_param, batch) for b in blocks]
-    found = [u for u in drawn if u is not None]
-    if not found:
-        raise RuntimeError(
-            "The distributions do not depend on any parameter of this optimiser's groups: pass "
-            "those whose likelihood these parameters change."
-        )
-    return found
+                layout = known.layouts.get(w.place, w.layouts[0]) if w.layouts else None
+                of_use = Used(w.use, grad, layout, w.task.groups, w.task.form)
+                used.setdefault(id(w.block), []).append((w.task, of_use))
+        drawn = [_drawn(b, used.get(id(b), []), by_param, batch) for b, _ in known.tasks]
+    return [u for u in drawn if u is not None]
+
+
+def _work(graph: Graph, known: Known, batch: int) -> tuple[list[_Work], list[Tensor]]:
+    """Return the uses that are to be read, and the parameters whose gradient alone is looked at."""
+    work: list[_Work] = []
+    bare: list[Tensor] = []
+    for i, (block, tasks) in enumerate(known.tasks):
+        if not block.params:
+            continue
+        of_block = _work_of(block, tasks, graph, batch, i)
+        if of_block is None:
+            bare.extend(block.params.values())
+        else:
+            work.extend(of_block)
+    return work, bare
+
+
+def _work_of(
+    block: Block, tasks: Sequence[Task], graph: Graph, batch: int, place: int
+) -> list[_Work] | None:
+    """Return the uses of a block; ``None`` where there is nothing to read but gradients."""
+    work = []
+    for j, task in enumerate(tasks):
+        use = read(graph.nodes[task.site.node], task.site)
+        found: list[Layout] = []
+        if not isinstance(block, KroneckerBlock) or block.needs_samples:
+            found = layouts(use, task.site, batch)
+            if not found and task.site.role in ("factor", "term"):
+                return None  # it acts on all samples alike, or nobody knows where they are
+        work.append(_Work(block, task, use, (place, j, use.lead, batch), found))
+    return work or None
+
+
+def _weighted(cotangent: Tensor, batch: int) -> Tensor:
+    if cotangent.ndim == 0 or len(cotangent) != batch:
+        return cotangent
+    return cotangent * weights_of_samples(batch, cotangent).view(-1, *[1] * (cotangent.ndim - 1))
 
 
 @torch.no_grad()
@@ -106,6 +169,8 @@ def average_in(drawn: Sequence[Drawn], defer: bool) -> Tensor:
     :param defer: do not look at values from the host
     :return: how many blocks refused theirs because they are not finite (0-dim tensor)
     """
+    if not drawn:
+        return torch.zeros(())
     if not defer and _all_finite([x for u in drawn for x in u.sources]):
         # One look at everything: each block is looked at by itself only if something is wrong.
         for u in drawn:
@@ -171,10 +236,6 @@ def _all_finite(tensors: list[Tensor]) -> Tensor:
     return torch.nn.utils.get_total_norm(tensors).isfinite()
 
 
-def _is_bare(block: Block) -> bool:
-    return isinstance(block, DiagonalBlock) and block.layer is None
-
-
 def _pull_back(
     pairs: list[tuple[Tensor, Tensor]], inputs: list[Any], retain_graph: bool
 ) -> list[Tensor | None]:
@@ -205,18 +266,20 @@ def _squares_of_bare(
 
 def _drawn(
     block: Block,
-    records: list[Record],
-    grads: list[Tensor],
+    uses: list[tuple[Task, Used]],
     squares: dict[int, Tensor | None],
     batch: int,
 ) -> Drawn | None:
     """Return one block's statistics; ``None`` if it takes no part."""
-    if _is_bare(block):
-        assert isinstance(block, DiagonalBlock)
-        own = [square for p in block.params.values() if (square := squares[id(p)]) is not None]
-        return Drawn(block, own, partial(block.flat, own)) if own else None
-    if not grads or not block.params:
+    own = [square for p in block.params.values() if (square := squares.get(id(p))) is not None]
+    if own:
+        return Drawn(block, own, partial(DiagonalBlock.flat, own))
+    if not uses or not block.params:
         return None
-    assert isinstance(block, (KroneckerBlock, DiagonalBlock))
-    inputs = [r.inputs for r in records if isinstance(r.inputs, Tensor) and r.inputs.is_floating_point()]
-    return Drawn(block, [*inputs, *grads], partial(block.statistics, records, grads, batch))
+    inputs = [x for _, used in uses for x in used.use.inputs]
+    sources = [*inputs, *(used.grads for _, used in uses)]
+    if isinstance(block, KroneckerBlock):
+        return Drawn(block, sources, partial(block.statistics, [used for _, used in uses], batch))
+    assert isinstance(block, DiagonalBlock)
+    named = [(task.param, used, task.site) for task, used in uses]
+    return Drawn(block, sources, partial(block.statistics, named, batch))

@@ -20,11 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from acktr.kfac.assignment import Spec
 from acktr.kfac.blocks import BlockOptions, KroneckerBlock
-from acktr.kfac.capture import Record
 from acktr.kfac.factors import Gram, RunningAverage, multiply_left, multiply_right
 from acktr.kfac.inverses import EigenInverse, rotate, spectrum_shape
-from acktr.kfac.layers import KroneckerLayer
+from acktr.kfac.samples import use_by_sample
+from acktr.kfac.uses import Used
 
 MAX_ENTRIES = 2**22  # of the gradients of single samples that are held at once
 
@@ -61,15 +62,8 @@ class EigenvalueCorrectedBlock(KroneckerBlock):
 
     average: CorrectedAverage
 
-    def __init__(
-        self,
-        name: str,
-        module: nn.Module,
-        params: dict[str, nn.Parameter],
-        layer: KroneckerLayer,
-        options: BlockOptions,
-    ) -> None:
-        super().__init__(name, module, params, layer, options)
+    def __init__(self, spec: Spec, params: dict[str, nn.Parameter], options: BlockOptions) -> None:
+        super().__init__(spec, params, options)
         self.average = CorrectedAverage(options.decay)
         self._basis: list[Tensor] = []  # that M is taken in
 
@@ -78,41 +72,48 @@ class EigenvalueCorrectedBlock(KroneckerBlock):
         super().reset()
         self._basis = []
 
-    def statistics(
-        self, records: list[Record], grads: list[Tensor], batch: int
-    ) -> tuple[Tensor | Gram, ...]:
+    def statistics(self, uses: Sequence[Used], batch: int) -> tuple[Tensor | Gram, ...]:
         """Return A, S and the moments of this batch in the basis of now, as :meth:`shapes` has them."""
-        A, S = super().statistics(records, grads, batch)
+        A, S = super().statistics(uses, batch)
         if not self.has_inverse:
             return A, S, self.like.new_zeros(self.shapes(self.params)[2])
         self._follow_basis()
-        rows = [self._projected(r.inputs, grad) for r, grad in zip(records, grads, strict=True)]
-        moments = second_moments(rows, batch, self.moments.shape[-1], self.like.dtype)
+        shape = self.moments.shape
+        if all(used.groups is None for used in uses):
+            moments = self._second_moments(uses, batch, None)
+        else:
+            of_groups = []
+            for group in range(shape[0]):
+                own = [u for u in uses if u.groups is None or u.groups[0] <= group < u.groups[1]]
+                found = (
+                    self._second_moments(own, batch, group) if own else self.like.new_zeros(shape[1:])
+                )
+                of_groups.append(found)
+            moments = torch.stack(of_groups)
         # What overflows is as large as can be, and never NaN: the average would keep that for ever.
         largest = torch.finfo(moments.dtype).max
         return A, S, moments.nan_to_num(nan=largest, posinf=largest).flatten()
 
-    def _projected(self, inputs: Tensor, grads: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the rows of a and g in the eigenbasis; those of words stay indices."""
-        a, g = self.layer.sample_rows(self.module, inputs, grads)
+    def _second_moments(self, uses: Sequence[Used], batch: int, group: int | None) -> Tensor:
+        rows = [self._projected(used, batch, group) for used in uses]
+        return second_moments(rows, batch, self.moments.shape[-1], self.like.dtype)
+
+    def _projected(self, used: Used, batch: int, group: int | None) -> tuple[Tensor, Tensor, bool]:
+        """Return the rows of a and g by sample, in the eigenbasis; those of words stay indices."""
+        a, g, whole = use_by_sample(used, batch, self.form.shape[-2], group)
         dtype = self.options.statistics_dtype or self.like.dtype
         A_vectors, S_vectors = (x.to(dtype) for x in self._basis)
-        g = multiply_right(g.to(dtype), S_vectors)
+        if group is not None:
+            A_vectors, S_vectors = A_vectors[group], S_vectors[group]
+        g = _rotated(g.to(dtype), S_vectors)
         if "weight" not in self.params:  # only the bias learns: its input is the constant 1
             a = torch.ones_like(g[..., :1])
         elif not (a.is_floating_point() or A_vectors.numel()):
-            return a, g
+            return a, g, whole
         elif "bias" in self.params:
             a = torch.cat([a, a.new_ones((*a.shape[:-1], 1))], -1)
-        columns = self._sizes(self.params)[1]
-        if a.shape[-1] != columns:
-            raise ValueError(
-                f"inverse='ekfac' cannot take the moments of layer {self.name!r}: its input factor is "
-                f"{columns} wide and the rows of its adapter are {a.shape[-1]} wide; let sample_rows "
-                "return such rows, or choose another inverse."
-            )
         a = a.to(dtype)
-        return (multiply_right(a, A_vectors) if A_vectors.numel() else a), g
+        return (_rotated(a, A_vectors) if A_vectors.numel() else a), g, whole
 
     def _follow_basis(self) -> None:
         """Bring the moments into the basis of now.
@@ -214,29 +215,34 @@ class EigenvalueCorrectedBlock(KroneckerBlock):
         self._basis = self.inverse.tensors[:2] if self.average.moments.values else []
 
 
+def _rotated(rows: Tensor, vectors: Tensor) -> Tensor:
+    """Multiply rows ``(..., N, T, d)`` by eigenvectors, of a whole factor or of one that is split."""
+    samples = rows.shape[-3:-1]
+    rotated: Tensor = multiply_right(rows.flatten(-3, -2), vectors).unflatten(-2, samples)
+    return rotated
+
+
 def second_moments(
-    uses: Sequence[tuple[Tensor, Tensor]], batch: int, columns: int, dtype: torch.dtype
+    uses: Sequence[tuple[Tensor, Tensor, bool]], batch: int, columns: int, dtype: torch.dtype
 ) -> Tensor:
     """Return ``sum over samples (sum_t g_t a_t')^2 / N``, squared entry by entry.
 
     Rows that do not belong to samples in equal parts count as samples of their own.
 
-    :param uses: rows of a, ``(M, in)``, ``(G, M, in)`` or indices ``(M,)``, and of g, ``(M, out)`` or
-        ``(G, M, out)``, for each use of the layer; the rows of one sample lie side by side
+    :param uses: rows of a, ``(N, T, in)``, ``(G, N, T, in)`` or indices ``(N, T)``, and of g,
+        ``(N, T, out)`` or ``(G, N, T, out)``, for each use of the layer, and whether its N are the
+        samples
     :param batch: N
     :param columns: how many words indices choose from
     :param dtype: of the sums
     :return: ``(out, in)`` or ``(G, out, in)``
     """
     samples: list[list[tuple[Tensor, Tensor]]] = [[]]
-    for a, g in uses:
-        whole = g.shape[-2] % batch == 0
-        shape = (batch, -1) if whole else (-1, 1)  # samples, and what of them is summed
-        use = a.unflatten(_positions(a), shape), g.unflatten(-2, shape)
+    for a, g, whole in uses:
         if whole:
-            samples[0].append(use)
+            samples[0].append((a, g))
         else:
-            samples.append([use])
+            samples.append([(a, g)])
     sums = []
     for same in filter(None, samples):
         a = torch.cat([a for a, _ in same], _positions(same[0][0]))

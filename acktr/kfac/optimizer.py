@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.optim import Optimizer
 
-from acktr.kfac.assignment import build_blocks
 from acktr.kfac.blocks import Block
 from acktr.kfac.capture import Capture
 from acktr.kfac.comm import comm_of
@@ -35,10 +34,10 @@ from acktr.kfac.plan import apply_steps, natural_gradient, plan_steps, within_tr
 from acktr.kfac.reducer import Reducer
 from acktr.kfac.refresh import COUNTERS
 from acktr.kfac.schedule import InverseSchedule
+from acktr.kfac.structure import Structure
 from acktr.kfac.trust_region import StepInfo
 from acktr.kfac.validation import (
     block_options,
-    check_blocks,
     check_group,
     check_options,
     check_ready,
@@ -61,7 +60,7 @@ class KFAC(Optimizer):
     ``cg_iterations``, ``exact_scaling`` and ``adapt_damping`` live in ``param_groups`` and may differ
     between groups and change at any time; each group has its own trust region.
 
-    :param module: the model; its layers are found by type (see :mod:`acktr.kfac.layers`)
+    :param module: the model; :mod:`acktr.kfac.graph` finds what its parameters do
     :param lr: eta_max, the largest step scale
     :param damping: lambda, in units of the Fisher
     :param target_kl: delta, the bound on the predicted KL of one step in nats; ``None`` for none
@@ -96,7 +95,7 @@ class KFAC(Optimizer):
         Parameters of ``module`` in no group are left alone
     :param process_group: processes that train one model together (``torch.distributed.group.WORLD``):
         :meth:`step` averages their gradients, curvature and trust region. ``None`` for this one alone
-    :raises ValueError: an argument out of its range, a layer divided between groups
+    :raises ValueError: an argument out of its range, a parameter of another model
     """
 
     def __init__(
@@ -132,12 +131,12 @@ class KFAC(Optimizer):
         self.block_options = block_options(
             stat_decay, inverse, weight_sharing, max_factor_size, statistics_dtype
         )
+        self._structure = Structure(module, self.block_options)
         self.factor_period = factor_period
         self.inverse_period = inverse_period
         self.inverse_refresh = inverse_refresh
         self.defer_checks = any(p.device.type != "cpu" for p in module.parameters())
         self.last_step: list[StepInfo] = []
-        self._blocks: list[list[Block]] = []  # one list for each parameter group
         self._schedules: list[InverseSchedule] = []  # one for each parameter group
         self._capture: Capture | None = None
         self._exact: list[Distribution] = []  # what the exact Fisher of the next step is taken of
@@ -169,28 +168,24 @@ class KFAC(Optimizer):
         """Add a group of parameters of the module, as in every torch optimiser."""
         check_group({**self.defaults, **param_group}, self.defaults)
         super().add_param_group(param_group)
-        params = self.param_groups[-1]["params"]
-        owned = [p for group in self.param_groups[:-1] for p in group["params"]]
         try:
-            blocks = build_blocks(self.module, params, owned, self.block_options)
+            self._structure.add_group(self.param_groups[-1]["params"])
         except ValueError:
             self.param_groups.pop()
             raise
-        self._blocks.append(blocks)
         self._schedules.append(InverseSchedule(self.inverse_refresh, self.inverse_period))
 
     # ------------------------------------------------------------------ curvature
 
     def capture(self) -> AbstractContextManager[None]:
-        """Record forward passes inside the context; outside of it they cost nothing.
+        """Mark the forward pass whose graph :meth:`update_curvature` reads; see :class:`Capture`.
 
-        With ``factor_period`` > 1 only the passes whose statistics will be used are recorded.
+        With ``factor_period`` > 1 only passes whose statistics will be used are marked.
         """
         self._capture = None
         if self._curvature_calls % self.factor_period:
             return nullcontext()
-        layers = [(b.name, b.module) for b in self._all_blocks() if b.module is not None]
-        self._capture = Capture(layers)
+        self._capture = Capture(self.module)
         return self._capture
 
     def update_curvature(
@@ -203,7 +198,7 @@ class KFAC(Optimizer):
         :param distributions: the model's output distributions; several give the joint Fisher of
             their product, as for an actor and a critic on a shared trunk
         :param retain_graph: keep the graph for the backward pass of the loss
-        :raises RuntimeError: nothing was captured
+        :raises RuntimeError: nothing was captured, or what was hides its parameters
         :raises TypeError: a distribution whose Fisher is not known
         :raises ValueError: distributions over different numbers of samples
         """
@@ -220,13 +215,12 @@ class KFAC(Optimizer):
                 "Nothing was captured: run the forward pass inside `with kfac.capture():` before each "
                 "call of update_curvature."
             )
-        blocks = self._all_blocks()
-        drawn = draw_statistics(blocks, capture, flat, self.fisher, retain_graph)
         self._receive_statistics()
+        drawn = draw_statistics(self._structure, flat, self.fisher, retain_graph, self._comm)
         if self._comm.alone:
             self._counters["rejected_statistics"] += average_in(drawn, self.defer_checks)
         else:
-            self._arriving = share(drawn, blocks, self._comm, self.defer_checks)
+            self._arriving = share(drawn, self._all_blocks(), self._comm, self.defer_checks)
 
     def _receive_statistics(self) -> None:
         """Wait for what other processes have sent since the last curvature."""
@@ -294,8 +288,8 @@ class KFAC(Optimizer):
             (group, [b for b in blocks if any(p.grad is not None for p in b.params.values())])
             for group, blocks in zip(self.param_groups, self._blocks, strict=True)
         ]
+        check_ready([b for _, moving in groups for b in moving], self._structure)
         for (group, moving), schedule in zip(groups, self._schedules, strict=True):
-            check_ready(moving)
             made = group["step"], -(-self._curvature_calls // self.factor_period), group["damping"]
             schedule.refresh(moving, *made, self._counters, self.defer_checks, self._comm)
         # All directions before the first step: the exact Fisher needs the parameters as they were.
@@ -348,14 +342,20 @@ class KFAC(Optimizer):
     def _all_params(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
 
+    @property
+    def _blocks(self) -> list[list[Block]]:
+        """The blocks of each parameter group, as far as captured passes have used their parameters."""
+        return self._structure.blocks
+
     def _all_blocks(self) -> list[Block]:
-        return [block for blocks in self._blocks for block in blocks]
+        return list(self._structure)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that a resumed run needs, as tensors and plain containers."""
         self._receive_statistics()
         state = super().state_dict()
         state["curvature"] = {block.name: block.state_dict() for block in self._all_blocks()}
+        state["structure"] = self._structure.describe()
         state["waiting_inverses"] = [schedule.state_dict() for schedule in self._schedules]
         state["curvature_calls"] = self._curvature_calls
         state["counters"] = self.counters
@@ -366,7 +366,8 @@ class KFAC(Optimizer):
 
         :raises ValueError: the state of another model or of another optimiser; nothing is changed
         """
-        check_blocks(self._all_blocks(), state_dict.get("curvature", {}))
+        curvature = state_dict.get("curvature", {})
+        blocks = self._structure.of_state(curvature, state_dict.get("structure", {}))
         state_dict = {**state_dict, "param_groups": without_gone(state_dict["param_groups"])}
         own = [dict(group) for group in self.param_groups]
         super().load_state_dict(state_dict)
@@ -374,11 +375,12 @@ class KFAC(Optimizer):
             group.update({**before, **group})  # an older state does not say all that there is to set
         for of_param in self.state.values():  # in memory of its own, which steps write into
             of_param.update({k: x.clone() if isinstance(x, Tensor) else x for k, x in of_param.items()})
+        self._structure.take(blocks)
         for block in self._all_blocks():
-            block.load_state_dict(state_dict["curvature"][block.name])
+            block.load_state_dict(curvature[block.name])
         waiting = state_dict.get("waiting_inverses", [{}] * len(self._schedules))
-        for schedule, of_group, blocks in zip(self._schedules, waiting, self._blocks, strict=True):
-            schedule.load_state_dict(of_group, blocks)
+        for schedule, of_group, own_blocks in zip(self._schedules, waiting, self._blocks, strict=True):
+            schedule.load_state_dict(of_group, own_blocks)
         self._curvature_calls, self._promised = state_dict["curvature_calls"], None
         for name, value in state_dict["counters"].items():
             self._counters[name].fill_(value)
@@ -393,6 +395,6 @@ class KFAC(Optimizer):
 
 _OWN_STATE = {
     "module", "fisher", "block_options", "factor_period", "inverse_period", "inverse_refresh",
-    "_schedules", "defer_checks", "last_step", "_blocks", "_curvature_calls", "_counters", "_comm",
+    "_schedules", "defer_checks", "last_step", "_structure", "_curvature_calls", "_counters", "_comm",
     "_reducer",
 }  # fmt: skip

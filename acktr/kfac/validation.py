@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -15,6 +15,7 @@ from acktr.kfac.damping import MAX_DAMPING, MIN_DAMPING
 from acktr.kfac.fisher import ESTIMATORS
 from acktr.kfac.inverses import INVERSES
 from acktr.kfac.schedule import REFRESHES
+from acktr.kfac.structure import Structure
 
 _GONE = ("length_floor", "lengths")  # of parameter groups, in states of versions that had them
 
@@ -115,31 +116,20 @@ def without_gone(groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [{k: x for k, x in group.items() if k not in _GONE} for group in groups]
 
 
-def check_ready(blocks: Sequence[Block]) -> None:
-    """Check that blocks with a gradient have statistics.
+def check_ready(blocks: Iterable[Block], structure: Structure) -> None:
+    """Check that whatever has a gradient has statistics.
 
+    :param blocks: with a gradient
+    :param structure: knows the parameters that have no block yet
     :raises RuntimeError: names the first that has none
     """
-    for block in blocks:
-        if not block.ready:
-            raise RuntimeError(
-                f"Layer {block.name!r} has a gradient but no curvature: run its forward pass inside "
-                "`with kfac.capture():` and call update_curvature before step."
-            )
-
-
-def check_blocks(blocks: Sequence[Block], state: Mapping[str, Any]) -> None:
-    """Check that saved curvature fits a model.
-
-    :param blocks: of the model
-    :param state: of each block, by name
-    :raises ValueError: other blocks, or one of another shape or form
-    """
-    names = {block.name for block in blocks}
-    if state.keys() != names:
-        odd = sorted(names ^ state.keys())
-        raise ValueError(
-            f"This state belongs to another model: the curvature blocks {odd} are not in both."
+    missing = [block.name for block in blocks if not block.ready]
+    if not missing:
+        for i in range(len(structure.groups)):
+            without = structure.without_block(i)
+            missing += [structure.parameters.layer_of(p) for p in without if p.grad is not None]
+    if missing:
+        raise RuntimeError(
+            f"Layer {missing[0]!r} has a gradient but no curvature: run its forward pass inside "
+            "`with kfac.capture():` and call update_curvature before step."
         )
-    for block in blocks:
-        block.check_state(state[block.name])

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 
+from acktr.kfac.blocks import Block, KroneckerBlock
+
 Hessian = Callable[[Tensor], Tensor]
 
 
@@ -83,3 +85,35 @@ def layer_block(fisher: Tensor, module: nn.Module, layer: str, groups: int = 1) 
     blocks = [rows.flatten() for rows in layer_positions(module, layer).chunk(groups)]
     cut = torch.stack([fisher[rows][:, rows] for rows in blocks])
     return cut if groups > 1 else cut[0]
+
+
+def fisher_by_loops(module: nn.Module, x: Tensor, hessian: Hessian) -> Tensor:
+    """:func:`dense_fisher` by plain backward passes, for what torch.func does not know."""
+    params = list(module.parameters())
+    learn = [p for p in params if p.requires_grad]
+    total = 0.0
+    for sample in x:
+        outputs = module(sample[None]).flatten()
+        rows = [
+            torch.autograd.grad(o, learn, retain_graph=True, materialize_grads=True, allow_unused=True)
+            for o in outputs
+        ]
+        of_each = [dict(zip(map(id, learn), row, strict=True)) for row in rows]
+        jacobian = torch.stack(
+            [torch.cat([of.get(id(p), torch.zeros_like(p)).flatten() for p in params]) for of in of_each]
+        )
+        total = total + jacobian.T @ hessian(outputs.detach()) @ jacobian
+    return total / len(x)
+
+
+def block_of(fisher: Tensor, module: nn.Module, block: Block) -> Tensor:
+    """The part of the dense Fisher that a block stands for, group by group."""
+    positions = parameter_positions(module)
+    names = dict(block.spec.params)
+    own = [positions[names[key]].double() for key in block.params]
+    if not isinstance(block, KroneckerBlock):
+        rows = torch.cat([p.flatten() for p in own]).long()
+        return fisher[rows][:, rows]
+    matrix = block._to_matrix(own).long()
+    groups = matrix if matrix.ndim == 3 else [matrix]
+    return torch.block_diag(*(fisher[m.flatten()][:, m.flatten()] for m in groups))

@@ -93,7 +93,6 @@ def groups_of(net: nn.Sequential) -> dict[str, tuple[list, str]]:
             "more than one",
         ),
         "the same parameter twice in a group": ([{"params": first + first}], "more than once"),
-        "weight and bias apart": ([{"params": first[:1]}, {"params": first[1:]}], "0"),
         "a stranger": ([{"params": [nn.Parameter(torch.ones(1))]}], "module|model"),
         "no parameters": ([], "empty|param"),
     }
@@ -108,11 +107,40 @@ def test_wrong_groups(case):
         KFAC(net, param_groups=groups)
 
 
-def test_weight_and_bias_apart_names_the_layer():
-    net = nn.ModuleDict({"trunk": mlp()})
-    layer = net["trunk"][2]
-    with pytest.raises(ValueError, match=r"trunk\.2"):
-        KFAC(net, param_groups=[{"params": [layer.weight]}, {"params": [layer.bias]}])
+def test_weight_and_bias_may_lie_in_groups_of_their_own():
+    """Such as those that give no weight decay to biases."""
+    net = mlp()
+    weights = [p for p in net.parameters() if p.ndim > 1]
+    biases = [p for p in net.parameters() if p.ndim == 1]
+    kfac = KFAC(net, param_groups=[{"params": weights, "weight_decay": 0.1}, {"params": biases}])
+    before = [p.detach().clone() for p in net.parameters()]
+    x = torch.randn(6, 3)
+    with kfac.capture():
+        out = net(x)
+    kfac.update_curvature(Normal(out, 1.0))
+    out.exp().sum().backward()
+    kfac.step()
+    assert all(not torch.equal(p, q) for p, q in zip(before, net.parameters(), strict=True))
+    assert [[b.name for b in blocks] for blocks in kfac._blocks] == [["0", "2"], ["0.bias", "2.bias"]]
+    torch.testing.assert_close(kfac.factors()["0"][0], x.T @ x / 6)
+
+
+def test_parameters_in_the_place_of_a_module():
+    with pytest.raises(TypeError, match=r"needs the torch\.nn\.Module itself, not generator"):
+        KFAC(mlp().parameters())
+
+
+def test_a_batch_of_no_samples_is_left_out():
+    net = mlp()
+    kfac = KFAC(net)
+    for n in (0, 6, 0):
+        with kfac.capture():
+            out = net(torch.randn(n, 3))
+        kfac.update_curvature(Categorical(logits=out, validate_args=False))
+        factors = {name: [x.clone() for x in pair] for name, pair in kfac.factors().items()}
+    assert set(factors) == {"0", "2"}
+    assert all(x.isfinite().all() for pair in factors.values() for x in pair)
+    assert kfac.factors()["0"][0][-1, -1] == 1
 
 
 def test_a_module_without_parameters():

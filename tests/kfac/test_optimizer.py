@@ -228,6 +228,48 @@ def test_a_loaded_state_continues_bitwise(settings, split):
     torch.testing.assert_close(fresh.factors(), kfac.factors(), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("inverse", ["cholesky", "ekfac"])
+def test_a_state_that_says_nothing_of_its_structure_is_what_its_factors_say(inverse):
+    """As states of versions that went by the types of modules."""
+
+    def make():
+        torch.manual_seed(3)
+        net = Net()
+        net.conv = nn.Conv2d(1, 2, 2)
+        net.grouped = nn.Conv1d(2, 4, 1, groups=2)
+        net.mean.weight.requires_grad_(False)
+        return net, KFAC(net, inverse=inverse, max_factor_size=4)
+
+    def step(net, kfac):
+        torch.manual_seed(4)
+        with kfac.capture():
+            latent = net.conv(net.embed(batch(0)).view(-1, 1, 3, 3)).flatten(2)
+            latent = net.norm(net.grouped(latent)[:, :2].flatten(1))
+            deviation = net.log_std.exp()
+            dists = [Normal(net.mean(latent), deviation), Categorical(logits=net.policy(latent))]
+        kfac.update_curvature(dists)
+        kfac.zero_grad()
+        dists[0].mean.square().mean().add(dists[1].probs[:, 0].mean() + net.log_std.sum()).backward()
+        kfac.step()
+
+    net, kfac = make()
+    for _ in range(2):
+        step(net, kfac)
+    state, weights = saved(kfac), copy.deepcopy(net.state_dict())
+    del state["structure"]
+    other, fresh = make()
+    other.load_state_dict(weights)
+    fresh.load_state_dict(state)
+    for mine, theirs in zip(fresh._all_blocks(), kfac._all_blocks(), strict=True):
+        # Of a frozen weight the shape tells more than the graph did.
+        assert mine.spec.params == theirs.spec.params
+        assert mine.spec.form == theirs.spec.form or mine.name == "mean"
+    for one in ((net, kfac), (other, fresh)):
+        step(*one)
+    assert_same_parameters(net, other)
+    torch.testing.assert_close(fresh.factors(), kfac.factors(), rtol=0, atol=0)
+
+
 def test_a_loaded_state_restores_schedules_and_counters():
     net, kfac = build({})
     kfac.param_groups[0].update(lr=0.123, damping=0.7, target_kl=None)

@@ -5,7 +5,9 @@ import torch
 from torch import nn
 from torch.distributions import Normal
 
-from acktr.kfac import KFAC, ConvolutionLayer, KroneckerLayer
+from acktr.kfac import KFAC
+from acktr.kfac.graph import Sites, trace
+from acktr.kfac.uses import Use, read
 
 from . import oracle
 
@@ -61,6 +63,8 @@ CONVOLUTIONS = {
     "dilation": (lambda: nn.Conv2d(2, 3, 2, dilation=(2, 3), stride=2), (2, 7, 9)),
     "groups": (lambda: nn.Conv2d(4, 6, 3, groups=2, bias=False), (4, 5, 6)),
     "conv3d": (lambda: nn.Conv3d(2, 3, (2, 3, 1), stride=(1, 2, 1)), (2, 4, 7, 3)),
+    "transposed": (lambda: nn.ConvTranspose2d(2, 3, (3, 2), stride=(2, 3), padding=1), (2, 4, 3)),
+    "transposed-groups": (lambda: nn.ConvTranspose1d(4, 6, 3, dilation=2, groups=2), (4, 5)),
 }
 
 
@@ -70,9 +74,10 @@ def test_reduced_rows_are_the_means_of_the_patches(build, shape, channels_last):
     module, x = build(), torch.randn(5, *shape)
     if channels_last and x.ndim == 4:
         x = x.contiguous(memory_format=torch.channels_last)
-    grads = torch.randn_like(module(x))
-    layer = ConvolutionLayer()
-    fast = layer.reduced_rows(module, x, grads, batch=5)
-    plain = KroneckerLayer.reduced_rows(layer, module, x, grads, batch=5)
+    graph = trace([out := module(x)])
+    sites = list(Sites(graph, lambda _: True, 5))
+    (site,) = [s for s in sites if s.parameter is module.weight]
+    use, grads = read(graph.nodes[site.node], site), torch.randn_like(out)
+    fast, plain = use.reduced(grads), Use.reduced(use, grads)
     for mine, theirs in zip(fast, plain, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-12)

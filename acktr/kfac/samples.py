@@ -1,0 +1,242 @@
+"""Which rows belong to which sample, and what the gradient of a single sample is.
+
+The axis of the samples is the one that has their number; where several have, the graph is asked: a
+second backward pass, whose cotangent weights each sample differently, shows in every row whose it is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from acktr.kfac.graph import Site, View
+from acktr.kfac.uses import BiasUse, ElementwiseUse, Layout, TableUse, Use, Used
+
+MAX_ENTRIES = 2**22  # of the gradients of single samples that are held at once
+
+
+def layouts(use: Use, site: Site, batch: int) -> list[Layout]:
+    """Return where the samples may be among the entries of ``use.lead``, as its lengths say.
+
+    :return: one where that is certain; several, of which :func:`choose` finds the right one; none where
+        the rows belong to no sample in equal parts
+    """
+    rows = math.prod(use.lead)
+    if not batch or rows % batch or (isinstance(use, TableUse) and use.ragged):
+        return []
+    if rows == batch:
+        return [(1, 1)]
+    shapes = [use.lead]
+    for shape in site.after:
+        prefixes = [shape[:n] for n in range(1, len(shape)) if math.prod(shape[:n]) == rows]
+        shapes += prefixes[:1] if not isinstance(use, ElementwiseUse) else []
+    found = []
+    for lead in shapes:
+        for axis, length in enumerate(lead):
+            layout = math.prod(lead[:axis]), math.prod(lead[axis + 1 :])
+            if length == batch and layout not in found:
+                found.append(layout)
+    if found or site.role in ("factor", "term"):
+        return found
+    positions = rows // batch
+    return [(n, positions // n) for n in range(1, positions + 1) if positions % n == 0]
+
+
+def weights_of_samples(batch: int, like: Tensor) -> Tensor:
+    """Return a weight for each sample, ``(N,)``, which no sample shares with its neighbours."""
+    steps = torch.arange(batch, device=like.device, dtype=like.dtype)
+    return 1.0 + (steps * 0.6180339887498949).remainder(1.0) * 3.0
+
+
+def choose(use: Use, found: Sequence[Layout], plain: Tensor, weighted: Tensor, batch: int) -> Layout:
+    """Return the layout in which rows grow by the weights of their samples.
+
+    :param plain: gradient of the use's output
+    :param weighted: the same with each sample's cotangent multiplied by its weight
+    """
+    energies = []
+    for grads in (plain, weighted):
+        if isinstance(use, ElementwiseUse):
+            g = use.gradients(grads).reshape(math.prod(use.lead), -1)
+        else:
+            g = use.sample_rows(grads)[1]
+            g = g.transpose(0, 1).flatten(1) if g.ndim == 3 else g
+            g = g.reshape(math.prod(use.lead), -1)
+        energies.append(g.double().square().sum(-1))
+    moves = energies[0] > 0
+    ratio = (energies[1][moves] / energies[0][moves]).sqrt().log()
+    weights = weights_of_samples(batch, energies[0]).log()
+    rows = torch.arange(len(energies[0]), device=plain.device)[moves]
+    errors = [float((ratio - weights[rows // inner % batch]).abs().sum()) for _, inner in found]
+    return found[errors.index(min(errors))]
+
+
+def own_rows(
+    used: Used, pair: tuple[Tensor, Tensor], unit: int, group: int | None
+) -> tuple[Tensor, Tensor]:
+    """Return of rows ``(a, g)`` those of one group of a packed weight.
+
+    :param unit: rows of the weight in a group
+    :param group: which; ``None`` for a weight that is not packed
+    """
+    a, g = pair
+    if group is not None:
+        first = 0 if used.groups is None else used.groups[0]
+        g = g[..., (group - first) * unit : (group - first + 1) * unit]
+    return a, g
+
+
+def by_sample(x: Tensor, layout: Layout, batch: int, axis: int) -> Tensor:
+    """Bring rows ``(..., M, d)`` or ``(M,)`` to ``(..., N, T, d)`` or ``(N, T)``.
+
+    :param axis: of the rows, counted from the end
+    """
+    outer, _ = layout
+    parts: Tensor
+    if outer == 1:
+        parts = x.unflatten(axis, (batch, -1))
+        return parts
+    parts = x.unflatten(axis, (outer, batch, -1))
+    return parts.transpose(axis - 2, axis - 1).flatten(axis - 1, axis)
+
+
+def use_by_sample(used: Used, batch: int, unit: int, group: int | None) -> tuple[Tensor, Tensor, bool]:
+    """Return the rows of a use as ``(N, T, in)`` and ``(N, T, out)``, and whether N are the samples.
+
+    Rows that belong to no sample in equal parts are samples of their own, ``(M, 1, in)``.
+    """
+    a, g = own_rows(used, used.use.sample_rows(used.grads), unit, group)
+    axis = -2 if a.is_floating_point() else -1
+    if used.layout is None:
+        return a.unflatten(axis, (-1, 1)), g.unflatten(-2, (-1, 1)), False
+    outer, inner = used.layout
+    layout = outer, inner * used.use.positions
+    return by_sample(a, layout, batch, axis), by_sample(g, layout, batch, -2), True
+
+
+def combined(
+    uses: Sequence[Used], batch: int, unit: int, group: int | None
+) -> list[tuple[Tensor, Tensor]]:
+    """Return one row a sample over all uses: the mean of the rows of a, the sum of the rows of g.
+
+    Rows that belong to no sample in equal parts, and words, are returned as they are.
+    """
+    apart, inputs, outputs, positions = [], [], [], 0
+    for used in uses:
+        if used.layout is None or isinstance(used.use, TableUse):
+            apart.append(own_rows(used, used.use.rows(used.grads), unit, group))
+            continue
+        a, g = own_rows(used, used.use.reduced(used.grads), unit, group)
+        count = math.prod(used.layout)
+        if count > 1:
+            a, g = (by_sample(x, used.layout, batch, -2) for x in (a, g))
+            a, g = a.mean(-2), g.sum(-2)
+        here = count * used.use.positions
+        inputs.append((a, here))
+        outputs.append(g)
+        positions += here
+    if len(outputs) == 1:
+        return [(inputs[0][0], outputs[0]), *apart]
+    if outputs:
+        mean = torch.stack([a * (here / positions) for a, here in inputs]).sum(0)
+        apart.insert(0, (mean, torch.stack(outputs).sum(0)))
+    return apart
+
+
+def sample_gradients(own: Sequence[tuple[Used, Site]], parameter: Tensor, batch: int) -> Tensor:
+    """Return the gradients of a parameter sample by sample, summed over its elementwise uses.
+
+    :return: ``(N, *parameter.shape)``; where the samples of a use are not known, each entry of its
+        leading axes is one
+    """
+    total: Tensor | None = None
+    rest = []
+    for used, site in own:
+        assert isinstance(used.use, ElementwiseUse)
+        g = used.use.gradients(used.grads).reshape(math.prod(used.use.lead), -1)
+        if used.layout is not None:
+            g = by_sample(g, used.layout, batch, -2)
+            g = g.squeeze(-2) if g.shape[-2] == 1 else g.sum(-2)
+        g = place(g, site, parameter)
+        if used.layout is None:
+            rest.append(g)
+        else:
+            total = g if total is None else total + g
+    parts = rest if total is None else [total, *rest]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def place(g: Tensor, site: Site, parameter: Tensor) -> Tensor:
+    """Put gradients ``(N, entries)`` of a view of a parameter where they belong in it."""
+    view = site.view
+    assert view is not None
+    if view == View(tuple(parameter.shape), tuple(_contiguous(parameter.shape)), 0):
+        return g.reshape(-1, *parameter.shape)
+    whole = g.new_zeros(len(g), parameter.numel())
+    whole.as_strided((len(g), *view.size), (parameter.numel(), *view.stride), view.offset).copy_(
+        g.reshape(-1, *view.size)
+    )
+    return whole.reshape(-1, *parameter.shape)
+
+
+def _contiguous(shape: Sequence[int]) -> list[int]:
+    return [math.prod(shape[i + 1 :]) for i in range(len(shape))]
+
+
+def squares_of_products(own: Sequence[tuple[Used, Site]], parameter: Tensor, batch: int) -> Tensor:
+    """Return the sum over samples of the squared gradients of a parameter, whatever its uses are.
+
+    The gradient of each sample is built whole, of some samples at a time.
+    """
+    together = [pair for pair in own if pair[0].layout is not None]
+    sets = [together] if together else []
+    sets += [[pair] for pair in own if pair[0].layout is None]
+    total = parameter.new_zeros(parameter.numel())
+    size = max(1, MAX_ENTRIES // parameter.numel())
+    for pairs in sets:
+        rows = [_rows_of_samples(used, batch) for used, _ in pairs]
+        a, g = rows[0]
+        count = len(g) if a is None else g.shape[-3]
+        for start in range(0, count, size):
+            part = slice(start, start + size)
+            whole = parameter.new_zeros(min(size, count - start), parameter.numel())
+            for (used, site), of_use in zip(pairs, rows, strict=True):
+                _add_gradients(whole, used, site, of_use, part)
+            total += whole.square().sum(0)
+    return total.view_as(parameter)
+
+
+def _rows_of_samples(used: Used, batch: int) -> tuple[Tensor | None, Tensor]:
+    """Return the rows of a and g by sample; of an elementwise use its gradients alone."""
+    if isinstance(used.use, ElementwiseUse):
+        g = used.use.gradients(used.grads).reshape(math.prod(used.use.lead), -1)
+        return None, g if used.layout is None else by_sample(g, used.layout, batch, -2).sum(-2)
+    a, g, _ = use_by_sample(used, batch, 0, None)
+    return (None, g.sum(-2)) if isinstance(used.use, BiasUse) else (a, g)
+
+
+def _add_gradients(
+    whole: Tensor, used: Used, site: Site, rows: tuple[Tensor | None, Tensor], part: slice
+) -> None:
+    a, g = rows
+    if a is None:
+        view = site.view
+        values = g[part]
+    elif not a.is_floating_point():
+        words, g = a[part], g[part].to(whole)
+        samples = torch.arange(len(words), device=words.device).unsqueeze(-1)
+        shaped = whole.view(len(whole), *site.parameter.shape)
+        shaped.index_put_((samples.expand_as(words), words), g, accumulate=True)
+        return
+    else:
+        assert used.form is not None
+        view = used.form.view
+        values = g[..., part, :, :].mT @ a[..., part, :, :].to(g)
+        values = values if values.ndim == 3 else values.movedim(0, 1)
+    assert view is not None
+    strides = (whole.shape[-1], *view.stride)
+    target = whole.as_strided((len(whole), *view.size), strides, view.offset)
+    target += values.reshape(target.shape).to(whole)
