@@ -6,6 +6,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch
 from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -18,7 +19,7 @@ from acktr.envs.lookup import find_spec
 from acktr.envs.masks import ActionMasks, check_given, has_masks
 from acktr.envs.spaces import adapt, check_spaces
 from acktr.errors import ConfigurationError
-from acktr.networks.masks import predict_masked
+from acktr.networks.masks import masking
 
 
 class AdaptedAlgorithm(OnPolicyAlgorithm):
@@ -101,12 +102,12 @@ class AdaptedAlgorithm(OnPolicyAlgorithm):
         :return: ``(*action)`` or ``(n_envs, *action)``, and the next state
         :raises ConfigurationError: masks of another form, or that leave no action
         """
-        plain = self.adapter.observations(observation)
+        plain, allowed = self.adapter.observations(observation), None
         if action_masks is not None:
-            allowed = check_given(action_masks, self.action_space)
-            chosen = predict_masked(self.policy, plain, allowed, deterministic)
-            return self.adapter.predicted(chosen), state
-        actions, state = super().predict(plain, state, episode_start, deterministic)
+            masks = check_given(action_masks, self.action_space)
+            allowed = torch.as_tensor(masks, device=self.policy.device)
+        with masking(self.policy, allowed):
+            actions, state = super().predict(plain, state, episode_start, deterministic)
         return self.adapter.predicted(actions), state
 
 

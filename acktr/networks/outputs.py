@@ -23,7 +23,7 @@ from torch.nn.parameter import is_lazy
 
 from acktr.errors import ConfigurationError
 from acktr.networks.examples import as_stored, example_actions, example_observations
-from acktr.networks.masks import mask
+from acktr.networks.masks import masking
 from acktr.networks.policies import CnnPolicy
 
 
@@ -103,16 +103,14 @@ class Outputs:
 
         :param obs: ``(B, *obs)`` as the policy takes them, or a dict of such tensors
         :param actions: ``(B, action_dim)``; ``(B,)`` for Discrete
-        :param masks: which actions were allowed, ``(B, width)`` (:func:`acktr.networks.masks.masked`);
-            all is then that of the masked policy
+        :param masks: which actions were allowed, ``(B, width)`` (:mod:`acktr.networks.masks`); all
+            is then that of the masked policy
         """
         policy = self._policy
         if self._learns_by_evaluation or (self.shared and self._evaluates_in_one_pass):
             # One pass through the trunk: a second one would count as a second use of its layers.
-            values, log_prob, entropy = policy.evaluate_actions(obs, actions)
-            if masks is not None:
-                wrapper = mask(policy.action_dist, masks)
-                log_prob, entropy = wrapper.log_prob(actions), wrapper.entropy()
+            with masking(policy, masks):
+                values, log_prob, entropy = policy.evaluate_actions(obs, actions)
             # SB3 keeps one wrapper and fills it anew: hold on to what is in it now.
             parts = as_list(policy.action_dist.distribution)
             return Evaluation(parts, log_prob, entropy, values.flatten() if self.shared else None)
@@ -129,8 +127,8 @@ class Outputs:
         return as_list(self._distribution(obs, masks).distribution)
 
     def _distribution(self, obs: Any, masks: Tensor | None) -> Distribution:
-        distribution = self._policy.get_distribution(obs)
-        return distribution if masks is None else mask(distribution, masks)
+        with masking(self._policy, masks):
+            return self._policy.get_distribution(obs)
 
     def values(self, obs: Any) -> Tensor:
         """Return the critic's values, ``(B,)``."""

@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules import module as torch_module
 
-from acktr.errors import ConfigurationError, DivergenceError
-from acktr.networks.masks import freedom, mask
+from acktr.errors import DivergenceError
+from acktr.networks.masks import freedom, mask_logits, masking
 from acktr.networks.policies import CnnPolicy
 from acktr.rollout.noise import ColoredNoise
 
@@ -76,20 +76,18 @@ class ActionSampler:
 
         :param obs: ``(B, *obs)`` on the policy's device, or a dict of such tensors
         :param noise: the rows of what :meth:`noise` drew for them
-        :param masks: which actions are allowed, ``(B, width)`` (:func:`acktr.networks.masks.masked`)
+        :param masks: which actions are allowed, ``(B, width)`` (:mod:`acktr.networks.masks`)
         :return: actions ``(B, action_dim)``, ``(B,)`` for Discrete, not clipped; and the critic's values
             ``(B, 1)`` where they cost nothing more, else ``None``
         :raises DivergenceError: if the network's output is not finite
-        :raises ConfigurationError: the policy draws by itself, where no mask reaches
+        :raises ConfigurationError: no mask reaches the policy's distribution
         """
         if self._sampler is None or noise is None:
-            with torch.no_grad():
+            with torch.no_grad(), masking(self._policy, masks):
                 if self._by_forward:
-                    self._refuse_masks(masks)
                     actions, values, _ = self._policy.forward(obs)
                     return actions, values
-                distribution = self._policy.get_distribution(obs)
-                return (distribution if masks is None else mask(distribution, masks)).sample(), None
+                return self._policy.get_distribution(obs).sample(), None
         if self._layers is None:
             with torch.no_grad():
                 features = _features(self._policy, obs)
@@ -107,14 +105,6 @@ class ActionSampler:
             for layer in self._layers:
                 x = layer(x)
             return self._sample(x, noise, masks), None
-
-    def _refuse_masks(self, masks: Tensor | None) -> None:
-        if masks is not None:
-            name = type(self._policy).__name__
-            raise ConfigurationError(
-                f"{name}.forward draws from another policy than {name}.get_distribution tells, and no "
-                "mask reaches it: override get_distribution too, or give ACKTR use_masking=False."
-            )
 
     def _sample(self, output: Tensor, noise: Tensor, masks: Tensor | None) -> Tensor:
         assert self._sampler is not None
@@ -203,7 +193,7 @@ class _Bernoulli:
 def _race(output: Tensor, clocks: Tensor, allowed: Tensor | None) -> Tensor:
     if allowed is None:
         return (output.softmax(-1) / clocks).argmax(-1)
-    speeds = output.masked_fill(~allowed, -torch.inf).softmax(-1) / clocks
+    speeds = mask_logits(output, allowed).softmax(-1) / clocks
     # Not 0, which is what a hopeless action has that is allowed.
     return speeds.masked_fill_(~allowed, -1.0).argmax(-1)
 

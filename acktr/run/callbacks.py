@@ -207,6 +207,7 @@ class Evaluations(EvalCallback):
 
     def _init_callback(self) -> None:
         super()._init_callback()
+        self._player = player(self.model, self.eval_env)
         # np.savez takes open files: what lies at the path of the real one is not to be written through.
         self._arrays = io.BytesIO()
         self.log_path = cast(Any, self._arrays)
@@ -221,8 +222,7 @@ class Evaluations(EvalCallback):
     def _on_step(self) -> bool:
         n_evaluations = len(self.evaluations_results)
         start = time.perf_counter()
-        model = self.model
-        self.model = player(model, self.eval_env)
+        model, self.model = self.model, self._player
         try:
             goes_on = super()._on_step()
         except _StopEvaluation:

@@ -18,7 +18,7 @@ class MaskedPlayer:
     """
 
     def __init__(self, model: BaseAlgorithm, env: VecEnv) -> None:
-        self._model = model
+        self._model: Any = model
         self._masks = ActionMasks(env, env.action_space)
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:

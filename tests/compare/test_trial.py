@@ -207,7 +207,7 @@ def test_complete_settings():
 @pytest.mark.parametrize(
     ("one", "message"),
     [
-        (trial("sac"), "There is no algorithm 'sac': choose from acktr, a2c, ppo, trpo"),
+        (trial("sac"), "There is no algorithm 'sac': choose from acktr, a2c, ppo, trpo, ppo_mask"),
         (trial(env_id="CartPol-v1"), "CartPole-v1"),
         (trial(settings={"n_step": 3}), "did you mean 'n_steps'"),
     ],

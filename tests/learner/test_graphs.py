@@ -21,9 +21,10 @@ from acktr.learner.critic import AdamCriticUpdate, NaturalCriticUpdate
 from acktr.learner.natural_step import NaturalStep, run
 from acktr.learner.parts import build_parts
 from acktr.schedules import Linear
+from tests.helpers.masked_envs import Strict
 from tests.helpers.models import make
 from tests.helpers.recording import NoLooks, RecordingEngine
-from tests.helpers.small_envs import IMAGE, VECTOR, small_env
+from tests.helpers.small_envs import IMAGE, VECTOR, Small, small_env
 
 ROLLOUTS = 9
 SHARED = {"policy": "CnnPolicy", "learning_rate": 0.1}
@@ -53,8 +54,8 @@ ACTIONS = ["Box", "Discrete", "MultiDiscrete", "MultiBinary"]
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
-def build(action, policy="MlpPolicy", device="cpu", **settings):
-    env = small_env(action, IMAGE if policy == "CnnPolicy" else VECTOR)
+def build(action, policy="MlpPolicy", device="cpu", cls=Small, **settings):
+    env = small_env(action, IMAGE if policy == "CnnPolicy" else VECTOR, cls=cls)
     if policy == "CnnPolicy":
         settings["policy_kwargs"] = {"features_extractor_kwargs": {"features_dim": 16}}
     settings = {"target_kl": Linear(0.01), "device": device, **settings}
@@ -100,6 +101,16 @@ def test_training_is_the_same_with_what_is_repeated(settings, action):
     assert engine.repeated >= 3
     assert plain.parts.trust_region.scale == pytest.approx(graphed.parts.trust_region.scale, rel=1e-3)
     assert plain.kfac.param_groups[0]["step"] == graphed.kfac.param_groups[0]["step"]
+
+
+@pytest.mark.parametrize("action", ACTIONS[1:])
+@pytest.mark.parametrize("settings", [{"ent_coef": 0.01}, SETTINGS[-1]])
+def test_what_is_repeated_has_the_masks_of_its_own_rollout(settings, action):
+    expected = learn(defer(build(action, cls=Strict, **settings)))
+    engine = RecordingEngine()
+    graphed = learn(defer(build(action, cls=Strict, **settings), engine))
+    torch.testing.assert_close(graphed, expected, rtol=1e-3, atol=1e-5)
+    assert engine.repeated >= 3
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
