@@ -141,6 +141,26 @@ def part_sizes(action_space: spaces.Space) -> np.ndarray | None:
     return None
 
 
+def draw_allowed(env: VecEnv, rng: np.random.Generator) -> np.ndarray:
+    """Draw an action of each environment, evenly among those that it allows.
+
+    :param env: the environments, with or without masks
+    :param rng: draws where there are masks; else the action space does
+    :return: ``(n_envs, *action)``
+    :raises WorkerError: a mask is none, or leaves no action
+    """
+    space: Any = env.action_space
+    sizes = part_sizes(space)
+    if sizes is None or not has_masks(env):
+        return np.stack([space.sample() for _ in range(env.num_envs)])
+    drawn = []
+    for mask in ActionMasks(env, space)(0):
+        parts = np.split(mask, np.cumsum(sizes)[:-1])
+        chosen = np.array([rng.choice(np.flatnonzero(part)) for part in parts])
+        drawn.append(chosen.reshape(space.shape) + getattr(space, "start", 0))
+    return np.stack(drawn).astype(space.dtype)
+
+
 def _meaning(action_space: spaces.Space) -> str:
     if isinstance(action_space, spaces.Discrete):
         return "needed, one for each action"

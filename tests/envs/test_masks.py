@@ -9,10 +9,11 @@ from gymnasium.vector.utils import batch_space
 from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
 from sb3_contrib.common.wrappers import ActionMasker
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecMonitor, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecNormalize
 
 from acktr.envs import make_vec_env
-from acktr.envs.masks import ActionMasks, check_given, has_masks
+from acktr.envs.make import try_environment
+from acktr.envs.masks import ActionMasks, check_given, draw_allowed, has_masks
 from acktr.errors import ConfigurationError, WorkerError
 from tests.helpers.masked_envs import Strict
 from tests.helpers.small_envs import ACTIONS, VECTOR, Small, small_env
@@ -37,9 +38,13 @@ def masks_of(env):
     return ActionMasks(env, env.action_space)(0)
 
 
+def space_of(action):
+    return ACTIONS[action] if isinstance(action, str) else action
+
+
 def given(mask, action="Discrete", fine=None):
     """Two environments, the second with a mask of its own."""
-    space = ACTIONS.get(action, action)
+    space = space_of(action)
     fine = np.ones_like(mask) if fine is None else fine
     return DummyVecEnv([lambda: Given(space, fine), lambda: Given(space, mask)])
 
@@ -54,7 +59,7 @@ def wrapped(make):
     "build",
     [
         lambda: wrapped(DummyVecEnv),
-        lambda: VecNormalize(VecMonitor(wrapped(DummyVecEnv))),
+        lambda: VecNormalize(VecFrameStack(wrapped(DummyVecEnv), 2)),
         lambda: DummyVecEnv(
             [lambda: ActionMasker(Small(VECTOR, ACTIONS["Discrete"]), lambda env: [1, 0, 1])]
         ),
@@ -162,7 +167,7 @@ def test_an_environment_that_does_not_say_is_taken_without_masks(cls):
 def test_what_a_mask_may_be(action, mask):
     flat = np.array(mask).astype(bool).ravel()
     np.testing.assert_array_equal(masks_of(given(mask, action))[1], flat)
-    np.testing.assert_array_equal(check_given(mask, ACTIONS.get(action, action))[0], flat)
+    np.testing.assert_array_equal(check_given(mask, space_of(action))[0], flat)
 
 
 BAD = {
@@ -206,6 +211,26 @@ def test_what_an_environment_raises_is_told_with_its_number():
         WorkerError, match=r"action_masks\(\) of environment 1 raised KeyError at step 7"
     ):
         ActionMasks(env, env.action_space)(7)
+
+
+@pytest.mark.parametrize(
+    "action",
+    ["Discrete", "MultiDiscrete", "MultiBinary", spaces.MultiDiscrete([[2, 3]], start=[[4, 5]])],
+)
+def test_what_is_drawn_for_a_try_is_allowed(action):
+    env = DummyVecEnv([lambda: Strict(action_space=space_of(action)) for _ in range(2)])
+    env.seed(0)
+    env.reset()
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        actions = draw_allowed(env, rng)
+        assert all(space_of(action).contains(x) for x in actions)
+        env.step(actions)
+    assert draw_allowed(small_env("Box"), rng).shape == (2, 2)
+
+
+def test_an_environment_that_forbids_is_tried_with_what_is_allowed():
+    try_environment(STRICT)
 
 
 def test_actions_that_no_mask_is_for_are_refused():

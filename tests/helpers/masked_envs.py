@@ -23,7 +23,8 @@ def with_masks(batch, space):
     masks = torch.rand(len(batch.actions), int(part_sizes(space).sum()), generator=generator) < 0.5
     chosen = np.reshape(batch.actions.numpy(), (len(masks), -1)).astype(int)
     places = torch.as_tensor(np.stack([taken(action, space) for action in chosen]))
-    return batch._replace(masks=masks.scatter(1, places, True))
+    # Rollouts keep actions as numbers with fractions.
+    return batch._replace(actions=batch.actions.double(), masks=masks.scatter(1, places, True))
 
 
 class Strict(Small):

@@ -9,6 +9,7 @@ from sb3_contrib.common.maskable.callbacks import MaskableEvalCallback
 from sb3_contrib.common.maskable.evaluation import evaluate_policy
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import VecMonitor
 from torch import nn
 
 from acktr import ACKTR, AdamCritic, Natural, NaturalCritic
@@ -60,7 +61,8 @@ def test_nothing_is_learned_of_what_is_never_allowed(name, action, monkeypatch):
         moved = [not torch.equal(old[i], new[i]) for i in range(len(old)) if i != output]
         assert all(moved)
     assert all(p.isfinite().all() for p in model.policy.parameters())
-    assert (model.logged("kl") > 0).all()
+    assert model.logged("kl").max() > 0
+    assert model.logged("kl").min() >= 0
     assert (model.logged("forbidden") > 0).all()
     assert np.isfinite(model.logged("entropy_loss")).all()
 
@@ -79,7 +81,7 @@ class AtEnd(BaseCallback):
 
     def _on_step(self):
         masks = self.locals["action_masks"]
-        actions = self.locals["actions"]
+        actions = self.locals["actions"].astype(int)
         space = self.model.action_space
         for mask, action in zip(masks, actions, strict=True):
             assert mask[taken(action, space)].all()
@@ -132,7 +134,7 @@ def test_masks_are_turned_off():
         model.learn(200)
     assert model.rollout_buffer.action_masks is None
     with pytest.raises(RuntimeError, match="is forbidden"):
-        play(model, model.env, 8)
+        play(model, VecMonitor(model.env), 8)
 
 
 @pytest.mark.parametrize("value", [None, 1, "yes"])
@@ -219,7 +221,7 @@ def test_masks_that_fit_no_prediction_are_refused(masks, says):
 
 def test_evaluations_of_sb3_contrib_and_ours_take_masks():
     model = build()
-    assert len(play(model, model.env, 4).returns) == 4
+    assert len(play(model, VecMonitor(model.env), 4).returns) == 4
     evaluate_policy(model, Monitor(Strict(length=5)), 3)
     callback = MaskableEvalCallback(Monitor(Strict(length=5)), n_eval_episodes=2, eval_freq=8, verbose=0)
     with warnings.catch_warnings():
