@@ -25,7 +25,7 @@ def trained(tmp_path_factory):
 def test_a_run_is_evaluated_with_its_masks(trained, capsys):
     assert len(evaluate(Run.open(trained), 5).returns) == 5
     assert main(["evaluate", str(trained), "--episodes", "2"]) == 0
-    assert "mean_return" in capsys.readouterr().out
+    assert "over 2 episodes" in capsys.readouterr().out
 
 
 def test_a_run_without_masks_is_evaluated_without(trained):
