@@ -107,10 +107,11 @@ class ConnectFour(gym.Env):
 class JobShop(gym.Env):
     """A job shop: each job has to visit every machine once, in an order of its own.
 
-    At each time unit every machine takes one of the jobs that wait for it, or none. A job waits at one
-    machine only, so that what one machine may take does not depend on what others take, and a mask of
-    the parts says all there is to say. A forbidden choice is one of none. Every time unit costs 1: the
-    return is minus the time at which the last job is done. Routes and times are drawn for each episode.
+    At each time unit every free machine takes one of the jobs that wait for it, and none where none
+    does. A job waits at one machine only, so that what one machine may take does not depend on what
+    others take, and a mask of the parts says all there is to say. A forbidden choice leaves the machine
+    idle. Every time unit costs 1: the return is minus the time at which the last job is done. Routes and
+    times are drawn for each episode.
 
     :param jobs: how many
     :param machines: how many
@@ -122,12 +123,12 @@ class JobShop(gym.Env):
         self.observation_space = spaces.Box(0.0, 1.0, (jobs * (machines + 3) + machines,), np.float32)
 
     def action_masks(self) -> np.ndarray:
-        """Tell which jobs wait for each machine that is free, and that none may be taken."""
+        """Tell which jobs wait for each machine that is free: none may be taken where none does."""
         masks = np.zeros((self._machines, self._jobs + 1), bool)
-        masks[:, -1] = True
         for job in np.flatnonzero(self._waiting()):
             machine = self._routes[job, self._done[job]]
             masks[machine, job] = self._busy[machine] == 0
+        masks[:, -1] = ~masks.any(1)
         return masks.ravel()
 
     def reset(

@@ -48,7 +48,7 @@ class ActionMasks:
         except Exception as error:
             raise WorkerError(
                 f"{METHOD}() of {self._culprit()} raised {type(error).__name__} at step "
-                f"{num_timesteps:,}: {error}"
+                f"{num_timesteps:,}: {' '.join(str(error).split())[:300]}"
             ) from error
         masks, problem = self._layout.read(given, self._env.num_envs)
         if problem is None:
