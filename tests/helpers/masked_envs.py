@@ -1,5 +1,7 @@
 """Environments that raise where a forbidden action is taken; importing this module registers them."""
 
+from typing import ClassVar
+
 import gymnasium as gym
 import numpy as np
 import torch
@@ -33,12 +35,23 @@ class Strict(Small):
     :param never: forbidden at all times, places in the mask
     """
 
+    metadata: ClassVar = {"render_modes": ["rgb_array"], "render_fps": 10}
+
     def __init__(
-        self, observation_space=VECTOR, action_space=ACTIONS["Discrete"], *args, never=(), **kwargs
+        self,
+        observation_space=VECTOR,
+        action_space=ACTIONS["Discrete"],
+        *args,
+        never=(),
+        render_mode=None,
+        **kwargs,
     ):
         super().__init__(observation_space, action_space, *args, **kwargs)
-        self.never = list(never)
+        self.never, self.render_mode = list(never), render_mode
         self.sizes = part_sizes(self.action_space)
+
+    def render(self):
+        return np.zeros((64, 64, 3), np.uint8)
 
     def _draw(self):
         parts = []

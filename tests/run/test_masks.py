@@ -6,7 +6,7 @@ import yaml
 from acktr.cli import main
 from acktr.errors import WorkerError
 from acktr.run.directory import Run
-from acktr.run.play import evaluate
+from acktr.run.play import evaluate, record
 from tests.helpers.runs import QUICK, new, train
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -26,6 +26,13 @@ def test_a_run_is_evaluated_with_its_masks(trained, capsys):
     assert len(evaluate(Run.open(trained), 5).returns) == 5
     assert main(["evaluate", str(trained), "--episodes", "2"]) == 0
     assert "over 2 episodes" in capsys.readouterr().out
+
+
+def test_a_run_is_filmed_with_its_masks(trained, tmp_path):
+    pytest.importorskip("moviepy")
+    film, evaluation = record(Run.open(trained), tmp_path / "film.mp4", episodes=2)
+    assert film.is_file()
+    assert len(evaluation.returns) == 2
 
 
 def test_a_run_without_masks_is_evaluated_without(trained):
