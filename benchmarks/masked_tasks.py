@@ -64,7 +64,8 @@ class ConnectFour(gym.Env):
 
     def __init__(self) -> None:
         os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
-        module = import_package("pettingzoo", "pettingzoo.classic.connect_four_v3")
+        # Not connect_four_v3, which warns that PettingZoo has a registry now, or that it had none.
+        module = import_package("pettingzoo", "pettingzoo.classic.connect_four.connect_four")
         self._game = module.raw_env()
         self._mine = self._game.possible_agents[0]
         self.observation_space = spaces.Box(0.0, 1.0, (84,), np.float32)
