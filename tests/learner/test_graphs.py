@@ -123,11 +123,21 @@ def test_checks_after_the_steps_change_nothing_that_is_fine(settings):
 @pytest.mark.parametrize("settings", [*SETTINGS, *ADAM])
 @pytest.mark.parametrize("action", ACTIONS)
 def test_no_step_looks_at_a_value(settings, action, monkeypatch):
-    """On the meta device there are none: whoever looks at one is refused."""
-    model = build(action, **settings)
+    update_without_looks(build(action, **settings), monkeypatch)
+
+
+@pytest.mark.parametrize("settings", [SETTINGS[0], SETTINGS[-1], ADAM[-1]])
+@pytest.mark.parametrize("action", ACTIONS[1:])
+def test_no_step_with_masks_looks_at_a_value(settings, action, monkeypatch):
+    update_without_looks(build(action, cls=Strict, **settings), monkeypatch)
+
+
+def update_without_looks(model, monkeypatch):
+    """On the meta device there are no values: whoever looks at one is refused."""
     _, callback = model._setup_learn(1000)
     model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
-    batch = tree_map(lambda x: x.to("meta"), model.rollout_buffer.batch())
+    batch = model.rollout_buffer.batch()
+    batch = tree_map(lambda x: None if x is None else x.to("meta"), batch)
     model.policy.to("meta")
     model.parts = build_parts(
         model.policy, model.outputs, model.natural, model.critic, True, 1.0, model.used_precision
