@@ -7,25 +7,27 @@ import numpy as np
 
 from acktr.compare.store import session
 from acktr.envs import make_vec_env
+from acktr.envs.masks import draw_allowed
 from benchmarks import suites
 from benchmarks.suites.data import RANDOM_POLICY
 
-SUITES = ("mujoco", "general")
+SUITES = ("mujoco", "general", "masks")
 EPISODES = 100
 SEED = 0
 
 
 def play(env_id: str) -> list[float]:
-    """Return the returns of episodes with uniform actions.
+    """Return the returns of episodes with uniform actions, of those that are allowed.
 
     :param env_id: an id that :func:`acktr.envs.make_vec_env` accepts
     """
     env = make_vec_env(env_id, 1, SEED, backend="gymnasium")
     env.action_space.seed(SEED)
+    rng = np.random.default_rng(SEED)
     env.reset()
     returns: list[float] = []
     while len(returns) < EPISODES:
-        *_, infos = env.step(np.stack([env.action_space.sample() for _ in range(env.num_envs)]))
+        *_, infos = env.step(draw_allowed(env, rng))
         returns += [info["episode"]["r"] for info in infos if "episode" in info]
     env.close()
     return returns[:EPISODES]

@@ -23,6 +23,7 @@ from acktr.envs.lookup import is_installed
 from acktr.errors import ConfigurationError
 
 MODULE = "benchmarks.tasks"
+MODULES = (MODULE, "benchmarks.masked_tasks")
 DM_CONTROL = ("finger-spin", "walker-walk", "cartpole-swingup", "cheetah-run", "ball_in_cup-catch")
 MINATAR = ("breakout", "space_invaders")
 MINIGRID = ("DoorKey-5x5", "Empty-8x8")
@@ -37,6 +38,8 @@ PACKAGES = {
     "robotics": ("gymnasium_robotics", "mujoco"),
     "multidiscrete": ("mujoco",),
     "mpe": ("mpe2",),
+    "invalid": ("sb3_contrib",),
+    "pettingzoo": ("pettingzoo", "pygame"),
 }
 
 
@@ -47,7 +50,7 @@ def dm_control(task: str, **kwargs: Any) -> gym.Env:
     :param kwargs: for ``gymnasium.make``
     :raises ConfigurationError: a package is not installed, with the pip line
     """
-    _import("dmc", "shimmy")  # registers dm_control's tasks
+    import_package("dmc", "shimmy")  # registers dm_control's tasks
     env = gym.make(f"dm_control/{task}-v0", disable_env_checker=True, **kwargs)
     return _as_float32(FlattenObservation(env))
 
@@ -59,7 +62,7 @@ def minigrid(task: str, **kwargs: Any) -> gym.Env:
     :param kwargs: for ``gymnasium.make``
     :raises ConfigurationError: MiniGrid is not installed, with the pip line
     """
-    wrappers = _import("minigrid", "minigrid.wrappers")
+    wrappers = import_package("minigrid", "minigrid.wrappers")
     env = gym.make(f"MiniGrid-{task}-v0", disable_env_checker=True, **kwargs)
     return _as_float32(FlattenObservation(wrappers.ImgObsWrapper(env)))
 
@@ -71,7 +74,7 @@ def fetch(task: str, **kwargs: Any) -> gym.Env:
     :param kwargs: for ``gymnasium.make``
     :raises ConfigurationError: a package is not installed, with the pip line
     """
-    gym.register_envs(_import("robotics", "gymnasium_robotics"))
+    gym.register_envs(import_package("robotics", "gymnasium_robotics"))
     utilities = importlib.import_module("gymnasium_robotics.utils.mujoco_utils")
     # Release 1.4 looks for numpy's integers among the enumerations of MuJoCo, which 3.15 tells apart.
     mujoco = importlib.import_module("mujoco")
@@ -87,7 +90,7 @@ def multidiscrete(task: str, **kwargs: Any) -> gym.Env:
     :param kwargs: for ``gymnasium.make``
     :raises ConfigurationError: MuJoCo is not installed, with the pip line
     """
-    _import("multidiscrete", "mujoco")
+    import_package("multidiscrete", "mujoco")
     env = gym.make(task, disable_env_checker=True, **kwargs)
     return DiscretizeAction(env, LEVELS, multidiscrete=True)
 
@@ -103,7 +106,7 @@ class MinAtar(gym.Env):
     """
 
     def __init__(self, game: str) -> None:
-        self._game = _import("minatar", "minatar").Environment(game, sticky_action_prob=0.1)
+        self._game = import_package("minatar", "minatar").Environment(game, sticky_action_prob=0.1)
         self._actions = self._game.minimal_action_set()
         height, width, channels = self._game.state_shape()
         self.observation_space = spaces.Box(0.0, 1.0, (channels, height, width), np.float32)
@@ -137,7 +140,7 @@ class SimpleSpread(gym.vector.VectorEnv):
 
     def __init__(self, num_envs: int, max_episode_steps: int) -> None:
         self.metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}
-        game = _import("mpe", "mpe2.simple_spread_v3")
+        game = import_package("mpe", "mpe2.simple_spread_v3")
         self._games = [
             game.parallel_env(N=AGENTS, max_cycles=max_episode_steps)
             for _ in range(math.ceil(num_envs / AGENTS))
@@ -210,7 +213,7 @@ def check_installed(env_id: str) -> None:
     :raises ConfigurationError: with the pip line
     """
     module, _, name = env_id.rpartition(":")
-    if module == MODULE:
+    if module in MODULES:
         _require(name.partition("-")[0])
 
 
@@ -222,7 +225,11 @@ def _as_float32(env: gym.Env) -> gym.Env:
     return TransformObservation(env, lambda x: x.astype(np.float32), spaces.Box(low, high))
 
 
-def _import(kind: str, module: str) -> Any:
+def import_package(kind: str, module: str) -> Any:
+    """Import a module that a kind of tasks needs.
+
+    :raises ConfigurationError: its package is not installed, with the pip line
+    """
     _require(kind)
     return importlib.import_module(module)
 

@@ -1,4 +1,4 @@
-"""The K-FAC example runs and shows what it claims, in its quick form."""
+"""The examples run and show what they claim, in their quick form."""
 
 import importlib.util
 import sys
@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "kfac_autoencoder.py"
+EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-@pytest.fixture(scope="module")
-def example():
-    spec = importlib.util.spec_from_file_location("kfac_autoencoder", EXAMPLE)
+@pytest.fixture
+def example(request):
+    name = getattr(request, "param", "kfac_autoencoder")
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     # Dataclasses look their module up by its name.
     with pytest.MonkeyPatch.context() as patch:
@@ -43,3 +44,10 @@ def test_a_run_counts_steps_to_a_loss(example):
     run = example.Run("x", [5.0, 3.0, 4.0, 1.0], [0.0, 0.1, 0.2, 0.3])
     assert [run.steps_to(t) for t in (5.0, 3.5, 2.0, 0.5)] == [0, 1, 3, None]
     assert example.fastest([run], 0.5) == (None, 4)
+
+
+@pytest.mark.parametrize("example", ["invalid_actions"], indirect=True)
+def test_masks_are_ahead_of_rules_that_have_to_be_found(example, capsys):
+    scores = example.main(["--quick"])
+    assert scores[True] > scores[False] + 0.2
+    assert "without masks: " in capsys.readouterr().out

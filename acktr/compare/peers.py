@@ -1,4 +1,4 @@
-"""SB3's A2C and PPO and sb3-contrib's TRPO, built as RL Baselines3 Zoo builds them."""
+"""SB3's A2C and PPO and sb3-contrib's TRPO and MaskablePPO, built as RL Baselines3 Zoo builds them."""
 
 import re
 from collections.abc import Mapping
@@ -20,6 +20,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
 from torch import nn
 
 from acktr.envs.lookup import evaluation_limit, family, find_spec, is_atari, is_installed
+from acktr.envs.masks import has_masks
 from acktr.envs.pixels import FRAME_STACK, make_pixel_env, pixel_arguments
 from acktr.envs.spaces import fitting_policy, numbers_alone
 from acktr.envs.together import TogetherVecEnv, is_together
@@ -27,7 +28,9 @@ from acktr.errors import ConfigurationError
 from acktr.presets.classes import resolve_classes
 from acktr.schedules import parse
 
-PEERS = ("a2c", "ppo", "trpo")
+PEERS = ("a2c", "ppo", "trpo", "ppo_mask")
+MASKED = "ppo_mask"  # sb3-contrib's MaskablePPO, by the name of its module
+_OF_CONTRIB = ("trpo", MASKED)
 _SCHEDULES = ("learning_rate", "clip_range")
 _NOT_ARGUMENTS = (
     "n_timesteps",
@@ -42,14 +45,14 @@ _NOT_ARGUMENTS = (
 
 
 def check_installed(algo: str) -> None:
-    """Refuse TRPO where sb3-contrib is not installed.
+    """Refuse an algorithm of sb3-contrib's where that is not installed.
 
     :raises ConfigurationError: with the pip line
     """
-    if algo == "trpo" and not is_installed("sb3_contrib"):
+    if algo in _OF_CONTRIB and not is_installed("sb3_contrib"):
         raise ConfigurationError(
-            "trpo needs sb3-contrib, which is not installed: "
-            'run `pip install "acktr[compare]"`, or leave trpo out.'
+            f"{algo} needs sb3-contrib, which is not installed: "
+            f'run `pip install "acktr[compare]"`, or leave {algo} out.'
         )
 
 
@@ -90,6 +93,11 @@ def build_model(algo: str, env_id: str, settings: Mapping[str, Any], seed: int) 
     """
     check_installed(algo)
     env = build_env(env_id, settings, settings.get("n_envs", 1), seed)
+    if algo == MASKED and not has_masks(env):
+        env.close()
+        raise ConfigurationError(
+            f"{MASKED} learns with masks, and {env_id} has no action_masks(): leave {MASKED} out."
+        )
     policy = _fitting_policy(settings["policy"], env.observation_space)
     arguments = {key: value for key, value in settings.items() if key not in _NOT_ARGUMENTS}
     for key in _SCHEDULES:
@@ -183,10 +191,10 @@ def _fitting_policy(policy: str, observation_space: spaces.Space) -> str:
 
 def _class(algo: str) -> type[OnPolicyAlgorithm]:
     classes: dict[str, type[OnPolicyAlgorithm]] = {"a2c": A2C, "ppo": PPO}
-    if algo == "trpo":
-        from sb3_contrib import TRPO
+    if algo in _OF_CONTRIB:
+        from sb3_contrib import TRPO, MaskablePPO
 
-        classes["trpo"] = TRPO
+        classes |= {"trpo": TRPO, MASKED: MaskablePPO}
     return classes[algo]
 
 

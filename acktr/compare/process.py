@@ -81,6 +81,8 @@ def _train_peer(trial: Trial, curve: LearningCurve, folder: Path) -> dict[str, A
     from stable_baselines3.common.evaluation import evaluate_policy
     from stable_baselines3.common.vec_env import sync_envs_normalization
 
+    from acktr.run.masks import MaskedPlayer
+
     settings = complete_settings(trial)
     model = peers.build_model(trial.algo, trial.env_id, settings, trial.seed)
     env = model.get_env()
@@ -107,8 +109,9 @@ def _train_peer(trial: Trial, curve: LearningCurve, folder: Path) -> dict[str, A
     eval_env = peers.build_env(trial.env_id, settings, n_envs, seed, training=False)
     with contextlib.closing(eval_env):
         sync_envs_normalization(env, eval_env)
+        played: Any = MaskedPlayer(model, eval_env) if trial.algo == peers.MASKED else model
         returns, _lengths = evaluate_policy(
-            model, eval_env, trial.eval_episodes, return_episode_rewards=True
+            played, eval_env, trial.eval_episodes, return_episode_rewards=True
         )
     mean, std = float(np.mean(returns)), float(np.std(returns))
     return {**figures, "eval_mean": mean, "eval_std": std, "eval_episodes": trial.eval_episodes}

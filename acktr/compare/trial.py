@@ -23,6 +23,7 @@ _CAME_LATER: Mapping[str, Any] = {
     "natural.corrected_learning_rate": None,
     "noise_color": 0.0,
     "std_scale": 1.0,
+    "use_masking": True,
 }
 
 

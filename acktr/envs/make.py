@@ -19,6 +19,7 @@ from acktr.envs.backends import NATIVE, choose_backend
 from acktr.envs.envpool import EnvPoolVecEnv
 from acktr.envs.finite import VecCheckFinite
 from acktr.envs.lookup import find_spec, how_to_install, is_atari, is_installed
+from acktr.envs.masks import draw_allowed
 from acktr.envs.monitor import BoundedMonitor
 from acktr.envs.mujoco import hear_warnings
 from acktr.envs.pixels import FRAME_STACK, make_pixel_env, pixel_arguments
@@ -155,7 +156,7 @@ def try_environment(env_id: str, env_kwargs: dict[str, Any] | None = None) -> sp
         try:
             env.reset()
             method = "step"
-            env.step(np.stack([env.action_space.sample() for _ in range(env.num_envs)]))
+            env.step(draw_allowed(env, np.random.default_rng(0)))
         except Exception as error:
             cause = error.__cause__ or error
             problem = f"its {method} raises {_with_place(cause)}"

@@ -10,7 +10,9 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices
 
+from acktr.envs.masks import METHOD
 from acktr.envs.native import End, NativeVecEnv, Step
 from acktr.errors import ConfigurationError
 
@@ -71,6 +73,31 @@ class TogetherVecEnv(NativeVecEnv):
             for index in np.flatnonzero(terminated | truncated).tolist()
         }
         return Step(np.array(observations), np.array(rewards, np.float32), ends)
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        """Return what all environments share, and that they have ``action_masks()``, if they have.
+
+        :raises AttributeError: for anything else
+        """
+        if attr_name == METHOD and callable(getattr(self._made, METHOD, None)):
+            return [getattr(self._made, METHOD)] * len(list(self._get_indices(indices)))
+        return super().get_attr(attr_name, indices)
+
+    def env_method(
+        self,
+        method_name: str,
+        *method_args: Any,
+        indices: VecEnvIndices = None,
+        **method_kwargs: Any,
+    ) -> list[Any]:
+        """Return the rows of what ``action_masks()`` of all returns, one for each environment.
+
+        :raises AttributeError: for anything else, as there are no environment objects
+        """
+        if method_name == METHOD and callable(getattr(self._made, METHOD, None)):
+            rows = list(getattr(self._made, METHOD)(*method_args, **method_kwargs))
+            return [rows[index] for index in self._get_indices(indices)]
+        return super().env_method(method_name, *method_args, indices=indices, **method_kwargs)
 
     def close(self) -> None:
         """Close the monitor files and the environments."""

@@ -133,7 +133,7 @@ class ActorUpdate:
 
     def evaluate(self, batch: RolloutBatch) -> Evaluation:
         """Evaluate the actor on a batch, and on a shared trunk the critic, whose part is last."""
-        said = self._outputs.evaluate(batch.observations, batch.actions)
+        said = self._outputs.evaluate(*batch.inputs)
         if said.values is not None:
             said.distributions.append(self._value_scale.distribution(said.values))
         return said
@@ -142,7 +142,7 @@ class ActorUpdate:
         """Return the distributions of :meth:`evaluate` alone."""
         if self._outputs.shared:
             return self.evaluate(batch).distributions
-        return self._outputs.distributions(batch.observations, batch.actions)
+        return self._outputs.distributions(*batch.inputs)
 
     def losses(
         self, said: Evaluation, batch: RolloutBatch, old_log_prob: Tensor | None = None

@@ -6,16 +6,20 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch
 from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv
 
+from acktr import distributed
 from acktr.envs.adapter import Adapter
 from acktr.envs.lookup import find_spec
+from acktr.envs.masks import ActionMasks, check_given, has_masks
 from acktr.envs.spaces import adapt, check_spaces
 from acktr.errors import ConfigurationError
+from acktr.networks.masks import masking
 
 
 class AdaptedAlgorithm(OnPolicyAlgorithm):
@@ -31,6 +35,7 @@ class AdaptedAlgorithm(OnPolicyAlgorithm):
     """
 
     adapter: Adapter
+    use_masking: bool
 
     def __init__(
         self, policy: str | type[ActorCriticPolicy], env: GymEnv | str | None, **settings: Any
@@ -40,6 +45,7 @@ class AdaptedAlgorithm(OnPolicyAlgorithm):
             # A class may get its arguments later, where a model is loaded.
             name = policy if isinstance(policy, str) else None
             _check(env, name, settings.get("policy_kwargs"))
+        self._masks: tuple[VecEnv, ActionMasks | None] | None = None
         super().__init__(policy, env, **settings)  # type: ignore[arg-type]  # None: as SB3's load does
 
     @staticmethod
@@ -60,12 +66,30 @@ class AdaptedAlgorithm(OnPolicyAlgorithm):
         finally:
             self.observation_space, self.action_space = own
 
+    def masks_of(self, env: VecEnv | None) -> ActionMasks | None:
+        """Return what asks environments for masks; ``None`` where they have none, or none are wanted.
+
+        :param env: with the model's spaces
+        :raises ConfigurationError: they have masks, and actions that no mask is for
+        """
+        if env is None or not self.use_masking:
+            return None
+        if self._masks is None or self._masks[0] is not env:
+            self._masks = env, ActionMasks(env, self.action_space) if has_masks(env) else None
+        return self._masks[1]
+
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """Seed everything random; each rank draws other actions in other episodes."""
+        n_envs = 1 if self.env is None else self.env.num_envs
+        super().set_random_seed(None if seed is None else distributed.own_seed(int(seed), n_envs))
+
     def predict(
         self,
         observation: np.ndarray | dict[str, np.ndarray],
         state: tuple[np.ndarray, ...] | None = None,
         episode_start: np.ndarray | None = None,
         deterministic: bool = False,
+        action_masks: Any = None,
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
         """Choose actions, which lie in the environment's action space.
 
@@ -73,10 +97,17 @@ class AdaptedAlgorithm(OnPolicyAlgorithm):
         :param state: of a recurrent policy; handed through
         :param episode_start: whether an episode begins, for a recurrent policy; handed through
         :param deterministic: the most probable actions and not drawn ones
+        :param action_masks: which actions are allowed (:mod:`acktr.envs.masks`), ``(width,)`` or
+            ``(n_envs, width)``; ``None`` for all: no environment is asked here
         :return: ``(*action)`` or ``(n_envs, *action)``, and the next state
+        :raises ConfigurationError: masks of another form, or that leave no action
         """
-        plain = self.adapter.observations(observation)
-        actions, state = super().predict(plain, state, episode_start, deterministic)
+        plain, allowed = self.adapter.observations(observation), None
+        if action_masks is not None:
+            masks = check_given(action_masks, self.action_space)
+            allowed = torch.as_tensor(masks, device=self.policy.device)
+        with masking(self.policy, allowed):
+            actions, state = super().predict(plain, state, episode_start, deterministic)
         return self.adapter.predicted(actions), state
 
 

@@ -81,6 +81,8 @@ class ACKTR(Timed, AdaptedAlgorithm, SafeAlgorithm):
     :param natural: how the natural gradient is computed, and what else bounds it
     :param critic: how the critic learns: :class:`~acktr.learner.settings.NaturalCritic`, the default, or
         :class:`~acktr.learner.settings.AdamCritic`
+    :param use_masking: ask environments that have ``action_masks()`` which actions are allowed, and let
+        the policy be that without the others (:mod:`acktr.networks.masks`); with ``False`` nobody asks
     :param stats_window_size: episodes in the logged averages
     :param tensorboard_log: where TensorBoard's files go
     :param policy_kwargs: for the policy; ``log_std_init`` is a number or, without one, ``"auto"``
@@ -117,6 +119,7 @@ class ACKTR(Timed, AdaptedAlgorithm, SafeAlgorithm):
         std_scale: float | Schedule = 1.0,
         natural: Natural = Natural(),  # noqa: B008  # frozen
         critic: Critic = NaturalCritic(),  # noqa: B008
+        use_masking: bool = True,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
         policy_kwargs: dict[str, Any] | None = None,
@@ -153,6 +156,7 @@ class ACKTR(Timed, AdaptedAlgorithm, SafeAlgorithm):
         self.normalize_advantage = normalize_advantage
         self.noise_color = noise_color
         self.std_scale = std_scale
+        self.use_masking = use_masking
         self.natural, self.critic = replace(natural), replace(critic)  # with mappings of its own
         self.notes: list[str] = []  # what a user should know of how the model is built
         self._shared_moments: distributed.SharedMoments | None = None
@@ -172,7 +176,7 @@ class ACKTR(Timed, AdaptedAlgorithm, SafeAlgorithm):
         if searches:
             begin_noise(self.policy)
         foreign.check_built_policy(self.policy)
-        foreign.warn_of_masks(self.env)
+        self.masks_of(self.env)  # which may be none for these actions
         self.outputs = Outputs(self.policy)  # before normalised values, which all begin as 0
         normalizer = self.get_vec_normalize_env()
         scaled = normalizer is not None and normalizer.norm_reward
@@ -218,11 +222,6 @@ class ACKTR(Timed, AdaptedAlgorithm, SafeAlgorithm):
     def critic_optimizer(self) -> torch.optim.Optimizer | None:
         """The optimiser of what only the critic has; ``None`` if the actor's K-FAC has that too."""
         return cast("torch.optim.Optimizer | None", getattr(self.policy, "critic_optimizer", None))
-
-    def set_random_seed(self, seed: int | None = None) -> None:
-        """Seed everything random; each rank draws other actions in other episodes."""
-        n_envs = 1 if self.env is None else self.env.num_envs
-        super().set_random_seed(None if seed is None else distributed.own_seed(int(seed), n_envs))
 
     def get_parameters(self) -> dict[str, dict[str, Any]]:
         """Return the parameters of policy and optimisers by name, with the moments of its values."""
@@ -277,7 +276,8 @@ class ACKTR(Timed, AdaptedAlgorithm, SafeAlgorithm):
             # Rewards in units of what the same horizon sums up to: values stay on one scale.
             normalize.gamma = gamma
         self.policy.set_training_mode(False)
-        rollout_buffer.begin(self.outputs, n_rollout_steps)
+        masks = self.masks_of(env)
+        rollout_buffer.begin(self.outputs, n_rollout_steps, masks is not None)
         callback.update_locals({"self": self, "callback": callback})
         callback.on_rollout_start()
 
@@ -304,7 +304,7 @@ class ACKTR(Timed, AdaptedAlgorithm, SafeAlgorithm):
                 self.outputs.acts_by_forward,
                 ColoredNoise(self.noise_color, n_rollout_steps),
             ),
-            Translator(self.adapter, self.device),
+            Translator(self.adapter, self.device, masks),
             self._last_obs,
             self._last_episode_starts,
             self.parts.discount.endings,

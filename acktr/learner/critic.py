@@ -219,7 +219,7 @@ class AdamCriticUpdate(CriticUpdate):
         policy = []
         if self._outputs.shared:
             with torch.no_grad(), self._outputs.quiet():
-                policy = self._outputs.evaluate(batch.observations, batch.actions).distributions
+                policy = self._outputs.evaluate(*batch.inputs).distributions
 
         def step(chosen: Tensor | slice, part: RolloutBatch) -> Tensor:
             held = [_taken_apart(detached(d, chosen)) for d in policy]
@@ -232,13 +232,13 @@ class AdamCriticUpdate(CriticUpdate):
     ) -> Tensor:
         held: Tensor | float = 0.0
         if self._outputs.shared:
-            joint = self._outputs.evaluate(batch.observations, batch.actions)
+            joint = self._outputs.evaluate(*batch.inputs)
             assert joint.values is not None
             old = [kind(**parameters, validate_args=False) for kind, parameters in policy]
             new = joint.distributions
             if self._outputs.noisy:
                 with self._outputs.quiet():
-                    new = self._outputs.evaluate(batch.observations, batch.actions).distributions
+                    new = self._outputs.evaluate(*batch.inputs).distributions
             values, held = joint.values, mean_kl(old, new)
         else:
             values = self._outputs.values(batch.observations)

@@ -40,4 +40,6 @@ def figures_of(
     }
     if hasattr(parts.policy, "log_std"):
         figures["std"] = parts.policy.log_std.exp().mean()
+    if batch.masks is not None:
+        figures["forbidden"] = 1.0 - batch.masks.float().mean()
     return figures

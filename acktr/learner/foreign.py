@@ -14,7 +14,6 @@ import torch
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.distributions import StateDependentNoiseDistribution
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
 from acktr.errors import ConfigurationError
@@ -149,8 +148,8 @@ _RECURRENT = (
     "observations (VecFrameStack), or use sb3-contrib's RecurrentPPO"
 )
 _MASKED = (
-    "action masks are not supported, and would not be asked for: let get_distribution of a policy of "
-    "your own rule actions out by what it observes, or use sb3-contrib's MaskablePPO"
+    "ACKTR masks the distribution of any policy itself, by the action_masks() of its environments: give "
+    "'MlpPolicy' or another that knows no masks"
 )
 
 
@@ -254,21 +253,3 @@ def warn_of_moved(names: Iterable[str]) -> None:
                 UserWarning,
                 stacklevel=3,
             )
-
-
-def warn_of_masks(env: VecEnv | None) -> None:
-    """Say that ``action_masks()`` of an environment is not asked for."""
-    if env is None:
-        return
-    try:
-        # Who says yes to anything says nothing.
-        masked = env.has_attr("action_masks") and not env.has_attr("_asked_by_acktr")
-    except Exception:  # of somebody's own vector environment: not known
-        return
-    if masked:
-        warnings.warn(
-            "The environment has action_masks(), which ACKTR does not ask for: invalid actions will be "
-            "taken unless the policy rules them out; sb3-contrib's MaskablePPO asks for masks.",
-            UserWarning,
-            stacklevel=2,
-        )

@@ -250,6 +250,7 @@ _RANGES: Mapping[str, Range] = {
         lambda x: isinstance(x, bool) or x == "running",
         "must be True, False or 'running'",
     ),
+    "use_masking": _SWITCH,
     "natural": (lambda x: isinstance(x, Natural), "must be Natural(...)"),
     "critic": (lambda x: isinstance(x, Critic), "must be NaturalCritic(...) or AdamCritic(...)"),
 }

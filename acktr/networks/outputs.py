@@ -16,12 +16,14 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributions
+from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from acktr.errors import ConfigurationError
 from acktr.networks.examples import as_stored, example_actions, example_observations
+from acktr.networks.masks import masking
 from acktr.networks.policies import CnnPolicy
 
 
@@ -96,30 +98,37 @@ class Outputs:
         return [own[place] for place in places]
 
     @without_validation()
-    def evaluate(self, obs: Any, actions: Tensor) -> Evaluation:
+    def evaluate(self, obs: Any, actions: Tensor, masks: Tensor | None = None) -> Evaluation:
         """Evaluate the actor on a batch, and the critic if both share parameters.
 
         :param obs: ``(B, *obs)`` as the policy takes them, or a dict of such tensors
         :param actions: ``(B, action_dim)``; ``(B,)`` for Discrete
+        :param masks: which actions were allowed, ``(B, width)`` (:mod:`acktr.networks.masks`); all
+            is then that of the masked policy
         """
         policy = self._policy
         if self._learns_by_evaluation or (self.shared and self._evaluates_in_one_pass):
             # One pass through the trunk: a second one would count as a second use of its layers.
-            values, log_prob, entropy = policy.evaluate_actions(obs, actions)
+            with masking(policy, masks):
+                values, log_prob, entropy = policy.evaluate_actions(obs, actions)
             # SB3 keeps one wrapper and fills it anew: hold on to what is in it now.
             parts = as_list(policy.action_dist.distribution)
             return Evaluation(parts, log_prob, entropy, values.flatten() if self.shared else None)
-        distribution = policy.get_distribution(obs)
+        distribution = self._distribution(obs, masks)
         log_prob, entropy = distribution.log_prob(actions), distribution.entropy()
         parts = as_list(distribution.distribution)
         return Evaluation(parts, log_prob, entropy, self.values(obs) if self.shared else None)
 
     @without_validation()
-    def distributions(self, obs: Any, actions: Tensor) -> list[Any]:
+    def distributions(self, obs: Any, actions: Tensor, masks: Tensor | None = None) -> list[Any]:
         """Return the distributions of :meth:`evaluate` alone."""
         if self._learns_by_evaluation:
-            return self.evaluate(obs, actions).distributions
-        return as_list(self._policy.get_distribution(obs).distribution)
+            return self.evaluate(obs, actions, masks).distributions
+        return as_list(self._distribution(obs, masks).distribution)
+
+    def _distribution(self, obs: Any, masks: Tensor | None) -> Distribution:
+        with masking(self._policy, masks):
+            return self._policy.get_distribution(obs)
 
     def values(self, obs: Any) -> Tensor:
         """Return the critic's values, ``(B,)``."""

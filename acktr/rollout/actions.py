@@ -27,6 +27,7 @@ from torch.nn import functional as F
 from torch.nn.modules import module as torch_module
 
 from acktr.errors import DivergenceError
+from acktr.networks.masks import freedom, mask_logits, masking
 from acktr.networks.policies import CnnPolicy
 from acktr.rollout.noise import ColoredNoise
 
@@ -68,17 +69,21 @@ class ActionSampler:
         with torch.inference_mode():
             return self._sampler.noise(self._like.new_empty((n_envs, self._width)))
 
-    def __call__(self, obs: Any, noise: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def __call__(
+        self, obs: Any, noise: Tensor | None, masks: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Sample an action for each observation.
 
         :param obs: ``(B, *obs)`` on the policy's device, or a dict of such tensors
         :param noise: the rows of what :meth:`noise` drew for them
+        :param masks: which actions are allowed, ``(B, width)`` (:mod:`acktr.networks.masks`)
         :return: actions ``(B, action_dim)``, ``(B,)`` for Discrete, not clipped; and the critic's values
             ``(B, 1)`` where they cost nothing more, else ``None``
         :raises DivergenceError: if the network's output is not finite
+        :raises ConfigurationError: no mask reaches the policy's distribution
         """
         if self._sampler is None or noise is None:
-            with torch.no_grad():
+            with torch.no_grad(), masking(self._policy, masks):
                 if self._by_forward:
                     actions, values, _ = self._policy.forward(obs)
                     return actions, values
@@ -87,7 +92,7 @@ class ActionSampler:
             with torch.no_grad():
                 features = _features(self._policy, obs)
                 latent = self._policy.mlp_extractor.forward_actor(features)
-                actions = self._sample(self._policy.action_net(latent), noise)
+                actions = self._sample(self._policy.action_net(latent), noise, masks)
                 if not self._values:
                     return actions, None
                 latent = self._policy.mlp_extractor.forward_critic(features)
@@ -99,9 +104,9 @@ class ActionSampler:
             assert isinstance(x, Tensor)
             for layer in self._layers:
                 x = layer(x)
-            return self._sample(x, noise), None
+            return self._sample(x, noise, masks), None
 
-    def _sample(self, output: Tensor, noise: Tensor) -> Tensor:
+    def _sample(self, output: Tensor, noise: Tensor, masks: Tensor | None) -> Tensor:
         assert self._sampler is not None
         # A sum of finite numbers may overflow: only then look at each.
         if not (math.isfinite(output.sum().item()) or output.isfinite().all()):
@@ -109,7 +114,7 @@ class ActionSampler:
                 "The policy's output is not finite, so that no action can be drawn: the parameters have "
                 "diverged or an observation is too large for them, lower target_kl or normalise."
             )
-        return self._sampler.sample(output, noise)
+        return self._sampler.sample(output, noise, masks)
 
 
 class _Sampler(Protocol):
@@ -118,8 +123,8 @@ class _Sampler(Protocol):
     def noise(self, empty: Tensor) -> Tensor:
         """Fill a tensor shaped like the output of all environments."""
 
-    def sample(self, output: Tensor, noise: Tensor) -> Tensor:
-        """Sample one action for each row."""
+    def sample(self, output: Tensor, noise: Tensor, masks: Tensor | None) -> Tensor:
+        """Sample one action for each row, none that is forbidden."""
 
 
 class _Gaussian:
@@ -134,7 +139,7 @@ class _Gaussian:
                 "the parameters have diverged, lower target_kl."
             )
 
-    def sample(self, output: Tensor, noise: Tensor) -> Tensor:
+    def sample(self, output: Tensor, noise: Tensor, masks: Tensor | None) -> Tensor:
         return output + noise * self._std
 
 
@@ -147,8 +152,8 @@ class _Categorical:
     def noise(self, empty: Tensor) -> Tensor:
         return empty.exponential_()
 
-    def sample(self, output: Tensor, noise: Tensor) -> Tensor:
-        return (output.softmax(-1) / noise).argmax(-1)
+    def sample(self, output: Tensor, noise: Tensor, masks: Tensor | None) -> Tensor:
+        return _race(output, noise, masks)
 
 
 class _MultiCategorical:
@@ -162,9 +167,10 @@ class _MultiCategorical:
         clocks = [empty.new_empty((len(empty), size)).exponential_() for size in self._sizes]
         return torch.cat(clocks, -1)
 
-    def sample(self, output: Tensor, noise: Tensor) -> Tensor:
-        races = zip(output.split(self._sizes, -1), noise.split(self._sizes, -1), strict=True)
-        return torch.stack([(part.softmax(-1) / clocks).argmax(-1) for part, clocks in races], -1)
+    def sample(self, output: Tensor, noise: Tensor, masks: Tensor | None) -> Tensor:
+        allowed = [None for _ in self._sizes] if masks is None else masks.split(self._sizes, -1)
+        races = zip(output.split(self._sizes, -1), noise.split(self._sizes, -1), allowed, strict=True)
+        return torch.stack([_race(*race) for race in races], -1)
 
 
 class _Bernoulli:
@@ -176,8 +182,20 @@ class _Bernoulli:
     def noise(self, empty: Tensor) -> Tensor:
         return empty.uniform_()
 
-    def sample(self, output: Tensor, noise: Tensor) -> Tensor:
-        return (noise < output.sigmoid()).to(output.dtype)
+    def sample(self, output: Tensor, noise: Tensor, masks: Tensor | None) -> Tensor:
+        drawn = noise < output.sigmoid()
+        if masks is not None:
+            free, one = freedom(output, masks)
+            drawn = torch.where(free, drawn, one)
+        return drawn.to(output.dtype)
+
+
+def _race(output: Tensor, clocks: Tensor, allowed: Tensor | None) -> Tensor:
+    if allowed is None:
+        return (output.softmax(-1) / clocks).argmax(-1)
+    speeds = mask_logits(output, allowed).softmax(-1) / clocks
+    # Not 0, which is what a hopeless action has that is allowed.
+    return speeds.masked_fill_(~allowed, -1.0).argmax(-1)
 
 
 _SAMPLERS: dict[type, Callable[[ActorCriticPolicy, ColoredNoise], _Sampler]] = {

@@ -20,6 +20,8 @@ class RolloutBatch(NamedTuple):
     :param values: the critic's values when the rollout ended, ``(B,)``
     :param advantages: ``(B,)``
     :param returns: ``advantages + values``, ``(B,)``
+    :param masks: which actions were allowed, ``(B, width)``, boolean (:mod:`acktr.envs.masks`); ``None``
+        where all were
     """
 
     observations: Observations
@@ -27,6 +29,12 @@ class RolloutBatch(NamedTuple):
     values: Tensor
     advantages: Tensor
     returns: Tensor
+    masks: Tensor | None = None
+
+    @property
+    def inputs(self) -> tuple[Observations, Tensor, Tensor | None]:
+        """The arguments of :meth:`acktr.networks.outputs.Outputs.evaluate`."""
+        return self.observations, self.actions, self.masks
 
     def sample(self, factor: int) -> RolloutBatch:
         """Draw one sample in ``factor`` without replacement, at least one."""
@@ -53,7 +61,24 @@ class RolloutBatch(NamedTuple):
         return torch.randperm(len(self.returns), device=self.returns.device)
 
     def _pick(self, chosen: Tensor) -> RolloutBatch:
-        def pick(part: Observations) -> Any:
+        def pick(part: Observations | None) -> Any:
+            if part is None:
+                return None
             return {k: x[chosen] for k, x in part.items()} if isinstance(part, dict) else part[chosen]
 
         return RolloutBatch(*map(pick, self))
+
+
+class MaskedSamples(NamedTuple):
+    """Samples of a rollout with masks, as callbacks get them: those of SB3, and ``action_masks``.
+
+    The fields are those of sb3-contrib's ``MaskableRolloutBufferSamples``.
+    """
+
+    observations: Observations
+    actions: Tensor
+    old_values: Tensor
+    old_log_prob: Tensor
+    advantages: Tensor
+    returns: Tensor
+    action_masks: Tensor

@@ -50,10 +50,10 @@ def collect_rollout(
 ) -> End:
     """Fill the storage with one rollout, as ``OnPolicyAlgorithm.collect_rollouts`` does.
 
-    Local names are SB3's, because callbacks read them. Unless actor and critic share a trunk the critic
-    is not asked step by step: values of the whole rollout come from one batched forward pass, and so do
-    those of all truncated ends. ``log_probs`` and such ``values`` of a step are computed when they are
-    read (:class:`acktr.rollout.later.Later`).
+    Local names are SB3's, and sb3-contrib's ``action_masks``, because callbacks read them. Unless actor
+    and critic share a trunk the critic is not asked step by step: values of the whole rollout come from
+    one batched forward pass, and so do those of all truncated ends. ``log_probs`` and such ``values`` of
+    a step are computed when they are read (:class:`acktr.rollout.later.Later`).
 
     :param env: the environments
     :param rollout_buffer: filled, after its :meth:`~acktr.rollout.storage.RolloutStorage.begin`
@@ -66,6 +66,7 @@ def collect_rollout(
     :param num_timesteps: environment steps of all ranks so far, for messages
     :param on_step: called at each step
     :raises DivergenceError: an observation, reward or output of the policy that is not finite
+    :raises WorkerError: an environment's mask is none, or leaves no action
     """
     n_rollout_steps, asked = rollout_buffer.buffer_size, rollout_buffer.asked
     truncated: list[tuple[int, int, object]] = []
@@ -73,9 +74,9 @@ def collect_rollout(
     cut, ended = endings
     steps = steps_of(sampler, translator, env, obs, n_rollout_steps, num_timesteps)
     for n_steps, (decision, result) in enumerate(steps):
-        obs_tensor, action_tensor, actions, clipped_actions, known = decision
+        obs_tensor, action_tensor, actions, clipped_actions, known, action_masks, masks = decision
         values: Any = asked.later(asked.values, obs_tensor) if known is None else known
-        log_probs: Any = asked.later(asked.log_probs, obs_tensor, action_tensor)
+        log_probs: Any = asked.later(asked.log_probs, obs_tensor, action_tensor, masks)
         new_obs, rewards, dones, infos = result
         if not on_step(locals()):
             return End(False, (cut, ended), {})
@@ -85,7 +86,7 @@ def collect_rollout(
         for idx, end in last_observations(dones, infos).items():
             if infos[idx].get("TimeLimit.truncated"):
                 truncated.append((n_steps, idx, end))
-        rollout_buffer.write(n_steps, obs_tensor, action_tensor, rewards, episode_starts)
+        rollout_buffer.write(n_steps, obs_tensor, action_tensor, rewards, episode_starts, masks)
         if known is not None:
             rollout_buffer.write_values(known, n_steps)
         episode_starts = dones
@@ -104,5 +105,5 @@ def collect_rollout(
         actions = actions.reshape(-1, 1)  # as SB3 leaves them
     n_steps = n_rollout_steps
     # As it was, but none that would be computed because the callback keeps it until the next rollout.
-    log_probs = Later(asked.log_probs, obs_tensor, action_tensor)
+    log_probs = Later(asked.log_probs, obs_tensor, action_tensor, masks)
     return End(True, (cut, ended), locals())

@@ -136,10 +136,10 @@ class Asked:
         with torch.no_grad():
             return self._acting().values(obs).unsqueeze(1)
 
-    def log_probs(self, obs: Any, actions: Tensor) -> Tensor:
+    def log_probs(self, obs: Any, actions: Tensor, masks: Tensor | None = None) -> Tensor:
         """Return the logarithm of the probability of each action, ``(B,)``."""
         with torch.no_grad():
-            return self._acting().evaluate(obs, actions).log_prob
+            return self._acting().evaluate(obs, actions, masks).log_prob
 
     def close(self) -> None:
         """Compute whatever somebody has kept unread, and let go of the policy, which will learn."""

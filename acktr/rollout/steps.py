@@ -15,6 +15,7 @@ from torch import Tensor
 from acktr import distributed
 from acktr.envs.adapter import Adapter
 from acktr.envs.finite import is_finite, not_finite
+from acktr.envs.masks import ActionMasks
 from acktr.errors import DivergenceError
 from acktr.rollout.actions import ActionSampler
 
@@ -27,6 +28,8 @@ class Decision(NamedTuple):
     :param actions: the same on the host, ``(n_envs, *action)``, neither clipped nor shifted
     :param clipped_actions: as the environments get them
     :param values: the critic's, ``(n_envs, 1)``; ``None`` if it was not asked
+    :param action_masks: which actions the environments allow, ``(n_envs, width)``; ``None`` if all
+    :param mask_tensor: the same on the policy's device
     """
 
     obs_tensor: Any
@@ -34,6 +37,8 @@ class Decision(NamedTuple):
     actions: np.ndarray
     clipped_actions: np.ndarray
     values: Tensor | None
+    action_masks: np.ndarray | None
+    mask_tensor: Tensor | None
 
 
 class Answer(NamedTuple):
@@ -56,11 +61,20 @@ class Translator:
 
     :param adapter: between the environments' spaces and the policy's
     :param device: of the policy
+    :param masks: asks the environments which actions are allowed; ``None`` where nobody asks
     """
 
-    def __init__(self, adapter: Adapter, device: torch.device) -> None:
+    def __init__(self, adapter: Adapter, device: torch.device, masks: ActionMasks | None = None) -> None:
         self._adapter = adapter
         self._device = device
+        self._masks = masks
+
+    def masks(self, num_timesteps: int) -> tuple[np.ndarray | None, Tensor | None]:
+        """Ask for the masks of the present observations, on the host and where the policy is."""
+        if self._masks is None:
+            return None, None
+        masks = self._masks(num_timesteps)
+        return masks, torch.as_tensor(masks, device=self._device)
 
     def tensors(self, obs: Any) -> Any:
         """Turn observations of the environments into the policy's.
@@ -99,15 +113,18 @@ def steps_of(
     :param n_steps: steps of each environment
     :param num_timesteps: environment steps of all ranks so far, for messages
     :raises DivergenceError: an observation, reward or output of the policy that is not finite
+    :raises WorkerError: an environment's mask is none, or leaves no action
     """
     obs = _copied(obs)
     for _ in range(n_steps):
         obs_tensor = translator.tensors(obs)
-        drawn, values = sampler(obs_tensor, sampler.noise(env.num_envs))
+        action_masks, mask_tensor = translator.masks(num_timesteps)
+        drawn, values = sampler(obs_tensor, sampler.noise(env.num_envs), mask_tensor)
         actions, clipped_actions = translator.actions(drawn)
         result = _own(env.step(clipped_actions))
         check_finite(env, result, num_timesteps)
-        yield Decision(obs_tensor, drawn, actions, clipped_actions, values), result
+        masks = action_masks, mask_tensor
+        yield Decision(obs_tensor, drawn, actions, clipped_actions, values, *masks), result
         obs = result.new_obs
         num_timesteps += env.num_envs * distributed.size()
 

@@ -15,9 +15,10 @@ from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import Tensor
 
+from acktr.envs.masks import part_sizes
 from acktr.errors import ConfigurationError
 from acktr.networks.outputs import Outputs
-from acktr.rollout.batch import Observations, RolloutBatch
+from acktr.rollout.batch import MaskedSamples, Observations, RolloutBatch
 from acktr.rollout.later import Asked
 
 
@@ -82,6 +83,7 @@ class RolloutStorage(RolloutBuffer):
         parts = self._observations if isinstance(self._observations, dict) else {"": self._observations}
         self._slots = {key: _Slots(stored) for key, stored in parts.items()}
         self._action_slots = _Slots(self._actions)
+        self._masks: Tensor | None = None  # with room where there are any
         self._shown = False  # whether somebody may hold on to arrays of the large ones
 
     def reset(self) -> None:
@@ -95,11 +97,12 @@ class RolloutStorage(RolloutBuffer):
         if self._shown:
             self._allocate()
 
-    def begin(self, outputs: Outputs, n_steps: int) -> None:
+    def begin(self, outputs: Outputs, n_steps: int, masked: bool = False) -> None:
         """Begin a new rollout of the policy that acts now.
 
         :param outputs: the policy's, to ask for what is not known, until :meth:`close`
         :param n_steps: of each environment
+        :param masked: whether each step comes with masks
         :raises ConfigurationError: the storage is for another number of steps
         """
         if n_steps != self.buffer_size:
@@ -108,6 +111,7 @@ class RolloutStorage(RolloutBuffer):
                 f"{self.buffer_size}: give n_steps to ACKTR or to ACKTR.load."
             )
         self.reset()
+        self._make_room_for_masks(masked)
         self._ask(outputs)
 
     def close(self) -> None:
@@ -118,8 +122,23 @@ class RolloutStorage(RolloutBuffer):
         self.asked.close()
         self.asked = Asked(outputs)
 
+    def _make_room_for_masks(self, masked: bool) -> None:
+        if not masked:
+            self._masks = None
+        elif self._masks is None:
+            sizes = part_sizes(self.action_space)
+            assert sizes is not None, "no mask is for these actions"
+            size = (self.buffer_size, self.n_envs, int(sizes.sum()))
+            self._masks = torch.ones(size, dtype=torch.bool, device=self.device)
+
     def write(
-        self, step: int, obs: Observations, actions: Tensor, rewards: np.ndarray, starts: np.ndarray
+        self,
+        step: int,
+        obs: Observations,
+        actions: Tensor,
+        rewards: np.ndarray,
+        starts: np.ndarray,
+        masks: Tensor | None = None,
     ) -> None:
         """Write one step of all environments.
 
@@ -128,10 +147,13 @@ class RolloutStorage(RolloutBuffer):
         :param actions: as they were drawn, ``(n_envs, *action)`` on the device
         :param rewards: ``(n_envs,)``
         :param starts: whether the observation began an episode, ``(n_envs,)``
+        :param masks: which actions were allowed, ``(n_envs, width)``, if the rollout is a masked one
         """
         for key, slots in self._slots.items():
             slots[step] = obs[key] if isinstance(obs, dict) else obs
         self._action_slots[step] = actions
+        if self._masks is not None and masks is not None:
+            self._masks[step] = masks
         self.rewards[step] = rewards
         self.episode_starts[step] = starts
         self.pos = step + 1
@@ -147,13 +169,23 @@ class RolloutStorage(RolloutBuffer):
             self._known["values"] = step + 1
 
     def add(
-        self, obs: Any, action: Any, reward: Any, episode_start: Any, value: Tensor, log_prob: Tensor
+        self,
+        obs: Any,
+        action: Any,
+        reward: Any,
+        episode_start: Any,
+        value: Tensor,
+        log_prob: Tensor,
+        action_masks: Any = None,
     ) -> None:
-        """Write the next step as SB3's loop does, see ``RolloutBuffer.add``."""
-        step = self.pos
+        """Write the next step as SB3's loop does, see ``RolloutBuffer.add``, or sb3-contrib's."""
+        step, masks = self.pos, None
+        if action_masks is not None:
+            self._make_room_for_masks(True)
+            masks = torch.as_tensor(action_masks, device=self.device).reshape(self.n_envs, -1)
         obs_tensor = obs_as_tensor(obs, self.device)
         actions = torch.as_tensor(action, device=self.device)
-        self.write(step, obs_tensor, actions, np.asarray(reward), np.asarray(episode_start))
+        self.write(step, obs_tensor, actions, np.asarray(reward), np.asarray(episode_start), masks)
         self.write_values(value, step)
         self._log_probs[step] = log_prob.flatten()
         self._known["log_probs"] = step + 1
@@ -180,7 +212,12 @@ class RolloutStorage(RolloutBuffer):
     def batch(self) -> RolloutBatch:
         """Return the whole rollout as views, without a copy of the observations."""
         parts = (self._actions, self._values, self._advantages, self._returns)
-        return RolloutBatch(self._flat_observations(slice(None)), *(x.flatten(0, 1) for x in parts))
+        all_ = slice(None)
+        batch = RolloutBatch(self._flat_observations(all_), *(x.flatten(0, 1) for x in parts))
+        return batch._replace(masks=self._flat_masks(all_))
+
+    def _flat_masks(self, steps: slice) -> Tensor | None:
+        return None if self._masks is None else self._masks[steps].flatten(0, 1)
 
     def _flat_observations(self, steps: slice) -> Observations:
         if isinstance(self._observations, dict):
@@ -214,9 +251,17 @@ class RolloutStorage(RolloutBuffer):
         _put(self._actions, value)
 
     @property
+    def action_masks(self) -> np.ndarray | None:
+        """Which actions were allowed, ``(n_steps, n_envs, width)``, 1 or 0; ``None`` where all were."""
+        if self._masks is None:
+            return None
+        self._masks[self.pos :] = True  # of the rollout before
+        return _read_only(self._masks.cpu().numpy().astype(np.float32))
+
+    @property
     def values(self) -> np.ndarray:
         """The critic's, ``(n_steps, n_envs)``."""
-        self._complete("values", self._values, lambda obs, _: self.asked.values(obs))
+        self._complete("values", self._values, lambda obs, *_: self.asked.values(obs))
         return _array(self._values)
 
     @values.setter
@@ -268,14 +313,16 @@ class RolloutStorage(RolloutBuffer):
         numbers = (self.values, self.log_probs, self.advantages, self.returns)
         flat = [self.swap_and_flatten(x).flatten() for x in numbers]
         actions = self.swap_and_flatten(self.actions).astype(np.float32)
-        shown = self.observations
+        shown, masks = self.observations, self.action_masks
+        kind: Callable[..., Any] = RolloutBufferSamples
+        if masks is not None:
+            flat, kind = [*flat, self.swap_and_flatten(masks)], MaskedSamples
         if not isinstance(shown, dict):
             observations = self.swap_and_flatten(shown)
-            return lambda i: RolloutBufferSamples(
-                *(self.to_torch(x[i]) for x in (observations, actions, *flat))
-            )
+            return lambda i: kind(*(self.to_torch(x[i]) for x in (observations, actions, *flat)))
+        kind = DictRolloutBufferSamples if masks is None else kind
         parts = {key: self.swap_and_flatten(x) for key, x in shown.items()}
-        return lambda i: DictRolloutBufferSamples(
+        return lambda i: kind(
             {key: self.to_torch(x[i]) for key, x in parts.items()},
             *(self.to_torch(x[i]) for x in (actions, *flat)),
         )
@@ -294,7 +341,11 @@ class RolloutStorage(RolloutBuffer):
         begin, end = self._known[name], self.pos
         if begin < end:
             steps = slice(begin, end)
-            computed = compute(self._flat_observations(steps), self._actions[steps].flatten(0, 1))
+            computed = compute(
+                self._flat_observations(steps),
+                self._actions[steps].flatten(0, 1),
+                self._flat_masks(steps),
+            )
             stored[steps] = computed.view_as(stored[steps])
             self._known[name] = end
 

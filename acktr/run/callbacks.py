@@ -17,6 +17,7 @@ from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization
 from acktr.files.durable import WriteErrors, write_file
 from acktr.presets import Configuration
 from acktr.run.directory import EPISODE_COLUMNS, EVALUATION_COLUMNS, Run
+from acktr.run.masks import player
 from acktr.run.tables import SCORE_WINDOW, Kept, Table
 
 
@@ -45,7 +46,7 @@ def play(
     episodes: int,
     callback: Callable[[dict[str, Any], dict[str, Any]], None] | None = None,
 ) -> Evaluation:
-    """Play whole episodes with the deterministic policy.
+    """Play whole episodes with the deterministic policy, and with the masks that it has learned with.
 
     :param model: any SB3 algorithm
     :param env: environments that have a ``Monitor``: its returns count, not those of the wrappers
@@ -53,7 +54,7 @@ def play(
     :param callback: called after each step of an environment that still counts
     """
     returns, lengths = evaluate_policy(
-        model, env, episodes, callback=callback, return_episode_rewards=True
+        player(model, env), env, episodes, callback=callback, return_episode_rewards=True
     )
     assert isinstance(returns, list)
     assert isinstance(lengths, list)
@@ -206,6 +207,7 @@ class Evaluations(EvalCallback):
 
     def _init_callback(self) -> None:
         super()._init_callback()
+        self._player = player(self.model, self.eval_env)
         # np.savez takes open files: what lies at the path of the real one is not to be written through.
         self._arrays = io.BytesIO()
         self.log_path = cast(Any, self._arrays)
@@ -220,11 +222,14 @@ class Evaluations(EvalCallback):
     def _on_step(self) -> bool:
         n_evaluations = len(self.evaluations_results)
         start = time.perf_counter()
+        model, self.model = self.model, self._player
         try:
             goes_on = super()._on_step()
         except _StopEvaluation:
             self.was_left = True
             return False
+        finally:
+            self.model = model
         if len(self.evaluations_results) > n_evaluations:
             self._write_arrays()
             self.write(Evaluation(self.evaluations_results[-1], self.evaluations_length[-1]))

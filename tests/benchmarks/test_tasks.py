@@ -8,14 +8,20 @@ from gymnasium import spaces
 
 from acktr.cli import main
 from acktr.envs import make_vec_env
+from acktr.envs.masks import draw_allowed
 from acktr.errors import ConfigurationError
 from acktr.run.build import make
-from benchmarks import run, suites, tasks
+from benchmarks import masked_tasks, run, suites, tasks
 
 _IDS = [
     f"{tasks.MODULE}:{env_id}"
     for env_id, spec in gym.registry.items()
     if str(spec.entry_point or spec.vector_entry_point).startswith(tasks.MODULE)
+]
+_MASKED_IDS = [
+    f"{masked_tasks.MODULE}:{env_id}"
+    for env_id, spec in gym.registry.items()
+    if str(spec.entry_point).startswith(masked_tasks.MODULE)
 ]
 # Of dm_control and gymnasium-robotics where there is no display, and of their age.
 pytestmark = [
@@ -34,9 +40,10 @@ def _build(env_id, n_envs=2, seed=0):
 
 def test_the_suite_has_every_task():
     assert set(_IDS) == {env for env in suites.load("general").envs if ":" in env}
+    assert set(_MASKED_IDS) == set(suites.load("masks").envs)
 
 
-@pytest.mark.parametrize("env_id", _IDS)
+@pytest.mark.parametrize("env_id", [*_IDS, *_MASKED_IDS])
 def test_a_seed_says_what_happens(env_id):
     histories = []
     for _ in range(2):
@@ -102,6 +109,47 @@ def test_agents_of_a_game_are_environments():
     assert all(info["TimeLimit.truncated"] and info["episode"]["l"] == 25 for info in infos)
     # What an agent observes first is its own velocity, which a new game begins without.
     assert not observations[:, :2].any()
+
+
+@pytest.mark.parametrize("env_id", _MASKED_IDS)
+def test_tasks_with_masks_end_and_allow_what_they_say(env_id):
+    env = _build(env_id)
+    rng, ended, returns = np.random.default_rng(0), 0, []
+    env.reset()
+    for _ in range(300):
+        _, rewards, dones, _ = env.step(draw_allowed(env, rng))
+        ended += dones.sum()
+        returns += list(rewards[dones])
+    env.close()
+    assert ended >= 4
+    if "connect_four" in env_id:
+        assert set(returns) == {-1.0, 1.0}
+
+
+def test_an_invalid_move_loses_and_an_invalid_job_is_none():
+    env = _build(f"{masked_tasks.MODULE}:pettingzoo-connect_four-v0", 1).envs[0].unwrapped
+    env.reset(seed=1)
+    over = False
+    while not over:
+        full = not env.action_masks()[3]
+        _, reward, over, *_ = env.step(3)
+    assert not full or reward == -1.0
+    shop = gym.make("jobshop-6x4-v0").unwrapped
+    shop.reset(seed=0)
+    busy = shop._busy.copy()
+    shop.step(np.where(shop.action_masks().reshape(4, 7)[:, 0], 6, 0))
+    assert np.array_equal(shop._busy, busy)
+
+
+def test_a_job_shop_is_done_when_all_jobs_are():
+    shop = gym.make("jobshop-6x4-v0").unwrapped
+    shop.reset(seed=0)
+    score, over = 0.0, False
+    while not over:
+        masks = shop.action_masks().reshape(4, 7)
+        _, reward, over, *_ = shop.step(masks.argmax(1))  # the first that waits, none if none does
+        score += reward
+    assert shop._times.sum(1).max() <= -score <= shop._times.sum()
 
 
 def test_the_network_of_minatar():

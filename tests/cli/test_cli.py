@@ -83,7 +83,11 @@ def run_directory(tmp_path_factory):
         (["plot", "nowhere"], 4, "nowhere holds no run"),
         (["plot"], 2, "name at least one run"),
         (["compare", "--help"], 0, ""),
-        (["compare", TOY, "--algos", "acktr,sac"], 2, "'sac': choose from acktr, a2c, ppo, trpo."),
+        (
+            ["compare", TOY, "--algos", "acktr,sac"],
+            2,
+            "'sac': choose from acktr, a2c, ppo, trpo, ppo_mask.",
+        ),
         (["compare", TOY, "--algos", ","], 2, "nothing to compare"),
         (["compare", "HalfChetah-v5", "--algos", "a2c"], 2, "HalfCheetah-v5"),
         (["compare", TOY, "--steps", "0"], 2, "--steps is 0"),

@@ -22,6 +22,7 @@ SMALL = {
     "a2c": {"n_steps": 16},
     "ppo": {"n_steps": 32, "batch_size": 32},
     "trpo": {"n_steps": 32, "batch_size": 32},
+    "ppo_mask": {"n_steps": 32, "batch_size": 32},
 }
 
 
@@ -51,6 +52,15 @@ def test_train(algo, tmp_path):
     (row,) = store.rows()
     assert set(row) == set(COLUMNS)
     assert row["last_100_return"] == f"{scores['last_100_return']:.6g}"
+
+
+def test_a_peer_with_masks_takes_what_is_allowed(tmp_path):
+    pytest.importorskip("sb3_contrib")
+    env_id = "tests.helpers.masked_envs:StrictDiscrete-v0"
+    scores = train(trial("ppo_mask", env_id), tmp_path).scores
+    assert (scores["diverged"], scores["eval_episodes"]) == ("no", 20)
+    with pytest.raises(ConfigurationError, match="Toy-v0 has no action_masks"):
+        train(trial("ppo_mask"), tmp_path)
 
 
 def test_acktr_goes_on_where_it_was_killed(tmp_path, monkeypatch, capsys):
@@ -207,7 +217,7 @@ def test_complete_settings():
 @pytest.mark.parametrize(
     ("one", "message"),
     [
-        (trial("sac"), "There is no algorithm 'sac': choose from acktr, a2c, ppo, trpo"),
+        (trial("sac"), "There is no algorithm 'sac': choose from acktr, a2c, ppo, trpo, ppo_mask"),
         (trial(env_id="CartPol-v1"), "CartPole-v1"),
         (trial(settings={"n_step": 3}), "did you mean 'n_steps'"),
     ],

@@ -14,6 +14,7 @@ from acktr.errors import ConfigurationError, DivergenceError
 from acktr.kfac import curvature, fisher
 from acktr.rollout.batch import RolloutBatch
 from acktr.schedules import Horizon, Linear
+from tests.helpers.masked_envs import with_masks
 from tests.helpers.models import POLICIES, B, Recorded, batch_of, make
 from tests.helpers.processes import run_in_processes, signs_of_values
 from tests.helpers.small_envs import VECTOR, small_env
@@ -32,6 +33,9 @@ CASES = {
         {"critic": NaturalCritic(normalize_targets=True)},
     ),
     "shared trunk, first-order critic": ("CnnPolicy", "Discrete", {"critic": AdamCritic()}),
+    "masked": ("MlpPolicy", "MultiDiscrete", {"ent_coef": 0.01}),
+    "masked, shared trunk": ("CnnPolicy", "Discrete", {}),
+    "masked, conjugate gradients": ("MlpPolicy", "MultiBinary", {"natural": Natural(cg_iterations=2)}),
 }
 
 
@@ -49,8 +53,10 @@ def update(rank, size, names):
         model.policy.features_extractor.register_forward_pre_hook(lambda _, args: (args[0].double(),))
         model.action_space.seed(0)
         batch = batch_of(model)
+        if name.startswith("masked"):
+            batch = with_masks(batch, model.action_space)
         part = slice(rank * B // size, (rank + 1) * B // size)
-        own = RolloutBatch(*(x[part] for x in batch))
+        own = RolloutBatch(*(None if x is None else x[part] for x in batch))
         model.rollout_buffer.batch = lambda own=own: own
         model._setup_learn(1000)
         for _ in range(3):

@@ -5,7 +5,6 @@ import inspect
 import math
 import re
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -23,7 +22,7 @@ from acktr.errors import CheckpointMismatchError, ConfigurationError
 from acktr.learner.foreign import REPLACED
 from acktr.presets.loader import resolve
 from tests.helpers.models import make, parameters, same
-from tests.helpers.small_envs import IMAGE, VECTOR, Small, small_env
+from tests.helpers.small_envs import IMAGE, small_env
 
 # What ACKTR refuses of the defaults of A2C, PPO and TRPO, because they say how another optimiser works.
 REFUSED = {"max_grad_norm", "rms_prop_eps", "use_rms_prop", "n_epochs", "batch_size", "clip_range"}
@@ -237,24 +236,6 @@ def test_a_policy_is_a_class_and_no_instance():
 def test_arguments_of_a_policy_that_cannot_be_used(kwargs, says):
     with pytest.raises(ConfigurationError, match=says):
         make(small_env("Box"), policy_kwargs=kwargs)
-
-
-class WithMasks(Small):
-    def action_masks(self):
-        return np.ones(3, bool)
-
-
-def test_that_masks_are_not_asked_for_is_said_once():
-    env = WithMasks(VECTOR, gym.spaces.Discrete(3))
-    with pytest.warns(UserWarning, match=r"action_masks\(\), which ACKTR does not ask for"):
-        model = make(env)
-    model.learn(16)
-
-
-def test_an_environment_that_does_not_say_is_taken_without_masks(monkeypatch):
-    env = small_env()
-    monkeypatch.setattr(type(env), "has_attr", lambda *args: 1 / 0)
-    make(env)
 
 
 def test_parameters_of_another_type_are_refused_by_name():

@@ -21,9 +21,10 @@ from acktr.learner.critic import AdamCriticUpdate, NaturalCriticUpdate
 from acktr.learner.natural_step import NaturalStep, run
 from acktr.learner.parts import build_parts
 from acktr.schedules import Linear
+from tests.helpers.masked_envs import Strict
 from tests.helpers.models import make
 from tests.helpers.recording import NoLooks, RecordingEngine
-from tests.helpers.small_envs import IMAGE, VECTOR, small_env
+from tests.helpers.small_envs import IMAGE, VECTOR, Small, small_env
 
 ROLLOUTS = 9
 SHARED = {"policy": "CnnPolicy", "learning_rate": 0.1}
@@ -53,8 +54,8 @@ ACTIONS = ["Box", "Discrete", "MultiDiscrete", "MultiBinary"]
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
-def build(action, policy="MlpPolicy", device="cpu", **settings):
-    env = small_env(action, IMAGE if policy == "CnnPolicy" else VECTOR)
+def build(action, policy="MlpPolicy", device="cpu", cls=Small, **settings):
+    env = small_env(action, IMAGE if policy == "CnnPolicy" else VECTOR, cls=cls)
     if policy == "CnnPolicy":
         settings["policy_kwargs"] = {"features_extractor_kwargs": {"features_dim": 16}}
     settings = {"target_kl": Linear(0.01), "device": device, **settings}
@@ -102,6 +103,16 @@ def test_training_is_the_same_with_what_is_repeated(settings, action):
     assert plain.kfac.param_groups[0]["step"] == graphed.kfac.param_groups[0]["step"]
 
 
+@pytest.mark.parametrize("action", ACTIONS[1:])
+@pytest.mark.parametrize("settings", [{"ent_coef": 0.01}, SETTINGS[-1]])
+def test_what_is_repeated_has_the_masks_of_its_own_rollout(settings, action):
+    expected = learn(defer(build(action, cls=Strict, **settings)))
+    engine = RecordingEngine()
+    graphed = learn(defer(build(action, cls=Strict, **settings), engine))
+    torch.testing.assert_close(graphed, expected, rtol=1e-3, atol=1e-5)
+    assert engine.repeated >= 3
+
+
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_checks_after_the_steps_change_nothing_that_is_fine(settings):
     expected = learn(build("Box", **settings), 3)  # other inverses: rounding grows with each update
@@ -112,11 +123,21 @@ def test_checks_after_the_steps_change_nothing_that_is_fine(settings):
 @pytest.mark.parametrize("settings", [*SETTINGS, *ADAM])
 @pytest.mark.parametrize("action", ACTIONS)
 def test_no_step_looks_at_a_value(settings, action, monkeypatch):
-    """On the meta device there are none: whoever looks at one is refused."""
-    model = build(action, **settings)
+    update_without_looks(build(action, **settings), monkeypatch)
+
+
+@pytest.mark.parametrize("settings", [SETTINGS[0], SETTINGS[-1], ADAM[-1]])
+@pytest.mark.parametrize("action", ACTIONS[1:])
+def test_no_step_with_masks_looks_at_a_value(settings, action, monkeypatch):
+    update_without_looks(build(action, cls=Strict, **settings), monkeypatch)
+
+
+def update_without_looks(model, monkeypatch):
+    """On the meta device there are no values: whoever looks at one is refused."""
     _, callback = model._setup_learn(1000)
     model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
-    batch = tree_map(lambda x: x.to("meta"), model.rollout_buffer.batch())
+    batch = model.rollout_buffer.batch()
+    batch = tree_map(lambda x: None if x is None else x.to("meta"), batch)
     model.policy.to("meta")
     model.parts = build_parts(
         model.policy, model.outputs, model.natural, model.critic, True, 1.0, model.used_precision

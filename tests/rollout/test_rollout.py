@@ -317,7 +317,7 @@ def numbered(n):
     """A batch whose every part says which sample it belongs to."""
     numbers = torch.arange(float(n))
     observations = {"image": numbers.view(n, 1, 1), "vector": numbers.view(n, 1)}
-    return RolloutBatch(observations, numbers, numbers, numbers, numbers)
+    return RolloutBatch(observations, numbers, numbers, numbers, numbers, masks=numbers)
 
 
 def consistent(batch):

@@ -55,6 +55,7 @@ CASES = {
         *ENDING,
     ),
     "cheetah, envpool": (*CHEETAH, "backend=envpool"),
+    "masks": ("tests.helpers.masked_envs:StrictDiscrete-v0", GYM),
 }
 MORE_CASES = {
     "staggered": (
@@ -83,6 +84,8 @@ MORE_CASES = {
         "natural.kfac_kwargs.inverse=eigen",
     ),
     "workers": ("CartPole-v1", "backend=subproc"),
+    "masks, workers": ("tests.helpers.masked_envs:StrictMultiBinary-v0", "backend=subproc"),
+    "masks of several parts": ("tests.helpers.masked_envs:StrictMultiDiscrete-v0", "ent_coef=0.01"),
     "cheetah, plain": (*CHEETAH, GYM, "natural.kfac_kwargs.momentum=0.5"),
     "cheetah, staggered": (*CHEETAH, GYM, STAGGERED),
     "cheetah, bf16": (*CHEETAH, GYM, "natural.precision=bf16", "critic.normalize_targets=true"),
