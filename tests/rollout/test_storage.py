@@ -257,7 +257,7 @@ def test_what_nobody_keeps_is_never_computed():
     model.learn(36, At(step=lambda c: None))
     # Of the whole rollout, of what follows it, and of the ends that were cut; then the updates.
     assert "evaluate_actions" not in calls
-    assert calls.count("predict_values") <= 3 * (3 + 4)
+    assert calls.count("predict_values") <= 3 * (3 + 8)
 
 
 @pytest.mark.parametrize("action", ACTIONS)
