@@ -180,7 +180,8 @@ def calls(results: Path = TUNING / "calls.csv") -> str:
     for key in dict.fromkeys((row["env"], row["preset"], row["way"]) for row in rows):
         own = [row for row in rows if (row["env"], row["preset"], row["way"]) == key]
         lines.append([*key, *(cell(own, column) for column in ("last_20_return", "eval_mean"))])
-    return markdown_table(("task", "preset", "100,000 steps", "last 20 episodes", "without noise"), lines)
+    header = "task", "preset", "100,000 steps", "last 20 episodes", "without noise"
+    return markdown_table(header, lines)
 
 
 def lasting(results: Path = TUNING / "lasting.csv") -> str:
