@@ -16,7 +16,7 @@ ABSENT = "–"
 def table(levers: Path = LEVERS) -> str:
     """Return one row for each lever: where it is set, to what, and what came of it.
 
-    :param levers: a list of mappings with ``lever``, ``option``, ``outcome`` and perhaps ``note`` and ``suite``
+    :param levers: a list of mappings with ``lever``, ``option``, ``outcome``, perhaps ``note`` and ``suite``
     """
     settings = {
         title: resolve(env_id, preset=preset, settings={}, options={})[0].model_dump()
@@ -27,7 +27,9 @@ def table(levers: Path = LEVERS) -> str:
         options = lever["option"].split(", ")
         named = not options[0].startswith("(")
         values = [_values(each, options) if named else ABSENT for each in settings.values()]
-        rows.append([lever["lever"], _code(options) if named else lever["option"], *values, _outcome(lever)])
+        rows.append(
+            [lever["lever"], _code(options) if named else lever["option"], *values, _outcome(lever)]
+        )
     return markdown_table(("lever", "option", *PRESETS, "what came of it"), rows)
 
 
