@@ -16,7 +16,7 @@ ABSENT = "–"
 def table(levers: Path = LEVERS) -> str:
     """Return one row for each lever: where it is set, to what, and what came of it.
 
-    :param levers: a list of mappings with ``lever``, ``option``, ``outcome``, perhaps ``note`` and ``suite``
+    :param levers: mappings with ``lever``, ``option``, ``outcome``, perhaps ``note`` and ``suite``
     """
     settings = {
         title: resolve(env_id, preset=preset, settings={}, options={})[0].model_dump()
