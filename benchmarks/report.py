@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parent
 RESULTS = ROOT / "results" / "0.1.0" / "presets.csv"
 PAGE = ROOT.parent / "docs" / "results.md"
 README = ROOT.parent / "README.md"
+ALGORITHM_PAGE = ROOT.parent / "docs" / "acktr.md"
 SPEED_PAGE = ROOT.parent / "docs" / "speed.md"
 FAULTS_PAGE = ROOT.parent / "docs" / "reliability.md"
 ABLATIONS_PAGE = ROOT.parent / "docs" / "ablations.md"
@@ -152,6 +153,7 @@ def _between_markers(text: str, content: str, begin: str = BEGIN, end: str = END
 PAGES = {
     PAGE: lambda text: summary(page(text)),
     README: summary,
+    ALGORITHM_PAGE: summary,
     SPEED_PAGE: speed_page,
     FAULTS_PAGE: faults_page,
     SCALING_PAGE: scaling_page,

@@ -26,6 +26,8 @@ PAGES = (
     "README.md",
     "acktr/kfac/README.md",
     "docs/index.md",
+    "docs/acktr.md",
+    *sorted(f"docs/howto/{x.name}" for x in (ROOT / "docs" / "howto").glob("*.md") if x.stem != "nan"),
     "docs/quickstart.md",
     "docs/your-environment.md",
     "docs/policies.md",
