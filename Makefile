@@ -38,7 +38,8 @@ train: setup ## train ACKTR on HalfCheetah-v5; ARGS="--steps N --seed S ..."
 test: setup ## run the fast tests, one process a core; ARGS="-m slow" for the slow ones
 	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal $(ARGS)
 
-check: setup ## lint, formatting, types, and the documentation without a warning
+check: setup ## lint, spelling, formatting, types, and the documentation without a warning
+	$(BIN)/codespell
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy

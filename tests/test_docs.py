@@ -36,6 +36,14 @@ PAGES = (
     "docs/environments.md",
     "docs/kfac.md",
 )
+# Pages that Sphinx, which follows links of its own, does not read, or reads from elsewhere.
+OUTSIDE = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "SECURITY.md",
+    "benchmarks/results/tuning/notes.md",
+)
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # Shown are runs of use, run are the shortest that fill a rollout.
 SHORTER = (
@@ -73,6 +81,14 @@ def test_the_python_of_a_page_runs(page, tmp_path, monkeypatch):
     finally:
         for name in set(gym.registry) - known:
             del gym.registry[name]
+
+
+@pytest.mark.parametrize("page", OUTSIDE)
+def test_links_from_outside_the_documentation_lead_somewhere(page):
+    links = re.findall(r"\]\(([^)#\s]+)", read(page))
+    missing = [x for x in links if "://" not in x and not (ROOT / page).parent.joinpath(x).exists()]
+    assert links
+    assert not missing
 
 
 def test_the_page_for_migrants_has_every_argument_of_a2c_and_ppo():
