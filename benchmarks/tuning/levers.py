@@ -27,10 +27,9 @@ def table(levers: Path = LEVERS) -> str:
         options = lever["option"].split(", ")
         named = not options[0].startswith("(")
         values = [_values(each, options) if named else ABSENT for each in settings.values()]
-        rows.append(
-            [lever["lever"], _code(options) if named else lever["option"], *values, _outcome(lever)]
-        )
-    return markdown_table(("lever", "option", *PRESETS, "what came of it"), rows)
+        place = _code(options) if named else lever["option"]
+        rows.append([f"{lever['lever']}<br>{place}", _outcome(lever), *values])
+    return markdown_table(("lever, and its option", "what came of it", *PRESETS), rows)
 
 
 def _values(settings: dict[str, Any], options: list[str]) -> str:
