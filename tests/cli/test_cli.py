@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -75,6 +76,8 @@ def run_directory(tmp_path_factory):
         (["record", "nowhere", "--episodes", "1.5"], 2, "--episodes must be a whole number"),
         (["record", "nowhere", "--seed", "x"], 2, "--seed must be a whole number"),
         (["plot", "nowhere", "--out"], 2, "--out"),
+        (["report"], 2, "name at least one run"),
+        (["report", "nowhere"], 4, "nowhere holds no run"),
         (["export", "nowhere"], 2, "Missing from acktr export: FILE.onnx: see acktr export --help."),
         (["export", "nowhere", "a.onnx"], 4, "nowhere holds no run"),
         (["compare", TOY, "--steps", "x"], 2, "--steps must be a whole number"),
@@ -200,6 +203,20 @@ def test_plot(run_directory, tmp_path, capsys):
     assert main(["plot", str(run_directory), str(run_directory.parent), "--out", str(out)]) == 0
     assert capsys.readouterr().out == f"{out}\n"
     assert out.is_file()
+
+
+def test_report(run_directory, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("bokeh")
+    run = shutil.copytree(run_directory, tmp_path / "run")
+    assert main(["report", str(run), "--out", str(tmp_path / "page.txt")]) == 2
+    assert "page.txt is not an .html file" in capsys.readouterr().err
+    assert main(["report", str(run)]) == 0
+    assert capsys.readouterr().out == f"{run / 'report.html'}\n"
+    assert (run / "report.html").is_file()
+    monkeypatch.chdir(tmp_path)
+    assert main(["report", str(run), str(run_directory)]) == 0
+    assert capsys.readouterr().out == "report.html\n"
+    assert "2 runs" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def test_export(run_directory, tmp_path, capsys):
