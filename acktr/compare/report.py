@@ -48,7 +48,7 @@ def write_report(
         notes=notes_of(inside, labels),
         sections=sections,
         films=films_of(inside, labels),
-        tables=tables_of(inside, labels, [run.read_configuration() for run in inside]),
+        tables=tables_of(inside, labels, [run.read_configuration() for run in inside]) if inside else [],
     )
     return write_page(page, out)
 
