@@ -1,10 +1,15 @@
 """The examples run and show what they claim, in their quick form."""
 
 import importlib.util
+import subprocess
 import sys
 from pathlib import Path
 
+import gymnasium as gym
 import pytest
+
+import acktr
+from acktr.run.export import export_model
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -44,6 +49,27 @@ def test_a_run_counts_steps_to_a_loss(example):
     run = example.Run("x", [5.0, 3.0, 4.0, 1.0], [0.0, 0.1, 0.2, 0.3])
     assert [run.steps_to(t) for t in (5.0, 3.5, 2.0, 0.5)] == [0, 1, 3, None]
     assert example.fastest([run], 0.5) == (None, 4)
+
+
+@pytest.mark.parametrize("example", ["play_onnx"], indirect=True)
+def test_an_episode_without_torch(example, tmp_path):
+    # The physics are gymnasium's.
+    env = gym.make("CartPole-v1")
+    state = env.reset(seed=0)[0].astype(float)
+    for action in (0, 1, 1, 1, 0, 1):
+        state, there = example.step(state, action), env.step(action)[0]
+        assert state == pytest.approx(there, abs=1e-5)
+    path = tmp_path / "cartpole.onnx"
+    export_model(acktr.ACKTR("MlpPolicy", env, seed=0), path, about={"env_id": "CartPole-v1"})
+    code = (
+        f"import runpy, sys; sys.argv[1:] = [{str(path)!r}];"
+        f"runpy.run_path({str(EXAMPLES / 'play_onnx.py')!r}, run_name='__main__');"
+        "assert not {'torch', 'acktr', 'gymnasium', 'stable_baselines3'} & set(sys.modules)"
+    )
+    command = [sys.executable, "-c", code]
+    said = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
+    assert said.startswith("trained on CartPole-v1\n")
+    assert 1 <= int(said.split()[-2]) <= 500
 
 
 @pytest.mark.parametrize("example", ["invalid_actions"], indirect=True)

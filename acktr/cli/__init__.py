@@ -1,4 +1,4 @@
-"""The command line: ``acktr train | evaluate | plot | record | compare``.
+"""The command line: ``acktr train | evaluate | plot | record | report | export | compare``.
 
 Exit codes: 0 done, 2 bad arguments or configuration, 3 diverged, 4 checkpoint unusable, 5 an
 environment or its process failed, 130 saved and stopped by Ctrl-C, 143 saved and stopped by SIGTERM,
@@ -18,8 +18,10 @@ import acktr
 from acktr.cli.arguments import as_sentence
 from acktr.cli.compare import compare
 from acktr.cli.evaluate import evaluate
+from acktr.cli.export import export
 from acktr.cli.plot import plot
 from acktr.cli.record import record
+from acktr.cli.report import report
 from acktr.cli.stop import INTERRUPTED, ignore_signals
 from acktr.cli.train import train
 from acktr.errors import AcktrError, ConfigurationError
@@ -30,6 +32,8 @@ _COMMANDS: dict[str, Callable[..., int]] = {
     "evaluate": evaluate,
     "plot": plot,
     "record": record,
+    "report": report,
+    "export": export,
     "compare": compare,
 }
 _DESCRIPTION = "Natural-gradient reinforcement learning with Kronecker-factored curvature."

@@ -9,7 +9,7 @@ from tyro.conf import Positional, arg
 
 from acktr.cli.arguments import given_number
 from acktr.errors import printable
-from acktr.run.units import duration, whole_number
+from acktr.run.units import whole_number
 
 if TYPE_CHECKING:
     from acktr.compare.comparison import Comparison
@@ -25,6 +25,7 @@ def compare(
     seeds: Annotated[str, arg(metavar="K")] = "3",
     jobs: Annotated[str | None, arg(metavar="J", help_behavior_hint="")] = None,
     out: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="")] = None,
+    report: bool = False,
 ) -> int:
     """Train algorithms side by side, each with its tuned settings, and draw return over steps and time.
 
@@ -36,6 +37,7 @@ def compare(
     :param seeds: trainings of each algorithm, with the seeds 0, 1, ...
     :param jobs: trainings at a time, each with one thread (default: one a core)
     :param out: for csv files and picture (default: runs/compare-ENV)
+    :param report: also write a page, report.html
     """
     # Imported here: torch takes seconds, and --help should not.
     from acktr.compare.comparison import compare as compare_algorithms
@@ -50,6 +52,7 @@ def compare(
             n_seeds=whole_number("--seeds", seeds),
             jobs=given_number("--jobs", jobs),
             out=None if out is None else Path(out),
+            report=report,
             # Where results go and how many run at a time is not what they depend on.
             command=shlex.join(
                 ["acktr", "compare", env, *(("--steps", str(n_timesteps)) if n_timesteps else ())]
@@ -67,32 +70,23 @@ def _show(comparison: "Comparison") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("algorithm", box=None)
-    for column in ("seed", "steps", "last 100 episodes", "evaluation", "time", "steps/s", ""):
+    from acktr.compare.report import COLUMNS, cells
+
+    table = Table(COLUMNS[0], box=None)
+    for column in COLUMNS[1:]:
         table.add_column(column, justify="right")
     for row in comparison.rows:
-        table.add_row(
-            printable(row["label"]),
-            printable(row["seed"]),
-            f"{int(row['steps']):,}",
-            _rounded(row["last_100_return"]),
-            f"{_rounded(row['eval_mean'])} ± {_rounded(row['eval_std'])}",
-            duration(float(row["seconds"])),
-            f"{float(row['fps']):,.0f}",
-            "diverged" if row["diverged"] == "yes" else "",
-        )
+        table.add_row(*cells(row))
     if comparison.rows:
         Console(highlight=False, markup=False).print(table)  # a label may hold brackets
         print(f"table    {comparison.table}\npicture  {comparison.picture}")
+    if comparison.page is not None:
+        print(f"page     {comparison.page}")
     for failure in comparison.summary.failed:
         name = f"{failure.trial.label}, seed {failure.trial.seed}"
         print(f"acktr: {printable(f'{name} failed: {failure.error}')}", file=sys.stderr)
     for trial in comparison.summary.busy:
         print(f"acktr: {trial.label}, seed {trial.seed} is being trained elsewhere.", file=sys.stderr)
-
-
-def _rounded(text: str) -> str:
-    return f"{float(text):,.1f}" if text else "–"
 
 
 def _exit_code(comparison: "Comparison") -> int:

@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from acktr.compare.plot import plot_comparison
+from acktr.compare.report import write_report
 from acktr.compare.runner import Summary, choose_cores, run_trials
 from acktr.compare.store import Store
 from acktr.compare.trial import ALGORITHMS, Trial, check_algorithm
 from acktr.errors import ConfigurationError
 from acktr.presets import resolve
+from acktr.run.report import check_page
 
 
 @dataclass(frozen=True)
@@ -20,12 +22,14 @@ class Comparison:
     :param summary: what became of the trainings
     :param table: the csv file
     :param picture: the figure; ``None`` if nothing has been trained
+    :param page: the report; ``None`` also if none was asked for
     """
 
     rows: list[dict[str, str]]
     summary: Summary
     table: Path
     picture: Path | None
+    page: Path | None
 
 
 def compare(
@@ -36,6 +40,7 @@ def compare(
     n_seeds: int = 3,
     jobs: int | None = None,
     out: Path | None = None,
+    report: bool = False,
     command: str = "",
     tell: Callable[[str], None] = lambda _: None,
 ) -> Comparison:
@@ -50,6 +55,7 @@ def compare(
     :param n_seeds: seeds 0, 1, ... of each algorithm
     :param jobs: trainings at a time; by default one a core
     :param out: for csv files and picture; by default ``runs/compare-ENV``
+    :param report: also write a page, ``report.html``
     :param command: what the user typed, for the manifest
     :param tell: called with a line whenever a training starts or ends
     :raises ConfigurationError: for an unknown algorithm or environment, a number below 1, a package
@@ -68,6 +74,9 @@ def compare(
     steps, episodes = n_timesteps or preset.n_timesteps, preset.n_final_eval_episodes
     name = env_id.replace("/", "-").replace(":", "-")
     store = Store(out or Path("runs") / f"compare-{name}")
+    page = store.path / "report.html"
+    if report:
+        check_page(page)
     # All algorithms with the first seed first: a comparison that is stopped early has all of them.
     trials = [
         Trial(env_id, algo, seed, steps, algo, eval_episodes=episodes)
@@ -83,4 +92,8 @@ def compare(
     groups = {algo: curves for algo, curves in groups.items() if curves}
     picture = plot_comparison(env_id, groups, store.path / "comparison.png") if groups else None
     rows = [found[t.key] for algo in algos for t in trials if t.algo == algo and t.key in found]
-    return Comparison(rows, summary, store.table, picture)
+    if report and groups:
+        of_acktr = [t for t in trials if t.algo == "acktr" and t.key in found]
+        runs = {f"acktr, seed {t.seed}": store.folder(t) / "run" for t in of_acktr}
+        write_report(env_id, rows, groups, runs, page)
+    return Comparison(rows, summary, store.table, picture, page if report and groups else None)

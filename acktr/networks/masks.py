@@ -60,7 +60,7 @@ def masking(policy: ActorCriticPolicy, allowed: Tensor | None) -> Iterator[None]
     def build_masked(action_logits: Tensor) -> Any:
         nonlocal made
         made = True
-        if len(allowed) != len(action_logits):  # one mask would be stretched in silence
+        if allowed.shape[0] != action_logits.shape[0]:  # one mask would be stretched in silence
             raise ConfigurationError(
                 f"{len(allowed)} action masks were given for {len(action_logits)} observations: give "
                 "one for each."

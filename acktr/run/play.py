@@ -40,7 +40,7 @@ def evaluate(
     if episodes < 1:
         raise ConfigurationError(f"episodes is {episodes}: at least 1 is needed.")
     n_envs = min(episodes, MAX_EVALUATION_ENVS)
-    model, env = _load(run, best, allow_import, n_envs=n_envs)
+    model, env = load_player(run, best, allow_import, n_envs=n_envs)
     with contextlib.closing(env):
         return play(model, env, episodes)
 
@@ -79,7 +79,7 @@ def record(
     prepare_rendering()
     with tempfile.TemporaryDirectory() as folder:
         film_path = Path(folder, "film.mp4")
-        model, env = _load(
+        model, env = load_player(
             run,
             best,
             allow_import,
@@ -98,17 +98,30 @@ def record(
     return out, evaluation
 
 
-def _load(
+def load_player(
     run: Run,
     best: bool,
     allow_import: bool = False,
     *,
     n_envs: int,
     seed: int | None = None,
+    device: str | None = None,
     wrapper: Callable[[gym.Env], gym.Env] | None = None,
     **env_kwargs: Any,
 ) -> tuple[ACKTR, VecEnv]:
-    """Rebuild the model of a run from its configuration and put the saved parameters into it."""
+    """Rebuild the model of a run from its configuration and put the saved parameters into it.
+
+    :param run: the run
+    :param best: the model with the best evaluation instead of the last one
+    :param allow_import: as for :func:`evaluate`
+    :param n_envs: environments to build
+    :param seed: of the model and of its environments; by default the run's
+    :param device: where to compute; by default where it was trained, if that is here
+    :param wrapper: as for :func:`acktr.run.build.build_environment`, and so ``env_kwargs``
+    :return: the model, and its environments, which whoever calls this closes
+    :raises CheckpointError: if the run's files cannot be used
+    :raises ConfigurationError: if the environment cannot be built
+    """
     path = run.model_path(best)
     if not path.is_file():
         raise CheckpointError(
@@ -121,9 +134,9 @@ def _load(
         configuration = validate(settings, allow_import=allow_import)
     except ConfigurationError as error:
         raise CheckpointError(f"{run.path}/config.yaml cannot be used: {error}") from error
-    if not is_available(configuration.device):
+    if device is not None or not is_available(configuration.device):
         # Trained elsewhere: what it has learned can be played anywhere.
-        configuration = configuration.model_copy(update={"device": "auto"})
+        configuration = configuration.model_copy(update={"device": device or "auto"})
     if seed is not None:
         configuration = validate({**configuration.model_dump(), "seed": seed})
     env = build_environment(configuration, n_envs=n_envs, training=False, wrapper=wrapper, **env_kwargs)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -75,6 +76,10 @@ def run_directory(tmp_path_factory):
         (["record", "nowhere", "--episodes", "1.5"], 2, "--episodes must be a whole number"),
         (["record", "nowhere", "--seed", "x"], 2, "--seed must be a whole number"),
         (["plot", "nowhere", "--out"], 2, "--out"),
+        (["report"], 2, "name at least one run"),
+        (["report", "nowhere"], 4, "nowhere holds no run"),
+        (["export", "nowhere"], 2, "Missing from acktr export: FILE.onnx: see acktr export --help."),
+        (["export", "nowhere", "a.onnx"], 4, "nowhere holds no run"),
         (["compare", TOY, "--steps", "x"], 2, "--steps must be a whole number"),
         (["compare", TOY, "--algos", "a2c", "--seeds", "x"], 2, "--seeds must be a whole number"),
         (["compare", TOY, "--algos", "a2c", "--jobs", "x"], 2, "--jobs must be a whole number"),
@@ -197,6 +202,30 @@ def test_plot(run_directory, tmp_path, capsys):
     out = tmp_path / "all.png"
     assert main(["plot", str(run_directory), str(run_directory.parent), "--out", str(out)]) == 0
     assert capsys.readouterr().out == f"{out}\n"
+    assert out.is_file()
+
+
+def test_report(run_directory, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("bokeh")
+    run = shutil.copytree(run_directory, tmp_path / "run")
+    assert main(["report", str(run), "--out", str(tmp_path / "page.txt")]) == 2
+    assert "page.txt is not an .html file" in capsys.readouterr().err
+    assert main(["report", str(run)]) == 0
+    assert capsys.readouterr().out == f"{run / 'report.html'}\n"
+    assert (run / "report.html").is_file()
+    monkeypatch.chdir(tmp_path)
+    assert main(["report", str(run), str(run_directory)]) == 0
+    assert capsys.readouterr().out == "report.html\n"
+    assert "2 runs" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_export(run_directory, tmp_path, capsys):
+    pytest.importorskip("onnxruntime")
+    assert main(["export", str(run_directory), str(tmp_path / "model.zip")]) == 2
+    assert "model.zip is not an .onnx file" in capsys.readouterr().err
+    out = tmp_path / "model.onnx"
+    assert main(["export", str(run_directory), str(out), "--sampled", "--best"]) == 0
+    assert re.fullmatch(rf"{re.escape(str(out))}: \d+ kB, sampled\n", capsys.readouterr().out)
     assert out.is_file()
 
 

@@ -2,6 +2,8 @@
 
 import csv
 
+import pytest
+
 from acktr.cli import main
 from acktr.compare import runner
 
@@ -30,3 +32,10 @@ def test_compare_goes_on_where_it_was(tmp_path, capsys, monkeypatch):
     assert "acktr, seed 1 failed: it ended with code 1" in captured.err
     assert "[2/2]" in captured.err
     assert (tmp_path / "comparison.png").read_bytes() == picture
+    # A page of what is there.
+    pytest.importorskip("bokeh")
+    assert main([*arguments, "--seeds", "1", "--report"]) == 0
+    assert f"page     {tmp_path / 'report.html'}\n" in capsys.readouterr().out
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert f"<h1>acktr, a2c on {TOY}</h1>" in text
+    assert "<h2>Inside ACKTR</h2>" in text

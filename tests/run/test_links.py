@@ -185,7 +185,7 @@ def test_pictures_and_films(copy, victim, kind, monkeypatch):
         path.write_bytes(b"film")
         return None, Env()
 
-    monkeypatch.setattr("acktr.run.play._load", load)
+    monkeypatch.setattr("acktr.run.play.load_player", load)
     monkeypatch.setattr("acktr.run.play.play", lambda *args: None)
     record(Run(copy))
     assert (copy / "episode.mp4").read_bytes() == b"film"

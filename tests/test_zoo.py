@@ -1,0 +1,77 @@
+"""RL Baselines3 Zoo with ACKTR: it trains, plays and tunes, with the settings of the presets."""
+
+import subprocess
+import sys
+from unittest import mock
+
+import pytest
+
+from acktr import zoo
+from acktr.errors import ConfigurationError
+from acktr.presets import resolve
+from acktr.schedules import Linear
+
+PROGRAM = """
+from acktr.zoo import main
+
+few = ["--env", "Pendulum-v1", "-n", "512", "--eval-freq", "-1", "--seed", "0"]
+assert main(["train", *few]) == 0
+assert main(["enjoy", "--env", "Pendulum-v1", "-f", "logs", "--no-render", "-n", "201"]) == 0
+trials = ["-optimize", "--n-trials", "2", "--n-evaluations", "1", "--eval-episodes", "1"]
+assert main(["train", *few, *trials, "--no-optim-plots"]) == 0
+"""
+
+
+def test_it_trains_plays_and_tunes(tmp_path):
+    pytest.importorskip("rl_zoo3")
+    pytest.importorskip("requests")
+    command = [sys.executable, "-W", "ignore", "-c", PROGRAM]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "logs" / "acktr" / "Pendulum-v1_1" / "Pendulum-v1.zip").is_file()
+    assert "Episode Length 200" in done.stdout
+    assert "Number of finished trials:  2" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("env_id", "preset"),
+    [("CartPole-v1", "classic"), ("HalfCheetah-v5", "mujoco"), ("default", "defaults")],
+)
+def test_settings_are_those_of_the_presets(env_id, preset):
+    found = dict(zoo.hyperparams[env_id])
+    known = resolve(env_id if env_id != "default" else "CartPole-v1", preset=preset).configuration
+    arguments = known.algorithm_arguments()
+    for name in ("target_kl", "natural", "critic", "gamma", "gae_lambda", "n_steps", "std_scale"):
+        assert repr(found[name]) == repr(arguments[name])
+    assert (found["n_timesteps"], found["n_envs"]) == (known.n_timesteps, known.n_envs)
+    assert ("normalize" in found) is bool(known.normalize.norm_obs or known.normalize.norm_reward)
+
+
+def test_atari_is_refused():
+    with pytest.raises(ConfigurationError, match="use `acktr train`"):
+        zoo.hyperparams["atari"]
+
+
+def test_what_is_drawn_are_arguments():
+    drawn = {
+        "target_kl": 0.01,
+        "damping": 0.5,
+        "one_minus_gamma": 0.25,
+        "one_minus_gae_lambda": 0.125,
+        "n_steps_pow": 5,
+    }
+    settings = zoo.convert(drawn)
+    assert settings["target_kl"] == Linear(0.01)
+    assert settings["natural"].damping == 0.5
+    assert (settings["gamma"], settings["gae_lambda"], settings["n_steps"]) == (0.75, 0.875, 32)
+
+
+def test_what_cannot_be_run_is_said(capsys):
+    assert zoo.main([]) == 2
+    assert zoo.main(["fly"]) == 2
+    with mock.patch("acktr.zoo.is_installed", return_value=False):
+        assert zoo.main(["train"]) == 2
+    empty, fly, missing = capsys.readouterr().err.splitlines()
+    assert "use train, enjoy" in empty
+    assert "no 'fly' here" in fly
+    assert 'pip install "acktr[zoo]"' in missing
