@@ -15,13 +15,12 @@ With ``cg_iterations`` conjugate gradients correct ``S^-1 (dL/dW) A^-1`` by the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution
 from torch.optim import Optimizer
 
 from acktr.kfac.blocks import Block
@@ -29,7 +28,7 @@ from acktr.kfac.capture import Capture
 from acktr.kfac.comm import comm_of
 from acktr.kfac.curvature import average_in, draw_statistics, share
 from acktr.kfac.damping import Promise, adapt, promised_reduction
-from acktr.kfac.fisher import flatten_distributions
+from acktr.kfac.likelihood import Likelihood, likelihoods_of
 from acktr.kfac.plan import apply_steps, natural_gradient, plan_steps, within_trust_region
 from acktr.kfac.reducer import Reducer
 from acktr.kfac.refresh import COUNTERS
@@ -67,7 +66,7 @@ class KFAC(Optimizer):
     :param momentum: decay of the running sum of natural gradients; the bound holds with it
     :param weight_decay: decoupled: added to the step after preconditioning
     :param stat_decay: rho of the running averages, in (0, 1]; 1 averages all batches alike
-    :param fisher: ``"curvature-propagation"`` or ``"monte-carlo"``, see :mod:`acktr.kfac.fisher`
+    :param fisher: ``"curvature-propagation"`` or ``"monte-carlo"``, see :mod:`acktr.kfac.likelihood`
     :param inverse: ``"cholesky"``, ``"eigen"``, see :mod:`acktr.kfac.inverses`, or ``"ekfac"``: measured
         eigenvalues, see :mod:`acktr.kfac.ekfac`
     :param weight_sharing: what the positions of a convolution (or of a sequence) do to each other:
@@ -139,7 +138,7 @@ class KFAC(Optimizer):
         self.last_step: list[StepInfo] = []
         self._schedules: list[InverseSchedule] = []  # one for each parameter group
         self._capture: Capture | None = None
-        self._exact: list[Distribution] = []  # what the exact Fisher of the next step is taken of
+        self._exact: list[Likelihood] = []  # what the exact Fisher of the next step is taken of
         self._promised: Promise | None = None  # of the last step, if damping is to adapt to it
         self._curvature_calls = 0
         self._comm = comm_of(process_group)
@@ -188,15 +187,14 @@ class KFAC(Optimizer):
         self._capture = Capture(self.module)
         return self._capture
 
-    def update_curvature(
-        self, *distributions: Distribution | Iterable[Distribution], retain_graph: bool = True
-    ) -> None:
+    def update_curvature(self, *distributions: Any, retain_graph: bool = True) -> None:
         """Average in the Fisher of the captured forward pass.
 
         The backward pass goes to layer outputs only: no weight gradient is computed or touched.
 
-        :param distributions: the model's output distributions; several give the joint Fisher of
-            their product, as for an actor and a critic on a shared trunk
+        :param distributions: the model's outputs: torch distributions, ``CrossEntropy``,
+            ``SquaredError``, or lists of them; several give the joint Fisher of their product, as for an
+            actor and a critic on a shared trunk
         :param retain_graph: keep the graph for the backward pass of the loss
         :raises RuntimeError: nothing was captured, or what was hides its parameters
         :raises TypeError: a distribution whose Fisher is not known
@@ -205,7 +203,7 @@ class KFAC(Optimizer):
         self._curvature_calls += 1
         self._reducer.watch(self._all_params())
         capture, self._capture = self._capture, None
-        flat = flatten_distributions(distributions)
+        flat = likelihoods_of(distributions)
         if self.needs_exact_fisher:
             self._exact = flat
         if (self._curvature_calls - 1) % self.factor_period:
@@ -233,15 +231,15 @@ class KFAC(Optimizer):
         """Whether a step goes through the graph of the output distributions once more."""
         return any(g["cg_iterations"] or g["exact_scaling"] for g in self.param_groups)
 
-    def use_exact_fisher(self, *distributions: Distribution | Iterable[Distribution]) -> None:
+    def use_exact_fisher(self, *distributions: Any) -> None:
         """Take the exact Fisher of the next step from other distributions than ``update_curvature``'s.
 
         For example from a part of the batch, which makes each product cheaper.
 
         :param distributions: the model's output distributions over some samples, with their graph
-        :raises TypeError: not a distribution
+        :raises TypeError: a distribution whose Fisher is not known
         """
-        self._exact = flatten_distributions(distributions)
+        self._exact = likelihoods_of(distributions)
 
     def factors(self) -> dict[str, tuple[Tensor, ...]]:
         """Return the running averages by block name: ``(A, S)``, or the diagonals of the parameters.

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution
 
 from acktr.kfac.blocks import Block
 from acktr.kfac.exact import (
@@ -19,6 +18,7 @@ from acktr.kfac.exact import (
     flatten,
     split_by_block,
 )
+from acktr.kfac.likelihood import Likelihood
 from acktr.kfac.scaling import Candidate, best_mix
 from acktr.kfac.trust_region import StepInfo, trust_region
 
@@ -36,7 +36,7 @@ def natural_gradient(
     blocks: Sequence[Block],
     group: Mapping[str, Any],
     state: Mapping[Tensor, Any],
-    exact: Sequence[Distribution],
+    exact: Sequence[Likelihood],
     mean: Product,
 ) -> NaturalGradient:
     """Turn the gradients of one group into natural ones, as its settings say.
@@ -81,7 +81,7 @@ def _rescaled(
     blocks: Sequence[Block],
     group: Mapping[str, Any],
     state: Mapping[Tensor, Any],
-    exact: Sequence[Distribution],
+    exact: Sequence[Likelihood],
     mean: Product,
 ) -> NaturalGradient:
     """Mix natural gradients and the previous step as the exact Fisher finds best."""

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from acktr.kfac.blocks import WEIGHT_SHARING, Block, BlockOptions
 from acktr.kfac.damping import MAX_DAMPING, MIN_DAMPING
-from acktr.kfac.fisher import ESTIMATORS
 from acktr.kfac.inverses import INVERSES
+from acktr.kfac.likelihood import ESTIMATORS
 from acktr.kfac.schedule import REFRESHES
 from acktr.kfac.structure import Structure
 
@@ -23,7 +23,7 @@ _GONE = ("length_floor", "lengths")  # of parameter groups, in states of version
 def check_options(fisher: str, *, refresh: str, **periods: int) -> None:
     """Check what holds for the whole optimiser.
 
-    :param fisher: one of :data:`acktr.kfac.fisher.ESTIMATORS`
+    :param fisher: one of :data:`acktr.kfac.likelihood.ESTIMATORS`
     :param refresh: one of :data:`acktr.kfac.schedule.REFRESHES`
     :param periods: by name
     :raises ValueError: an argument out of its range

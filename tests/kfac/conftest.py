@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import acktr.kfac.fisher
+import acktr.kfac.likelihood
 from acktr.kfac import KFAC
 
 
@@ -69,7 +69,7 @@ def observe(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     ) -> None:
         signs = OrthogonalSigns(n_patterns, columns)
         with monkeypatch.context() as patch:
-            patch.setattr(acktr.kfac.fisher, "random_signs", signs)
+            patch.setattr(acktr.kfac.likelihood, "random_signs", signs)
             for pattern in range(len(signs.rows)):
                 signs.start(pattern)
                 with kfac.capture():

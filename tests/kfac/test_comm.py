@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributions import Categorical, Normal
 
-from acktr.kfac import KFAC, comm, curvature, fisher, refresh
+from acktr.kfac import KFAC, comm, curvature, likelihood, refresh
 from acktr.kfac.comm import Comm
 from tests.helpers.processes import run_in_processes, signs_of_values
 
@@ -59,7 +59,7 @@ MODELS = {"linear": Linear, "convolution": Convolution, "shared trunk": SharedTr
 
 def train(rank, size, kind, options, shared_from=None):
     """Five steps on this process's part of the batches; returns parameters and what was measured."""
-    fisher.random_signs = curvature.random_signs = signs_of_values
+    likelihood.random_signs = curvature.random_signs = signs_of_values
     if shared_from is not None:
         refresh.SHARED_FROM = shared_from
         comm.PACKED_FROM = 2
@@ -95,11 +95,11 @@ def evaluate(model, x, y):
 
 
 def one_process(kind, options):
-    signs = fisher.random_signs
+    signs = likelihood.random_signs
     try:
         return train(0, 1, kind, options)
     finally:
-        fisher.random_signs = curvature.random_signs = signs
+        likelihood.random_signs = curvature.random_signs = signs
 
 
 @functools.cache

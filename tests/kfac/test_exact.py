@@ -10,7 +10,7 @@ from torch.distributions import Categorical, Gamma, Normal
 
 from acktr.kfac import KFAC
 from acktr.kfac.exact import FisherProduct, flatten, solve, split_like
-from acktr.kfac.fisher import flatten_distributions
+from acktr.kfac.likelihood import likelihoods_of
 
 from . import oracle
 from .heads import HEADS, distributions
@@ -30,7 +30,7 @@ def spd(n: int) -> Tensor:
 def test_products_are_those_of_the_dense_fisher(head):
     net, x = mlp(head.size), torch.randn(6, 4)
     params = list(net.parameters())
-    product = FisherProduct(flatten_distributions(distributions(head, net(x))), params)
+    product = FisherProduct(likelihoods_of(distributions(head, net(x))), params)
     dense = oracle.dense_fisher(net, x, head.hessian)
     vector = torch.randn(len(dense))
     torch.testing.assert_close(product(vector), dense @ vector, rtol=1e-9, atol=1e-12)
