@@ -57,7 +57,7 @@ def train(env_id: str, preset: str | None, way: str, seed: int) -> dict[str, Any
 def main() -> None:
     """Train what no row is there for, and add a row each."""
     path = TUNING / "calls.csv"
-    done = {tuple(row[name] for name in _COLUMNS[:4]) for row in existing(path)} if path.exists() else {}
+    done = {tuple(row[name] for name in _COLUMNS[:4]) for row in existing(path)}
     warnings.simplefilter("ignore")
     with path.open("a", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, _COLUMNS, lineterminator="\n")

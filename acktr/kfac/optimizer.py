@@ -364,7 +364,7 @@ class KFAC(Optimizer):
 
         :raises ValueError: the state of another model or of another optimiser; nothing is changed
         """
-        curvature = state_dict.get("curvature", {})
+        curvature: Any = state_dict.get("curvature")
         blocks = self._structure.of_state(curvature, state_dict.get("structure", {}))
         state_dict = {**state_dict, "param_groups": without_gone(state_dict["param_groups"])}
         own = [dict(group) for group in self.param_groups]

@@ -222,13 +222,15 @@ class Structure:
             for b in self
         }
 
-    def of_state(self, state: Mapping[str, Any], described: Mapping[str, Any]) -> list[list[Block]]:
+    def of_state(self, state: Any, described: Mapping[str, Any]) -> list[list[Block]]:
         """Build the blocks that a saved state is of, without any statistics.
 
-        :param state: of each block, by name
+        :param state: of each block, by name; ``None`` if it is one of no KFAC
         :param described: see :meth:`describe`; states once had none
         :raises ValueError: the state of another model, or a block of another shape or form
         """
+        if state is None:
+            raise ValueError("This state belongs to another model: it has no curvature.")
         blocks: list[list[Block]] = [[] for _ in self.groups]
         odd = []
         for name, of_block in state.items():
@@ -261,6 +263,8 @@ class Structure:
 
     def _missing(self, state: Mapping[str, Any], blocks: Sequence[Block]) -> list[str]:
         """Return blocks of now that a state knows nothing of."""
+        if not state:  # nothing was captured yet
+            return []
         covered = {name for b in blocks for _, name in b.spec.params}
         return [b.name for b in self if b.ready and not {n for _, n in b.spec.params} & covered]
 

@@ -173,6 +173,17 @@ def ranges(results: Path = TUNING / "range.csv") -> str:
     return markdown_table(("noise", *(f"{point[:-1]},000" for point in points)), lines)
 
 
+def calls(results: Path = TUNING / "calls.csv") -> str:
+    """Return what one call of ``learn`` comes to, and what five of a fifth of its steps do."""
+    rows = list(existing(results))
+    lines = []
+    for key in dict.fromkeys((row["env"], row["preset"], row["way"]) for row in rows):
+        own = [row for row in rows if (row["env"], row["preset"], row["way"]) == key]
+        lines.append([*key, *(cell(own, column) for column in ("last_20_return", "eval_mean"))])
+    header = "task", "preset", "100,000 steps", "last 20 episodes", "without noise"
+    return markdown_table(header, lines)
+
+
 def lasting(results: Path = TUNING / "lasting.csv") -> str:
     """Return what a million steps end with, and half of them, with noise that lasts and without."""
     rows = list(existing(results))
@@ -295,6 +306,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "hill": hill,
     "swimmer": swimmer,
     "search": search,
+    "calls": calls,
     "critic curvature": critic_curvature,
     "ranges": ranges,
     "lasting": lasting,

@@ -14,7 +14,7 @@ from tests.helpers.models import Trunk, batch_of, make, parameters, same
 def watched(**critic):
     """A critic on its own, its rollout, and the losses that its updates have seen."""
     model = make(critic=NaturalCritic(normalize_targets=False, **critic))
-    batch = RolloutBatch(*(x.float() for x in batch_of(model)))
+    batch = RolloutBatch(*(x if x is None else x.float() for x in batch_of(model)))
     update, losses = model.parts.critic_update, []
     make_one = update._update
 

@@ -250,7 +250,7 @@ def test_what_somebody_kept_is_what_it_was_before_the_policy_learned():
 
 def test_what_nobody_keeps_is_never_computed():
     calls = []
-    model = make(n_steps=6)
+    model = make(n_steps=6, critic=NaturalCritic(n_updates=4))
     for name in ("evaluate_actions", "predict_values"):
         ask = getattr(model.policy, name)
         setattr(model.policy, name, lambda *x, n=name, ask=ask: calls.append(n) or ask(*x))
