@@ -127,14 +127,13 @@ def _cotangents(
     likelihoods: Sequence[Likelihood], estimator: str
 ) -> tuple[list[OutputCotangent], Batch]:
     """Draw cotangents of all outputs, in the units of the first likelihood."""
-    units = likelihoods[0].units
-    pairs = []
-    for likelihood in likelihoods:
-        drawn: list[OutputCotangent] = likelihood.cotangents(estimator)
-        own = likelihood.units
-        same = own is units or (isinstance(own, int) and isinstance(units, int) and own == units)
-        pairs += drawn if same else [pair.scaled((units / own) ** 0.5) for pair in drawn]
-    batch = Batch(likelihoods[0].samples, units, any(x.partial for x in likelihoods))
+    first, *others = likelihoods
+    units = first.units
+    pairs = first.cotangents(estimator)
+    for other in others:
+        factor = (units / other.units) ** 0.5
+        pairs += [pair.scaled(factor) for pair in other.cotangents(estimator)]
+    batch = Batch(first.samples, units, any(x.partial for x in likelihoods))
     return [pair for pair in pairs if pair.output.requires_grad], batch
 
 
@@ -272,9 +271,8 @@ def _squares_of_bare(
     squares: list[Tensor | None] = []
     for mine, shared in zip(own, common, strict=True):
         parts = [] if mine is None else [mine.square() / batch.units]
-        parts += (
-            [] if shared is None else [(shared / batch.samples).square() * (batch.samples / batch.units)]
-        )
+        if shared is not None:
+            parts.append((shared / batch.samples).square() * (batch.samples / batch.units))
         squares.append(torch.stack(parts).sum(0) if parts else None)
     return squares
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, Distribution, Normal, kl_divergence
 
-from acktr.kfac.likelihood import ALL, Likelihood, OutputCotangent, likelihood_of
+from acktr.kfac.likelihood import ALL, Likelihood, OutputCotangent, detached, likelihood_of
 
 REDUCTIONS = ("mean", "batchmean")
 
@@ -67,11 +67,8 @@ class _Masked(Likelihood):
 
     def detached(self, samples: Tensor | slice = ALL) -> _Masked:
         """Return the same without its graph."""
-        inner = likelihood_of(self._distribution).detached(samples)
-        found = _Masked.__new__(type(self))
         counted = None if self._counted is None else self._counted[samples]
-        _Masked.__init__(found, inner.distribution, counted, self._reduction)  # type: ignore[attr-defined]
-        return found
+        return _Masked(detached(self._distribution, samples), counted, self._reduction)
 
     def kl(self, new: _Masked) -> Tensor:
         """``KL(self || new)`` of what counts, over ``units``."""
