@@ -32,6 +32,25 @@ class Plan(NamedTuple):
     steps: list[Tensor]
 
 
+def prepare(
+    blocks: Sequence[Block],
+    group: Mapping[str, Any],
+    state: Mapping[Tensor, Any],
+    exact: Sequence[Likelihood],
+    mean: Product,
+) -> tuple[list[Plan], StepInfo, Tensor]:
+    """Plan the step of one group within its trust region.
+
+    The arguments are those of :func:`natural_gradient`.
+
+    :return: the step, its scale, and whether it can be taken (0-dim bool tensor)
+    :raises RuntimeError: as :func:`natural_gradient`
+    """
+    natural = natural_gradient(blocks, group, state, exact, mean)
+    plans = plan_steps(blocks, natural.directions, group, state)
+    return plans, *within_trust_region(plans, natural, group)
+
+
 def natural_gradient(
     blocks: Sequence[Block],
     group: Mapping[str, Any],
@@ -52,7 +71,7 @@ def natural_gradient(
         [torch.zeros_like(p) if p.grad is None else p.grad for p in block.params.values()]
         for block in blocks
     ]
-    iterations = 0 if group["step"] < group["cold_start"] else group["cg_iterations"]
+    iterations = group["cg_iterations"]
     if not blocks:
         return NaturalGradient([])
     if (iterations or group["exact_scaling"]) and not exact:
@@ -64,8 +83,6 @@ def natural_gradient(
     damping = group["damping"]
     if iterations:
         natural = exact_natural_gradient(exact, blocks, gradients, damping, iterations, mean)
-    elif group["step"] < group["cold_start"]:
-        natural = NaturalGradient(gradients)
     else:
         pairs = zip(blocks, gradients, strict=True)
         natural = NaturalGradient([b.precondition(g, damping) for b, g in pairs])
@@ -143,7 +160,10 @@ def within_trust_region(
     momentum = group["momentum"] and not group["exact_scaling"]
     held = any(p.grad is None for plan in plans for p in plan.params)
     total = quadratic(plans, natural, moved=bool(momentum or group["weight_decay"] or held))
-    info = trust_region(total, group["lr"], group["target_kl"])
+    bound = group["target_kl"]
+    if bound is not None:
+        bound = bound * group.get("kl_scale", 1.0)
+    info = trust_region(total, group["lr"], bound)
     finite = steps_are_finite(plans) & total.isfinite()
     scale, predicted_kl = (torch.where(finite, value, 0.0) for value in info[:2])
     residual = natural.solution.residual if natural.solution else None

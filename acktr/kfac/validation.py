@@ -14,25 +14,28 @@ from acktr.kfac.blocks import WEIGHT_SHARING, Block, BlockOptions
 from acktr.kfac.damping import MAX_DAMPING, MIN_DAMPING
 from acktr.kfac.inverses import INVERSES
 from acktr.kfac.likelihood import ESTIMATORS
-from acktr.kfac.schedule import REFRESHES
+from acktr.kfac.schedule import REFRESHES, Periods
 from acktr.kfac.structure import Structure
 
-_GONE = ("length_floor", "lengths")  # of parameter groups, in states of versions that had them
+# Of parameter groups, in states of versions that had them.
+_GONE = ("length_floor", "lengths", "cold_start")
 
 
-def check_options(fisher: str, *, refresh: str, **periods: int) -> None:
+def check_options(fisher: str, refresh: str, periods: Periods) -> None:
     """Check what holds for the whole optimiser.
 
     :param fisher: one of :data:`acktr.kfac.likelihood.ESTIMATORS`
     :param refresh: one of :data:`acktr.kfac.schedule.REFRESHES`
-    :param periods: by name
+    :param periods: when curvature is made anew
     :raises ValueError: an argument out of its range
     """
     _check_choice("fisher", fisher, ESTIMATORS)
     _check_choice("inverse_refresh", refresh, REFRESHES)
-    for name, period in periods.items():
+    for name, period in (("factor_period", periods.factors), ("inverse_period", periods.inverses)):
         if period < 1:
             raise ValueError(f"{name} must be at least 1, got {period}.")
+    if periods.burn_in < 0:
+        raise ValueError(f"burn_in must be 0 or more, got {periods.burn_in}.")
 
 
 def block_options(
@@ -79,7 +82,7 @@ def check_group(group: Mapping[str, Any], known: Mapping[str, Any]) -> None:
     strangers = sorted(group.keys() - known.keys() - {"params"})
     if strangers:
         raise ValueError(f"A parameter group sets {strangers}; it may set {', '.join(known)}.")
-    for name in ("lr", "damping", "weight_decay", "cold_start", "momentum"):
+    for name in ("lr", "damping", "weight_decay", "momentum"):
         value = group[name]
         if not isinstance(value, Real | Tensor) or not math.isfinite(value) or value < 0:
             raise ValueError(f"{name} must be a finite number, 0 or more, got {value!r}.")

@@ -20,6 +20,13 @@ def float64_and_seed() -> Iterator[None]:
     torch.set_default_dtype(torch.float32)
 
 
+@pytest.fixture(autouse=True)
+def parts_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In tests of parts curvature and inverses are made anew at each step, unless they say otherwise."""
+    for name, value in {"factor_period": 1, "inverse_period": 1, "burn_in": 0}.items():
+        monkeypatch.setitem(KFAC.__init__.__kwdefaults__, name, value)
+
+
 class OrthogonalSigns:
     """Signs whose average over ``n_patterns`` updates is E[r r'] = I, exactly.
 

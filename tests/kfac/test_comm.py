@@ -68,6 +68,8 @@ def train(rank, size, kind, options, shared_from=None):
     torch.manual_seed(0)
     model = MODELS[kind]().double()
     group = dist.group.WORLD if size > 1 else None
+    options = {"factor_period": 1, "inverse_period": 1, "burn_in": 0, **options}
+    measured = options.pop("measured", False)
     kfac = KFAC(model, lr=0.5, damping=0.05, target_kl=0.02, process_group=group, **options)
     for _ in range(STEPS):
         x, y = torch.randn(N, 1, 2, 3).double(), torch.randint(3, (N,))
@@ -77,12 +79,17 @@ def train(rank, size, kind, options, shared_from=None):
         kfac.update_curvature(*distributions)
         kfac.zero_grad()
         loss.backward(retain_graph=True)
-        kfac.step()
+        own = x[part], y[part]
+        kfac.step(forward=functools.partial(first_of, model, *own) if measured else None)
         if kfac.wants_reduction:
             kfac.report_reduction(loss - evaluate(model, x[part], y[part])[1])
     info, damping = kfac.last_step[0], torch.tensor(kfac.param_groups[0]["damping"])
     state = kfac.state_dict()["curvature"]
     return [p.detach() for p in model.parameters()], [info.step_scale, info.predicted_kl, damping], state
+
+
+def first_of(model, x, y):
+    return evaluate(model, x, y)[0]
 
 
 def evaluate(model, x, y):
@@ -133,6 +140,7 @@ OPTIONS = [
     {"inverse_refresh": "staggered", "inverse_period": 2, "inverse": "eigen"},
     {"max_factor_size": 3, "factor_period": 2},
     {"inverse": "ekfac", "momentum": 0.5, "inverse_period": 2},
+    {"measured": True, "momentum": 0.5},
     {"inverse": "ekfac", "inverse_refresh": "background", "max_factor_size": 3, "cg_iterations": 1},
 ]
 

@@ -192,16 +192,6 @@ def learn_frozen(kfac: KFAC, net: nn.Module, x: Tensor) -> tuple[None, Tensor]:
     return None, before - flatten([p.detach() for p in net.parameters()])
 
 
-def test_cold_start_goes_before_conjugate_gradients():
-    net = mlp(2)
-    kfac = KFAC(net, lr=1e-3, target_kl=None, cold_start=1, cg_iterations=2)
-    gradient, taken = learn(kfac, net, torch.randn(20, 4))
-    torch.testing.assert_close(taken, 1e-3 * gradient)
-    assert kfac.last_step[0].cg_residual is None
-    learn(kfac, net, torch.randn(20, 4))
-    assert kfac.last_step[0].cg_residual is not None
-
-
 def test_factor_period_does_not_age_the_exact_fisher():
     net = mlp(2)
     kfac = KFAC(net, lr=10.0, target_kl=1e-6, factor_period=3, inverse_period=2, cg_iterations=8)
