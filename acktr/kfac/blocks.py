@@ -22,6 +22,7 @@ from acktr.kfac.factors import (
     multiply_left,
     multiply_right,
     split_shape,
+    statistics_like,
 )
 from acktr.kfac.forms import Form
 from acktr.kfac.graph import Site
@@ -90,8 +91,8 @@ class Block:
 
     @property
     def like(self) -> Tensor:
-        """A tensor with the dtype and device of the statistics."""
-        return next(iter(self.all_params.values()))
+        """A tensor with the dtype, float32 at least, and the device of the statistics."""
+        return statistics_like(next(iter(self.all_params.values())))
 
     @property
     def ready(self) -> bool:
@@ -368,11 +369,12 @@ class DiagonalBlock(Block):
         for name, p in self.params.items():
             own = [(used, site) for key, used, site in uses if key == name]
             if own and all(isinstance(used.use, ElementwiseUse) for used, _ in own):
-                squares.append(sample_gradients(own, p, batch.samples).square().sum(0) / batch.units)
+                square = sample_gradients(own, p, batch.samples).to(self.like).square().sum(0)
             elif own:
-                squares.append(squares_of_products(own, p, batch.samples) / batch.units)
+                square = squares_of_products(own, p.detach().to(self.like), batch.samples)
             else:
-                squares.append(torch.zeros_like(p))
+                square = torch.zeros_like(p)
+            squares.append(square / batch.units)
         return self.flat(squares)
 
     @staticmethod
@@ -386,10 +388,8 @@ class DiagonalBlock(Block):
 
     def quadratic(self, steps: Sequence[Tensor]) -> Tensor:
         """``sum F D^2``."""
-        parts = [
-            (f * d.reshape(-1).square()).sum() for d, f in zip(steps, self.average.values, strict=True)
-        ]
-        return torch.stack(parts).sum()
+        pairs = zip(steps, self.average.values, strict=True)
+        return torch.stack([(f * d.reshape(-1).square()).sum() for d, f in pairs]).sum()
 
     def shapes(self, params: dict[str, nn.Parameter]) -> list[tuple[int, ...]]:
         """Return the lengths of the diagonals."""

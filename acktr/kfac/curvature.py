@@ -14,7 +14,7 @@ from torch.autograd.graph import GradientEdge
 from acktr.kfac.assignment import Task
 from acktr.kfac.blocks import Block, DiagonalBlock, KroneckerBlock
 from acktr.kfac.comm import Comm
-from acktr.kfac.factors import Gram
+from acktr.kfac.factors import Gram, precise
 from acktr.kfac.graph import Graph
 from acktr.kfac.likelihood import Likelihood, OutputCotangent, random_signs, sample_count
 from acktr.kfac.samples import Batch, choose, layouts, weights_of_samples
@@ -270,9 +270,9 @@ def _squares_of_bare(
     """
     squares: list[Tensor | None] = []
     for mine, shared in zip(own, common, strict=True):
-        parts = [] if mine is None else [mine.square() / batch.units]
+        parts = [] if mine is None else [precise(mine).square() / batch.units]
         if shared is not None:
-            parts.append((shared / batch.samples).square() * (batch.samples / batch.units))
+            parts.append((precise(shared) / batch.samples).square() * (batch.samples / batch.units))
         squares.append(torch.stack(parts).sum(0) if parts else None)
     return squares
 

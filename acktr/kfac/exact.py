@@ -70,11 +70,11 @@ class FisherProduct:
             products = torch.autograd.grad(
                 self.gradients,
                 self.params,
-                [parts[i] for i in self.used],
+                [parts[i].to(self.params[i]) for i in self.used],
                 retain_graph=True,
                 materialize_grads=True,
             )
-        return self.mean(flatten(products))
+        return self.mean(flatten(products).to(vector))
 
 
 def _first_line(error: Exception) -> str:

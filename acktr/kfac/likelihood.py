@@ -154,6 +154,39 @@ def sample_count(likelihoods: Sequence[Likelihood]) -> int:
     return sizes.pop()
 
 
+class Accumulated(Likelihood):
+    """Several batches whose gradients are added up for one step, in the order in which they came.
+
+    :param batches: the likelihoods of each
+    """
+
+    def __init__(self, batches: Sequence[Sequence[Likelihood]]) -> None:
+        self._batches = batches
+
+    @property
+    def samples(self) -> int:
+        """N of all batches together."""
+        return sum(sample_count(batch) for batch in self._batches)
+
+    def detached(self, samples: Tensor | slice = ALL) -> Accumulated:
+        """Return the same without its graph, of all samples."""
+        return Accumulated([[x.detached() for x in batch] for batch in self._batches])
+
+    def kl(self, new: Accumulated) -> Tensor:
+        """``KL(self || new)``, averaged over the samples of all batches."""
+        pairs = zip(self._batches, new._batches, strict=True)
+        return torch.stack([mean_kl(p, q) * (sample_count(p) / self.samples) for p, q in pairs]).sum()
+
+
+def accumulated(before: list[Likelihood], batch: list[Likelihood]) -> list[Likelihood]:
+    """Return what an exact Fisher is taken of: a batch, with those that came before it.
+
+    :param before: the same of the batches since the last step; empty for none
+    :param batch: of the present one
+    """
+    return [Accumulated([before, batch])] if before else batch
+
+
 def mean_kl(old: Sequence[Any], new: Sequence[Any]) -> Tensor:
     """``KL(old || new)`` of a joint distribution, nats, averaged over samples (0-dim tensor).
 

@@ -25,10 +25,11 @@ from torch.optim import Optimizer
 
 from acktr.kfac.blocks import Block
 from acktr.kfac.capture import Capture
-from acktr.kfac.comm import comm_of
+from acktr.kfac.comm import comm_of, group_of
 from acktr.kfac.curvature import average_in, draw_statistics, share
 from acktr.kfac.damping import Promise, adapt, promised_reduction
-from acktr.kfac.likelihood import Likelihood, likelihoods_of
+from acktr.kfac.factors import statistics_like
+from acktr.kfac.likelihood import Likelihood, accumulated, likelihoods_of
 from acktr.kfac.measured import Call, Measured, Taken, hold
 from acktr.kfac.plan import apply_steps, prepare
 from acktr.kfac.reducer import Reducer
@@ -92,7 +93,7 @@ class KFAC(Optimizer):
     :param param_groups: groups as in every torch optimiser; default: one group with all parameters.
         Parameters of ``module`` in no group are left alone
     :param process_group: processes that train one model together (``torch.distributed.group.WORLD``):
-        :meth:`step` averages their gradients, curvature and trust region. ``None`` for this one alone
+        :meth:`step` averages what they have; by default that of a ``DistributedDataParallel``
     :raises ValueError: an argument out of its range, a parameter of another model
     """
 
@@ -138,7 +139,7 @@ class KFAC(Optimizer):
         self._measured = Measured(module)
         self._promised: Promise | None = None  # of the last step, if damping is to adapt to it
         self._curvature_calls = 0
-        self._comm = comm_of(process_group)
+        self._comm = comm_of(group_of(module, process_group))
         self._reducer = Reducer(self._comm)
         self._arriving: Callable[[], Tensor] | None = None  # statistics on their way
         defaults = {
@@ -186,8 +187,7 @@ class KFAC(Optimizer):
         The backward pass goes to layer outputs only: no weight gradient is computed or touched.
 
         :param distributions: the model's outputs: torch distributions, ``CrossEntropy``,
-            ``SquaredError``, or lists of them; several give the joint Fisher of their product, as for an
-            actor and a critic on a shared trunk
+            ``SquaredError``, or lists of them; several give the joint Fisher of their product
         :param retain_graph: keep the graph for the backward pass of the loss
         :raises RuntimeError: nothing was captured, or what was hides its parameters
         :raises TypeError: a distribution whose Fisher is not known
@@ -200,7 +200,7 @@ class KFAC(Optimizer):
         flat = likelihoods_of(distributions)
         self._measured.see(flat)
         if self.needs_exact_fisher:
-            self._exact = flat
+            self._exact = accumulated(self._exact, flat)
         if not takes:
             return
         if capture is None:
@@ -372,8 +372,10 @@ class KFAC(Optimizer):
         super().load_state_dict(state_dict)
         for group, before in zip(self.param_groups, own, strict=True):
             group.update({**before, **group})  # an older state does not say all that there is to set
-        for of_param in self.state.values():  # in memory of its own, which steps write into
-            of_param.update({k: x.clone() if isinstance(x, Tensor) else x for k, x in of_param.items()})
+        saved = [i for group in state_dict["param_groups"] for i in group["params"]]
+        for i, p in zip(saved, self._all_params(), strict=True):  # in memory that steps write into
+            for name, x in state_dict["state"].get(i, {}).items():
+                self.state[p][name] = x.to(statistics_like(p), copy=True)
         self._structure.take(blocks)
         for block in self._all_blocks():
             block.load_state_dict(curvature[block.name])

@@ -18,6 +18,7 @@ from acktr.kfac.exact import (
     flatten,
     split_by_block,
 )
+from acktr.kfac.factors import precise
 from acktr.kfac.likelihood import Likelihood
 from acktr.kfac.scaling import Candidate, best_mix
 from acktr.kfac.trust_region import StepInfo, trust_region
@@ -68,7 +69,7 @@ def natural_gradient(
     :raises RuntimeError: it is asked for, and its distributions or their graph are missing
     """
     gradients = [
-        [torch.zeros_like(p) if p.grad is None else p.grad for p in block.params.values()]
+        [precise(torch.zeros_like(p) if p.grad is None else p.grad) for p in block.params.values()]
         for block in blocks
     ]
     iterations = group["cg_iterations"]
@@ -138,7 +139,7 @@ def plan_steps(
         velocity, steps = [], []
         for p, direction in zip(params, natural, strict=True):
             if p.grad is None:
-                direction = torch.zeros_like(p)
+                direction = torch.zeros_like(direction)
             elif momentum and "momentum_buffer" in state[p]:
                 direction = direction.add(state[p]["momentum_buffer"], alpha=momentum)
             velocity.append(direction)
@@ -193,7 +194,7 @@ def apply_steps(
             p.addcmul_(step, scale.to(step), value=-1.0)
             if keep and p.grad is not None:
                 # Memory of its own, always the same: a CUDA graph reads and writes where it once did.
-                state[p].setdefault("momentum_buffer", torch.empty_like(p)).copy_(kept)
+                state[p].setdefault("momentum_buffer", torch.empty_like(kept)).copy_(kept)
 
 
 def quadratic(plans: Sequence[Plan], natural: NaturalGradient, moved: bool) -> Tensor:
