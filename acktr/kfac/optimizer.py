@@ -15,7 +15,7 @@ With ``cg_iterations`` conjugate gradients correct ``S^-1 (dL/dW) A^-1`` by the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -38,6 +38,7 @@ from acktr.kfac.schedule import InverseSchedule, Periods
 from acktr.kfac.structure import Structure
 from acktr.kfac.trust_region import StepInfo
 from acktr.kfac.validation import (
+    as_groups,
     block_options,
     check_group,
     check_options,
@@ -90,7 +91,7 @@ class KFAC(Optimizer):
         (see :mod:`acktr.kfac.scaling`); any ``momentum`` > 0 brings the previous step in
     :param adapt_damping: move ``damping`` by what :meth:`report_reduction` says of the steps (see
         :mod:`acktr.kfac.damping`)
-    :param param_groups: groups as in every torch optimiser; default: one group with all parameters.
+    :param param_groups: groups, or parameters of one, as in every torch optimiser; default: all.
         Parameters of ``module`` in no group are left alone
     :param process_group: processes that train one model together (``torch.distributed.group.WORLD``):
         :meth:`step` averages what they have; by default that of a ``DistributedDataParallel``
@@ -119,7 +120,7 @@ class KFAC(Optimizer):
         cg_iterations: int = 0,
         exact_scaling: bool = False,
         adapt_damping: bool = False,
-        param_groups: Sequence[dict[str, Any]] | None = None,
+        param_groups: Iterable[Any] | None = None,
         process_group: Any = None,
     ) -> None:
         self.periods = Periods(factor_period, inverse_period, burn_in)
@@ -156,9 +157,7 @@ class KFAC(Optimizer):
         check_group(defaults, defaults)
         device = next((p.device for p in module.parameters()), torch.device("cpu"))
         self._counters = {name: torch.zeros((), device=device) for name in COUNTERS}
-        groups = [{"params": list(module.parameters())}] if param_groups is None else param_groups
-        # Copies: torch writes the defaults into the dictionaries it is given.
-        super().__init__([dict(group) for group in groups], defaults)
+        super().__init__(as_groups(module, param_groups), defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters of the module, as in every torch optimiser."""

@@ -8,7 +8,7 @@ from numbers import Integral, Real
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from acktr.kfac.blocks import WEIGHT_SHARING, Block, BlockOptions
 from acktr.kfac.damping import MAX_DAMPING, MIN_DAMPING
@@ -69,6 +69,18 @@ def block_options(
 def _check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}.")
+
+
+def as_groups(module: nn.Module, given: Iterable[Any] | None) -> list[dict[str, Any]]:
+    """Return parameter groups as torch's optimisers take them, in dictionaries of their own.
+
+    :param module: the model
+    :param given: groups, or the parameters of one; ``None`` for all of the model's
+    """
+    found = list(module.parameters() if given is None else given)
+    if found and all(isinstance(group, Mapping) for group in found):
+        return [dict(group) for group in found]  # torch writes its defaults into what it is given
+    return [{"params": found}]
 
 
 def check_group(group: Mapping[str, Any], known: Mapping[str, Any]) -> None:

@@ -106,6 +106,18 @@ def test_wrong_groups(case):
         KFAC(net, param_groups=groups)
 
 
+def test_parameters_alone_are_one_group():
+    net = mlp()
+    for given in (net[0].parameters(), list(net[0].parameters()), net[0].named_parameters()):
+        kfac = KFAC(net, param_groups=given)
+        assert [group["params"] for group in kfac.param_groups] == [list(net[0].parameters())]
+
+
+def test_a_module_without_parameters_is_refused():
+    with pytest.raises(ValueError, match="or the module itself, holds no parameters"):
+        KFAC(nn.Tanh())
+
+
 def test_weight_and_bias_may_lie_in_groups_of_their_own():
     """Such as those that give no weight decay to biases."""
     net = mlp()
