@@ -17,6 +17,7 @@ from benchmarks.suites import figures as suite_figures
 from benchmarks.suites import tables as suite_tables
 from benchmarks.suites.data import SuiteData
 from benchmarks.tuning import images as tuning_images
+from benchmarks.tuning import levers as tuning_levers
 from benchmarks.tuning import looks as tuning_looks
 from benchmarks.tuning import report as tuning_report
 
@@ -27,6 +28,7 @@ README = ROOT.parent / "README.md"
 SPEED_PAGE = ROOT.parent / "docs" / "speed.md"
 FAULTS_PAGE = ROOT.parent / "docs" / "reliability.md"
 ABLATIONS_PAGE = ROOT.parent / "docs" / "ablations.md"
+TUNING_NOTES = ROOT / "results" / "tuning" / "notes.md"
 PYTHONS_PAGE = ROOT.parent / "docs" / "pythons.md"
 SCALING_PAGE = ROOT.parent / "docs" / "distributed.md"
 BEGIN, END = "<!-- table: python -m benchmarks.report -->", "<!-- end of table -->"
@@ -109,7 +111,13 @@ def faults_page(text: str) -> str:
 
 
 def ablations_page(text: str) -> str:
-    """Return the page of ablations with its tables made anew."""
+    """Return the page of ablations with its table made anew."""
+    begin, end = "<!-- levers: python -m benchmarks.report -->", "<!-- end of levers -->"
+    return _between_markers(text, tuning_levers.table(), begin, end)
+
+
+def tuning_notes(text: str) -> str:
+    """Return the notes on tuning with their tables made anew."""
     text = _between_markers(text, tuning_report.table())
     tables = {**tuning_report.TABLES, **tuning_looks.TABLES, **tuning_images.TABLES}
     for name, make in tables.items():
@@ -149,6 +157,7 @@ PAGES = {
     SCALING_PAGE: scaling_page,
     PYTHONS_PAGE: pythons_page,
     ABLATIONS_PAGE: ablations_page,
+    TUNING_NOTES: tuning_notes,
 }
 
 

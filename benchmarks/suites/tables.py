@@ -35,13 +35,14 @@ def text(data: SuiteData) -> str:
     if suite.speeds:
         return "\n\n".join([*parts, speed_table(data)])
     parts += links(data)
-    if len(data.envs) > 1 and not any(data.target(env) for env in data.envs):
+    compared = data.ours in data.labels and any(data.best(env) for env in data.envs)
+    by_task = compared and suite.reference == "all"
+    if len(data.envs) > 1 and not by_task and not any(data.target(env) for env in data.envs):
         parts += ["**IQM by task**", overview_table(data)]
     if PRESET in data.labels and len(data.labels) > 1:
         parts += ["**Less what the preset has with the same seeds**", difference_table(data)]
-    every_seed = ["**Every seed**", scores_table(data)]
-    compared = data.ours in data.labels and any(data.best(env) for env in data.envs)
-    if compared and suite.reference == "all":
+    every_seed = [f"<details>\n<summary>Every seed</summary>\n\n{scores_table(data)}\n\n</details>"]
+    if by_task:
         parts += ["**Over all tasks**", aggregate_table(data)]
         parts += ["**By task**", by_task_table(data), *every_seed]
     elif compared:

@@ -150,6 +150,11 @@ def hill(results: Path = TUNING / "hill.csv") -> str:
     return "\n".join(_lines(list(existing(results)), "last_100_return", ("MountainCarContinuous-v0",)))
 
 
+def zeros(results: Path = TUNING / "zeros.csv") -> str:
+    """Return what MinAtar's Breakout ends with, by what is done with its zeros and ones."""
+    return "\n".join(_lines(list(existing(results)), "last_100_return", ("minatar-breakout",)))
+
+
 def search(results: Path = TUNING / "search.csv") -> str:
     """Return what 200,000 steps end with, training and evaluation, by the noise."""
     rows = list(existing(results))
@@ -309,5 +314,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "calls": calls,
     "critic curvature": critic_curvature,
     "ranges": ranges,
+    "zeros": zeros,
     "lasting": lasting,
 }
