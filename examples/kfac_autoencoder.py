@@ -136,7 +136,9 @@ def train_kfac(seed: int, setting: Setting) -> Run:
             group["target_kl"] = FIRST_KL * (LAST_KL / FIRST_KL) ** done
 
     images, model = draw_curves(setting.images, seed), make_autoencoder(seed)
-    optimizer = KFAC(model, lr=1.0, damping=0.001, momentum=0.5, target_kl=FIRST_KL)
+    optimizer = KFAC(
+        model, lr=1.0, damping=0.001, momentum=0.5, target_kl=FIRST_KL, factor_period=1, inverse_period=1
+    )
     return train("K-FAC", model, optimizer, images, setting.kfac_steps, shrink_trust_region)
 
 

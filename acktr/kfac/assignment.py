@@ -330,7 +330,7 @@ def warn_of(parameters: Parameters, strange: Sequence[Tensor], known: set[str]) 
 
 
 def check_groups(module: nn.Module, params: Sequence[Any]) -> None:
-    """Refuse a group that holds nothing, a parameter twice, or one of another model.
+    """Refuse a group that holds nothing, a parameter twice, one of another model, or parts of one.
 
     :param module: the whole model
     :param params: the group's parameters
@@ -340,5 +340,11 @@ def check_groups(module: nn.Module, params: Sequence[Any]) -> None:
         raise ValueError("A parameter group, or the module itself, holds no parameters.")
     if len({id(p) for p in params}) < len(params):
         raise ValueError("A parameter group holds a parameter more than once.")
+    sharded = [name for name, p in module.named_parameters() if hasattr(p, "device_mesh")]
+    if sharded:
+        raise ValueError(
+            f"Parameter {sharded[0]!r} is sharded (DTensor), as by fully_shard: K-FAC needs whole "
+            "parameters on each process, as under DistributedDataParallel."
+        )
     if {id(p) for p in params} - {id(p) for p in module.parameters()}:
         raise ValueError("A parameter group holds parameters that are not parameters of the module.")

@@ -22,12 +22,22 @@ from acktr.kfac.factors import (
     multiply_left,
     multiply_right,
     split_shape,
+    statistics_like,
 )
 from acktr.kfac.forms import Form
 from acktr.kfac.graph import Site
 from acktr.kfac.inverses import Pair
 from acktr.kfac.refresh import SafeInverse
-from acktr.kfac.samples import combined, own_rows, sample_gradients, squares_of_products
+from acktr.kfac.samples import (
+    Batch,
+    all_rows,
+    combined,
+    counted_rows,
+    joined,
+    own_rows,
+    sample_gradients,
+    squares_of_products,
+)
 from acktr.kfac.uses import ElementwiseUse, TableUse, Used
 
 WEIGHT_SHARING = ("expand", "reduce")
@@ -81,8 +91,8 @@ class Block:
 
     @property
     def like(self) -> Tensor:
-        """A tensor with the dtype and device of the statistics."""
-        return next(iter(self.all_params.values()))
+        """A tensor with the dtype, float32 at least, and the device of the statistics."""
+        return statistics_like(next(iter(self.all_params.values())))
 
     @property
     def ready(self) -> bool:
@@ -173,7 +183,7 @@ class KroneckerBlock(Block):
         super().reset()
         self.inverse = SafeInverse(self.inverse.kind)
 
-    def statistics(self, uses: Sequence[Used], batch: int) -> tuple[Tensor | Gram, ...]:
+    def statistics(self, uses: Sequence[Used], batch: Batch) -> tuple[Tensor | Gram, ...]:
         """Return ``A = sum a a' / N`` and ``S = sum g g' / M`` over all uses of the weight.
 
         M counts the rows of g: N for a plain layer, N T with T positions (KFC, sec. 3).
@@ -198,16 +208,15 @@ class KroneckerBlock(Block):
         return torch.stack(of_A), torch.stack(of_S)
 
     def _factors(
-        self, uses: Sequence[Used], batch: int, group: int | None = None
+        self, uses: Sequence[Used], batch: Batch, group: int | None = None
     ) -> tuple[Tensor | Gram, Tensor | Gram]:
-        pairs = self._rows(uses, batch, group)
-        a, g = pairs[0]
-        if len(pairs) > 1:
-            a, g = (torch.cat(rows, -2 if rows[0].ndim > 1 else 0) for rows in zip(*pairs, strict=True))
+        a, g = joined(self._rows(uses, batch, group))
         # Under autocast rows come in half precision; averages and inverses are kept in the weight's.
         dtype = self.options.statistics_dtype or self.like.dtype
         a, g = (x if x.dtype.is_floating_point is False else x.to(dtype) for x in (a, g))
         A, S = self._input_factor(a, g, uses, batch), Gram(g, max(g.shape[-2], 1))
+        if batch.partial:
+            S = Gram(g * counted_rows(g).sum().clamp_min(1.0).rsqrt(), 1.0)
         if group is not None:
             return A, S
         a_split, s_split = self._splits(self.params)
@@ -217,7 +226,9 @@ class KroneckerBlock(Block):
             A = diagonal_blocks(A, a_split)
         return A, S.split(s_split)
 
-    def _rows(self, uses: Sequence[Used], batch: int, group: int | None) -> list[tuple[Tensor, Tensor]]:
+    def _rows(
+        self, uses: Sequence[Used], batch: Batch, group: int | None
+    ) -> list[tuple[Tensor, Tensor]]:
         """With ``"reduce"``, make one row of the T rows of each sample (Eschenhagen et al. 2023).
 
         The gradient of a sample is ``sum_t g_t a_t'``. "expand" takes the T terms as independent,
@@ -225,17 +236,23 @@ class KroneckerBlock(Block):
         """
         unit = self.form.shape[-2]
         if self.options.weight_sharing == "expand":
-            return [own_rows(used, used.use.rows(used.grads), unit, group) for used in uses]
+            return [own_rows(u, all_rows(u, batch), unit, group) for u in uses]
         return combined(uses, batch, unit, group)
 
-    def _input_factor(self, a: Tensor, g: Tensor, uses: Sequence[Used], batch: int) -> Tensor | Gram:
+    def _input_factor(self, a: Tensor, g: Tensor, uses: Sequence[Used], batch: Batch) -> Tensor | Gram:
+        counted = counted_rows(g) if batch.partial else None
         if "weight" not in self.params:  # only the bias learns: its input is the constant 1
-            groups = g.shape[:-2]
-            return g.new_full((*groups, 1, 1), g.shape[-2] / batch)
+            if counted is not None:
+                return (counted.sum() / batch.units).expand(*g.shape[:-2], 1, 1)
+            return g.new_full((*g.shape[:-2], 1, 1), g.shape[-2] / batch.number)
         use = uses[0].use
         if isinstance(use, TableUse):
-            return use.counts(a, self.params["weight"].detach(), batch)
-        return Gram(a, batch, "bias" in self.params)
+            return use.counts(a, self.params["weight"].detach(), batch.units, counted)
+        if counted is None:
+            return Gram(a, batch.number, "bias" in self.params)
+        if "bias" in self.params:
+            a = torch.cat([a, a.new_ones((*a.shape[:-1], 1))], -1)
+        return Gram(a * (counted / batch.units**0.5).to(a).unsqueeze(-1), 1.0)
 
     def _sizes(self, params: dict[str, nn.Parameter]) -> tuple[tuple[int, ...], int, int]:
         """Return the groups, the columns and the rows of the matrix form."""
@@ -343,7 +360,7 @@ def _factor_shape(groups: tuple[int, ...], size: int, split: tuple[int, int] | N
 class DiagonalBlock(Block):
     """The diagonal of the Fisher, one running average for each parameter of the block."""
 
-    def statistics(self, uses: Sequence[tuple[str, Used, Site]], batch: int) -> tuple[Tensor, ...]:
+    def statistics(self, uses: Sequence[tuple[str, Used, Site]], batch: Batch) -> tuple[Tensor, ...]:
         """Return the mean square of the gradients sample by sample, summed over all uses.
 
         :param uses: of each parameter by its name in the block
@@ -352,11 +369,12 @@ class DiagonalBlock(Block):
         for name, p in self.params.items():
             own = [(used, site) for key, used, site in uses if key == name]
             if own and all(isinstance(used.use, ElementwiseUse) for used, _ in own):
-                squares.append(sample_gradients(own, p, batch).square().sum(0) / batch)
+                square = sample_gradients(own, p, batch.samples).to(self.like).square().sum(0)
             elif own:
-                squares.append(squares_of_products(own, p, batch) / batch)
+                square = squares_of_products(own, p.detach().to(self.like), batch.samples)
             else:
-                squares.append(torch.zeros_like(p))
+                square = torch.zeros_like(p)
+            squares.append(square / batch.units)
         return self.flat(squares)
 
     @staticmethod
@@ -370,10 +388,8 @@ class DiagonalBlock(Block):
 
     def quadratic(self, steps: Sequence[Tensor]) -> Tensor:
         """``sum F D^2``."""
-        parts = [
-            (f * d.reshape(-1).square()).sum() for d, f in zip(steps, self.average.values, strict=True)
-        ]
-        return torch.stack(parts).sum()
+        pairs = zip(steps, self.average.values, strict=True)
+        return torch.stack([(f * d.reshape(-1).square()).sum() for d, f in pairs]).sum()
 
     def shapes(self, params: dict[str, nn.Parameter]) -> list[tuple[int, ...]]:
         """Return the lengths of the diagonals."""

@@ -19,7 +19,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 AWAKE_SECONDS = 0.02  # how long a process waits for a message before it falls asleep
 BUCKET_BYTES = 25 * 2**20  # as DistributedDataParallel's
@@ -204,6 +205,27 @@ class Comm:
 
 _ALONE = Comm()
 _comms: weakref.WeakKeyDictionary[Any, Comm] = weakref.WeakKeyDictionary()
+
+
+def group_of(module: nn.Module, group: Any) -> Any:
+    """Return the group of the processes that train a model.
+
+    :param module: the model
+    :param group: as a user says it; ``None`` leaves it to the model: a ``DistributedDataParallel`` knows
+    :raises ValueError: there are several processes, and nothing says whether they train one model
+    """
+    if group is not None or not (dist.is_available() and dist.is_initialized()):
+        return group
+    if isinstance(module, DistributedDataParallel):
+        return module.process_group
+    if dist.get_world_size() > 1:
+        raise ValueError(
+            f"There are {dist.get_world_size()} processes and KFAC knows of no group of them: pass the "
+            "DistributedDataParallel wrapper as the module, or process_group="
+            "torch.distributed.group.WORLD; where each process trains a model of its own, a group of "
+            "that process alone."
+        )
+    return None
 
 
 def comm_of(group: Any = None) -> Comm:

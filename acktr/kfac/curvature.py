@@ -10,15 +10,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
-from torch.distributions import Distribution
 
 from acktr.kfac.assignment import Task
 from acktr.kfac.blocks import Block, DiagonalBlock, KroneckerBlock
 from acktr.kfac.comm import Comm
-from acktr.kfac.factors import Gram
-from acktr.kfac.fisher import batch_size, output_cotangents, random_signs
+from acktr.kfac.factors import Gram, precise
 from acktr.kfac.graph import Graph
-from acktr.kfac.samples import choose, layouts, weights_of_samples
+from acktr.kfac.likelihood import Likelihood, OutputCotangent, random_signs, sample_count
+from acktr.kfac.samples import Batch, choose, layouts, weights_of_samples
 from acktr.kfac.structure import Known, Structure
 from acktr.kfac.uses import Layout, Use, Used, read
 
@@ -52,7 +51,7 @@ class _Work(NamedTuple):
 
 def draw_statistics(
     structure: Structure,
-    distributions: list[Distribution],
+    likelihoods: list[Likelihood],
     estimator: str,
     retain_graph: bool,
     comm: Comm,
@@ -60,22 +59,21 @@ def draw_statistics(
     """Draw cotangents and pull them back to the uses of all parameters.
 
     :param structure: finds them
-    :param distributions: the model's outputs, over the same N samples
-    :param estimator: one of :data:`acktr.kfac.fisher.ESTIMATORS`
+    :param likelihoods: the model's outputs, over the same N samples
+    :param estimator: one of :data:`acktr.kfac.likelihood.ESTIMATORS`
     :param retain_graph: keep the graph for the backward pass of the loss
     :param comm: the processes that train one model
     :return: of each block that takes part
     :raises RuntimeError: the distributions do not depend on a parameter of the optimiser
     :raises ValueError: distributions over different numbers of samples
     """
-    batch = batch_size(distributions)
+    batch = sample_count(likelihoods)
     for block in structure:
         block.track_frozen()
     if not batch:  # as of an expert that nothing was sent to
         structure.find_nothing(comm)
         return []
-    pairs = [pair for d in distributions for pair in output_cotangents(d, estimator)]
-    pairs = [pair for pair in pairs if pair.output.requires_grad]
+    pairs, counts = _cotangents(likelihoods, estimator)
     if not pairs:
         raise RuntimeError(
             "The distributions do not depend on a captured layer: build them from the outputs of the "
@@ -112,7 +110,7 @@ def draw_statistics(
             plain, other = grads[at], weighted[at]
             if plain is not None and other is not None:
                 known.layouts[w.place] = choose(w.use, w.layouts, plain, other, batch)
-        squares = _squares_of_bare(grads[len(edges) :], common, batch)
+        squares = _squares_of_bare(grads[len(edges) :], common, counts)
         by_param = {id(p): square for p, square in zip(bare, squares, strict=True)}
         used: dict[int, list[tuple[Task, Used]]] = {}
         for w in work:
@@ -121,8 +119,22 @@ def draw_statistics(
                 layout = known.layouts.get(w.place, w.layouts[0]) if w.layouts else None
                 of_use = Used(w.use, grad, layout, w.task.groups, w.task.form)
                 used.setdefault(id(w.block), []).append((w.task, of_use))
-        drawn = [_drawn(b, used.get(id(b), []), by_param, batch) for b, _ in known.tasks]
+        drawn = [_drawn(b, used.get(id(b), []), by_param, counts) for b, _ in known.tasks]
     return [u for u in drawn if u is not None]
+
+
+def _cotangents(
+    likelihoods: Sequence[Likelihood], estimator: str
+) -> tuple[list[OutputCotangent], Batch]:
+    """Draw cotangents of all outputs, in the units of the first likelihood."""
+    first, *others = likelihoods
+    units = first.units
+    pairs = first.cotangents(estimator)
+    for other in others:
+        factor = (units / other.units) ** 0.5
+        pairs += [pair.scaled(factor) for pair in other.cotangents(estimator)]
+    batch = Batch(first.samples, units, any(x.partial for x in likelihoods))
+    return [pair for pair in pairs if pair.output.requires_grad], batch
 
 
 def _work(graph: Graph, known: Known, batch: int) -> tuple[list[_Work], list[Tensor]]:
@@ -249,17 +261,18 @@ def _pull_back(
 
 
 def _squares_of_bare(
-    own: Sequence[Tensor | None], common: Sequence[Tensor | None], batch: int
+    own: Sequence[Tensor | None], common: Sequence[Tensor | None], batch: Batch
 ) -> list[Tensor | None]:
     """Mean squares for bare parameters, from batch gradients of either kind.
 
-    :param own: gradients with independent signs for each sample: the mean square is ``g^2 / N``
+    :param own: gradients with independent signs for each sample: the mean square is ``g^2 / units``
     :param common: gradients with one sign for all samples: N times that of one sample
     """
     squares: list[Tensor | None] = []
     for mine, shared in zip(own, common, strict=True):
-        parts = [] if mine is None else [mine.square() / batch]
-        parts += [] if shared is None else [(shared / batch).square()]
+        parts = [] if mine is None else [precise(mine).square() / batch.units]
+        if shared is not None:
+            parts.append((precise(shared) / batch.samples).square() * (batch.samples / batch.units))
         squares.append(torch.stack(parts).sum(0) if parts else None)
     return squares
 
@@ -268,7 +281,7 @@ def _drawn(
     block: Block,
     uses: list[tuple[Task, Used]],
     squares: dict[int, Tensor | None],
-    batch: int,
+    batch: Batch,
 ) -> Drawn | None:
     """Return one block's statistics; ``None`` if it takes no part."""
     own = [square for p in block.params.values() if (square := squares.get(id(p))) is not None]

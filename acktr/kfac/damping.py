@@ -62,9 +62,8 @@ def promised_reduction(
 
 
 def _is_due(group: Mapping[str, Any]) -> bool:
-    # The plain gradient of a cold start says nothing about damping.
     step: int = group["step"]
-    return bool(group["adapt_damping"]) and step > group["cold_start"] and step % PERIOD == 0
+    return bool(group["adapt_damping"]) and step > 0 and step % PERIOD == 0
 
 
 def adapt(promise: Promise, actual: float) -> float | None:

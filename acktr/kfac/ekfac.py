@@ -24,7 +24,7 @@ from acktr.kfac.assignment import Spec
 from acktr.kfac.blocks import BlockOptions, KroneckerBlock
 from acktr.kfac.factors import Gram, RunningAverage, multiply_left, multiply_right
 from acktr.kfac.inverses import EigenInverse, rotate, spectrum_shape
-from acktr.kfac.samples import use_by_sample
+from acktr.kfac.samples import Batch, use_by_sample
 from acktr.kfac.uses import Used
 
 MAX_ENTRIES = 2**22  # of the gradients of single samples that are held at once
@@ -72,7 +72,7 @@ class EigenvalueCorrectedBlock(KroneckerBlock):
         super().reset()
         self._basis = []
 
-    def statistics(self, uses: Sequence[Used], batch: int) -> tuple[Tensor | Gram, ...]:
+    def statistics(self, uses: Sequence[Used], batch: Batch) -> tuple[Tensor | Gram, ...]:
         """Return A, S and the moments of this batch in the basis of now, as :meth:`shapes` has them."""
         A, S = super().statistics(uses, batch)
         if not self.has_inverse:
@@ -94,9 +94,9 @@ class EigenvalueCorrectedBlock(KroneckerBlock):
         largest = torch.finfo(moments.dtype).max
         return A, S, moments.nan_to_num(nan=largest, posinf=largest).flatten()
 
-    def _second_moments(self, uses: Sequence[Used], batch: int, group: int | None) -> Tensor:
-        rows = [self._projected(used, batch, group) for used in uses]
-        return second_moments(rows, batch, self.moments.shape[-1], self.like.dtype)
+    def _second_moments(self, uses: Sequence[Used], batch: Batch, group: int | None) -> Tensor:
+        rows = [self._projected(used, batch.samples, group) for used in uses]
+        return second_moments(rows, batch.units, self.moments.shape[-1], self.like.dtype)
 
     def _projected(self, used: Used, batch: int, group: int | None) -> tuple[Tensor, Tensor, bool]:
         """Return the rows of a and g by sample, in the eigenbasis; those of words stay indices."""
@@ -223,7 +223,10 @@ def _rotated(rows: Tensor, vectors: Tensor) -> Tensor:
 
 
 def second_moments(
-    uses: Sequence[tuple[Tensor, Tensor, bool]], batch: int, columns: int, dtype: torch.dtype
+    uses: Sequence[tuple[Tensor, Tensor, bool]],
+    units: float | Tensor,
+    columns: int,
+    dtype: torch.dtype,
 ) -> Tensor:
     """Return ``sum over samples (sum_t g_t a_t')^2 / N``, squared entry by entry.
 
@@ -232,7 +235,7 @@ def second_moments(
     :param uses: rows of a, ``(N, T, in)``, ``(G, N, T, in)`` or indices ``(N, T)``, and of g,
         ``(N, T, out)`` or ``(G, N, T, out)``, for each use of the layer, and whether its N are the
         samples
-    :param batch: N
+    :param units: N, or what else the loss averages over
     :param columns: how many words indices choose from
     :param dtype: of the sums
     :return: ``(out, in)`` or ``(G, out, in)``
@@ -248,7 +251,7 @@ def second_moments(
         a = torch.cat([a for a, _ in same], _positions(same[0][0]))
         g = torch.cat([g for _, g in same], -2)
         sums.append(_sum_of_squares(a, g, columns, dtype))
-    return torch.stack(sums).sum(0) / batch
+    return torch.stack(sums).sum(0) / units
 
 
 def _positions(a: Tensor) -> int:

@@ -16,97 +16,38 @@ them.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import singledispatch
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.distributions import (
-    Bernoulli,
-    Categorical,
-    Distribution,
-    Independent,
-    Normal,
-    OneHotCategorical,
-    kl_divergence,
-)
 
 from acktr.kfac.blocks import Block
+from acktr.kfac.likelihood import likelihoods_of, mean_kl
 
 Product = Callable[[Tensor], Tensor]
-_ALL = slice(None)
-
-
-def mean_kl(old: Sequence[Distribution], new: Sequence[Distribution]) -> Tensor:
-    """``KL(old || new)`` of a joint distribution, nats, averaged over samples (0-dim tensor).
-
-    :param old: distributions of independent parts, each over the same N samples
-    :param new: the same parts, each of the same kind
-    """
-    parts = [kl_divergence(p, q) for p, q in zip(old, new, strict=True)]
-    return torch.stack([part.reshape(len(part), -1).sum(1).mean() for part in parts]).sum()
-
-
-@singledispatch
-def detached(distribution: Distribution, samples: Tensor | slice = _ALL) -> Distribution:
-    """Return the same distribution without its graph; add a kind with ``@detached.register``.
-
-    :param samples: which of its N samples; all by default
-    :raises TypeError: a distribution that is not registered
-    """
-    raise TypeError(
-        f"The exact Fisher of {type(distribution).__name__} is not known: use Categorical, "
-        "OneHotCategorical, Normal, Bernoulli, Independent of them or a list of them, or register it "
-        "with acktr.kfac.exact.detached.register."
-    )
-
-
-@detached.register(Independent)
-def _(distribution: Independent[Any], samples: Tensor | slice = _ALL) -> Distribution:
-    base = detached(distribution.base_dist, samples)
-    return Independent(base, distribution.reinterpreted_batch_ndims, validate_args=False)
-
-
-@detached.register
-def _(distribution: Categorical, samples: Tensor | slice = _ALL) -> Distribution:
-    return Categorical(logits=distribution.logits.detach()[samples], validate_args=False)
-
-
-@detached.register
-def _(distribution: OneHotCategorical, samples: Tensor | slice = _ALL) -> Distribution:
-    return OneHotCategorical(logits=distribution.logits.detach()[samples], validate_args=False)
-
-
-@detached.register
-def _(distribution: Bernoulli, samples: Tensor | slice = _ALL) -> Distribution:
-    return Bernoulli(logits=distribution.logits.detach()[samples], validate_args=False)
-
-
-@detached.register
-def _(distribution: Normal, samples: Tensor | slice = _ALL) -> Distribution:
-    mean, std = distribution.loc.detach(), distribution.scale.detach()
-    return Normal(mean[samples], std[samples], validate_args=False)
 
 
 class FisherProduct:
     """``v -> F v`` with the exact Fisher of one batch, averaged over its samples.
 
-    :param distributions: the model's outputs with their graph, which must live as long as this does
+    :param distributions: the model's outputs with their graph, which must live as long as this does;
+        likelihoods, or what :func:`acktr.kfac.likelihood.likelihood_of` knows
     :param params: the parameters that F is about
     :param mean: see :func:`exact_natural_gradient`
-    :raises TypeError: a distribution that :func:`detached` does not know
+    :raises TypeError: a distribution whose KL is not known
     :raises RuntimeError: the distributions do not depend on any of the parameters
     """
 
     def __init__(
         self,
-        distributions: Sequence[Distribution],
+        distributions: Sequence[Any],
         params: Sequence[Tensor],
         mean: Product = lambda v: v,
     ) -> None:
-        old = [detached(d) for d in distributions]
+        new = likelihoods_of(distributions)
+        old = [x.detached() for x in new]
         with torch.enable_grad():
-            kl = mean_kl(old, distributions)
+            kl = mean_kl(old, new)
             try:
                 gradients = torch.autograd.grad(kl, params, create_graph=True, allow_unused=True)
             except RuntimeError as error:
@@ -129,11 +70,11 @@ class FisherProduct:
             products = torch.autograd.grad(
                 self.gradients,
                 self.params,
-                [parts[i] for i in self.used],
+                [parts[i].to(self.params[i]) for i in self.used],
                 retain_graph=True,
                 materialize_grads=True,
             )
-        return self.mean(flatten(products))
+        return self.mean(flatten(products).to(vector))
 
 
 def _first_line(error: Exception) -> str:
@@ -221,7 +162,7 @@ class NaturalGradient(NamedTuple):
 
 
 def exact_natural_gradient(
-    distributions: Sequence[Distribution],
+    distributions: Sequence[Any],
     blocks: Sequence[Block],
     gradients: Sequence[Sequence[Tensor]],
     damping: float,

@@ -107,6 +107,16 @@ def _add_by_strips(corner: Tensor, rows: Tensor, keep: float, scale: float) -> N
         corner[end:, start:end] = corner[start:end, end:].mT
 
 
+def precise(x: Tensor) -> Tensor:
+    """Return a tensor in float32 if it is of fewer digits: sums and inverses need them."""
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+def statistics_like(weight: Tensor) -> Tensor:
+    """Return a tensor with the device of a weight and the precision of its statistics."""
+    return weight if weight.dtype in (torch.float32, torch.float64) else weight.new_empty(0).float()
+
+
 class RunningAverage:
     """Average of the statistics of one block: ``X <- rho_k X + (1 - rho_k) X_new``.
 

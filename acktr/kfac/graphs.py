@@ -233,7 +233,7 @@ def _curvature_calls(optimizer: Optimizer) -> int:
 def count_step(kfac: KFAC, infos: Sequence[StepInfo], curvatures: int = 1) -> None:
     """Count one step that the device has been told to repeat, and the curvature that it takes."""
     kfac._curvature_calls += curvatures
-    statistics = -(-kfac._curvature_calls // kfac.factor_period)
+    statistics = kfac.periods.taken(kfac._curvature_calls)
     groups = zip(kfac.param_groups, kfac._blocks, kfac._schedules, strict=True)
     for group, blocks, schedule in groups:
         now, _ = schedule.due(blocks, group["step"], statistics, group["damping"])
@@ -250,12 +250,11 @@ def _upcoming(kfac: KFAC) -> Hashable:
     Whether the curvature will be taken at all is known to the work alone: both is described.
     """
     calls = kfac._curvature_calls
-    described: list[Hashable] = [calls % kfac.factor_period == 0]
+    described: list[Hashable] = [kfac.periods.takes(calls)]
     groups = zip(kfac.param_groups, kfac._blocks, kfac._schedules, strict=True)
     for group, blocks, schedule in groups:
-        described.append(group["step"] < group["cold_start"])
         for taken in (calls, calls + 1):
-            statistics = -(-taken // kfac.factor_period)
+            statistics = kfac.periods.taken(taken)
             now, _ = schedule.due(blocks, group["step"], statistics, group["damping"])
             described.append(tuple(b.name for b in now))
         described.append(tuple(x.data_ptr() for block in blocks for x in _of_block(block)))

@@ -15,28 +15,30 @@ With ``cg_iterations`` conjugate gradients correct ``S^-1 (dL/dW) A^-1`` by the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution
 from torch.optim import Optimizer
 
 from acktr.kfac.blocks import Block
 from acktr.kfac.capture import Capture
-from acktr.kfac.comm import comm_of
+from acktr.kfac.comm import comm_of, group_of
 from acktr.kfac.curvature import average_in, draw_statistics, share
 from acktr.kfac.damping import Promise, adapt, promised_reduction
-from acktr.kfac.fisher import flatten_distributions
-from acktr.kfac.plan import apply_steps, natural_gradient, plan_steps, within_trust_region
+from acktr.kfac.factors import statistics_like
+from acktr.kfac.likelihood import Likelihood, accumulated, likelihoods_of
+from acktr.kfac.measured import Call, Measured, Taken, hold
+from acktr.kfac.plan import apply_steps, prepare
 from acktr.kfac.reducer import Reducer
 from acktr.kfac.refresh import COUNTERS
-from acktr.kfac.schedule import InverseSchedule
+from acktr.kfac.schedule import InverseSchedule, Periods
 from acktr.kfac.structure import Structure
 from acktr.kfac.trust_region import StepInfo
 from acktr.kfac.validation import (
+    as_groups,
     block_options,
     check_group,
     check_options,
@@ -51,23 +53,24 @@ class KFAC(Optimizer):
     ::
 
         with kfac.capture():
-            logits, value = model(x)
-        kfac.update_curvature(Categorical(logits=logits), Normal(value, 1.0))
-        loss.backward()
-        kfac.step()
+            logits = model(x)
+        kfac.update_curvature(CrossEntropy(logits))
+        F.cross_entropy(logits, y).backward()
+        kfac.step(forward=lambda: CrossEntropy(model(x)))
 
-    ``lr``, ``damping``, ``target_kl``, ``momentum``, ``weight_decay``, ``cold_start``,
-    ``cg_iterations``, ``exact_scaling`` and ``adapt_damping`` live in ``param_groups`` and may differ
-    between groups and change at any time; each group has its own trust region.
+    ``lr``, ``damping``, ``target_kl``, ``momentum``, ``weight_decay``, ``cg_iterations``,
+    ``exact_scaling`` and ``adapt_damping`` live in ``param_groups`` and may differ between groups and
+    change at any time; each group has its own trust region.
 
     :param module: the model; :mod:`acktr.kfac.graph` finds what its parameters do
     :param lr: eta_max, the largest step scale
     :param damping: lambda, in units of the Fisher
-    :param target_kl: delta, the bound on the predicted KL of one step in nats; ``None`` for none
+    :param target_kl: delta, the bound on the KL of one step in nats, predicted or measured, see
+        :meth:`step`; ``None`` for none
     :param momentum: decay of the running sum of natural gradients; the bound holds with it
     :param weight_decay: decoupled: added to the step after preconditioning
     :param stat_decay: rho of the running averages, in (0, 1]; 1 averages all batches alike
-    :param fisher: ``"curvature-propagation"`` or ``"monte-carlo"``, see :mod:`acktr.kfac.fisher`
+    :param fisher: ``"curvature-propagation"`` or ``"monte-carlo"``, see :mod:`acktr.kfac.likelihood`
     :param inverse: ``"cholesky"``, ``"eigen"``, see :mod:`acktr.kfac.inverses`, or ``"ekfac"``: measured
         eigenvalues, see :mod:`acktr.kfac.ekfac`
     :param weight_sharing: what the positions of a convolution (or of a sequence) do to each other:
@@ -75,26 +78,23 @@ class KFAC(Optimizer):
         :meth:`acktr.kfac.blocks.KroneckerBlock._rows`)
     :param factor_period: statistics are taken at every so many-th call of :meth:`update_curvature`
     :param inverse_period: inverses are refreshed at every so many-th step
+    :param burn_in: in so many first calls and steps both periods are 1
     :param inverse_refresh: ``"together"``, ``"staggered"`` over the period, or in the ``"background"``
         while steps go on, see :class:`acktr.kfac.schedule.InverseSchedule`
     :param max_factor_size: factors of wider layers are split into diagonal blocks no wider than this,
         which bounds memory and time; ``None`` for no bound
     :param statistics_dtype: of the products that make the factors, such as ``torch.bfloat16``; averages
         and inverses keep the weight's
-    :param cold_start: so many first steps follow the plain gradient, within the same trust region,
-        while statistics gather
     :param cg_iterations: conjugate-gradient iterations towards the natural gradient of the *exact*
-        Fisher of the batch, with K-FAC as preconditioner and as damping (see :mod:`acktr.kfac.exact`);
-        the trust region then measures with the exact Fisher too. 0 takes K-FAC's direction as it is
-    :param exact_scaling: length and momentum by the exact Fisher of the batch (see
-        :mod:`acktr.kfac.scaling`): the best mix of direction and previous step, of which the trust
-        region takes as much as the exact Fisher allows. Any ``momentum`` > 0 brings the previous step in
+        Fisher of the batch, with K-FAC as preconditioner and as damping (see :mod:`acktr.kfac.exact`)
+    :param exact_scaling: the best mix of direction and previous step by the exact Fisher of the batch
+        (see :mod:`acktr.kfac.scaling`); any ``momentum`` > 0 brings the previous step in
     :param adapt_damping: move ``damping`` by what :meth:`report_reduction` says of the steps (see
         :mod:`acktr.kfac.damping`)
-    :param param_groups: groups as in every torch optimiser; default: one group with all parameters.
+    :param param_groups: groups, or parameters of one, as in every torch optimiser; default: all.
         Parameters of ``module`` in no group are left alone
     :param process_group: processes that train one model together (``torch.distributed.group.WORLD``):
-        :meth:`step` averages their gradients, curvature and trust region. ``None`` for this one alone
+        :meth:`step` averages what they have; by default that of a ``DistributedDataParallel``
     :raises ValueError: an argument out of its range, a parameter of another model
     """
 
@@ -111,38 +111,36 @@ class KFAC(Optimizer):
         fisher: str = "curvature-propagation",
         inverse: str = "cholesky",
         weight_sharing: str = "expand",
-        factor_period: int = 1,
-        inverse_period: int = 1,
+        factor_period: int = 5,
+        inverse_period: int = 10,
+        burn_in: int = 20,
         inverse_refresh: str = "together",
         max_factor_size: int | None = None,
         statistics_dtype: torch.dtype | str | None = None,
-        cold_start: int = 0,
         cg_iterations: int = 0,
         exact_scaling: bool = False,
         adapt_damping: bool = False,
-        param_groups: Sequence[dict[str, Any]] | None = None,
+        param_groups: Iterable[Any] | None = None,
         process_group: Any = None,
     ) -> None:
-        check_options(
-            fisher, factor_period=factor_period, inverse_period=inverse_period, refresh=inverse_refresh
-        )
+        self.periods = Periods(factor_period, inverse_period, burn_in)
+        check_options(fisher, inverse_refresh, self.periods)
         self.module = module
         self.fisher = fisher
         self.block_options = block_options(
             stat_decay, inverse, weight_sharing, max_factor_size, statistics_dtype
         )
         self._structure = Structure(module, self.block_options)
-        self.factor_period = factor_period
-        self.inverse_period = inverse_period
         self.inverse_refresh = inverse_refresh
         self.defer_checks = any(p.device.type != "cpu" for p in module.parameters())
         self.last_step: list[StepInfo] = []
         self._schedules: list[InverseSchedule] = []  # one for each parameter group
         self._capture: Capture | None = None
-        self._exact: list[Distribution] = []  # what the exact Fisher of the next step is taken of
+        self._exact: list[Likelihood] = []  # what the exact Fisher of the next step is taken of
+        self._measured = Measured(module)
         self._promised: Promise | None = None  # of the last step, if damping is to adapt to it
         self._curvature_calls = 0
-        self._comm = comm_of(process_group)
+        self._comm = comm_of(group_of(module, process_group))
         self._reducer = Reducer(self._comm)
         self._arriving: Callable[[], Tensor] | None = None  # statistics on their way
         defaults = {
@@ -151,7 +149,6 @@ class KFAC(Optimizer):
             "target_kl": target_kl,
             "momentum": momentum,
             "weight_decay": weight_decay,
-            "cold_start": cold_start,
             "cg_iterations": cg_iterations,
             "exact_scaling": exact_scaling,
             "adapt_damping": adapt_damping,
@@ -160,9 +157,7 @@ class KFAC(Optimizer):
         check_group(defaults, defaults)
         device = next((p.device for p in module.parameters()), torch.device("cpu"))
         self._counters = {name: torch.zeros((), device=device) for name in COUNTERS}
-        groups = [{"params": list(module.parameters())}] if param_groups is None else param_groups
-        # Copies: torch writes the defaults into the dictionaries it is given.
-        super().__init__([dict(group) for group in groups], defaults)
+        super().__init__(as_groups(module, param_groups), defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters of the module, as in every torch optimiser."""
@@ -173,42 +168,39 @@ class KFAC(Optimizer):
         except ValueError:
             self.param_groups.pop()
             raise
-        self._schedules.append(InverseSchedule(self.inverse_refresh, self.inverse_period))
+        self._schedules.append(InverseSchedule(self.inverse_refresh, self.periods))
 
     # ------------------------------------------------------------------ curvature
 
     def capture(self) -> AbstractContextManager[None]:
-        """Mark the forward pass whose graph :meth:`update_curvature` reads; see :class:`Capture`.
-
-        With ``factor_period`` > 1 only passes whose statistics will be used are marked.
-        """
+        """Mark the forward pass whose graph :meth:`update_curvature` reads, where it does."""
         self._capture = None
-        if self._curvature_calls % self.factor_period:
+        if not self.periods.takes(self._curvature_calls):
             return nullcontext()
         self._capture = Capture(self.module)
         return self._capture
 
-    def update_curvature(
-        self, *distributions: Distribution | Iterable[Distribution], retain_graph: bool = True
-    ) -> None:
+    def update_curvature(self, *distributions: Any, retain_graph: bool = True) -> None:
         """Average in the Fisher of the captured forward pass.
 
         The backward pass goes to layer outputs only: no weight gradient is computed or touched.
 
-        :param distributions: the model's output distributions; several give the joint Fisher of
-            their product, as for an actor and a critic on a shared trunk
+        :param distributions: the model's outputs: torch distributions, ``CrossEntropy``,
+            ``SquaredError``, or lists of them; several give the joint Fisher of their product
         :param retain_graph: keep the graph for the backward pass of the loss
         :raises RuntimeError: nothing was captured, or what was hides its parameters
         :raises TypeError: a distribution whose Fisher is not known
         :raises ValueError: distributions over different numbers of samples
         """
+        takes = self.periods.takes(self._curvature_calls)
         self._curvature_calls += 1
         self._reducer.watch(self._all_params())
         capture, self._capture = self._capture, None
-        flat = flatten_distributions(distributions)
+        flat = likelihoods_of(distributions)
+        self._measured.see(flat)
         if self.needs_exact_fisher:
-            self._exact = flat
-        if (self._curvature_calls - 1) % self.factor_period:
+            self._exact = accumulated(self._exact, flat)
+        if not takes:
             return
         if capture is None:
             raise RuntimeError(
@@ -233,15 +225,15 @@ class KFAC(Optimizer):
         """Whether a step goes through the graph of the output distributions once more."""
         return any(g["cg_iterations"] or g["exact_scaling"] for g in self.param_groups)
 
-    def use_exact_fisher(self, *distributions: Distribution | Iterable[Distribution]) -> None:
+    def use_exact_fisher(self, *distributions: Any) -> None:
         """Take the exact Fisher of the next step from other distributions than ``update_curvature``'s.
 
         For example from a part of the batch, which makes each product cheaper.
 
         :param distributions: the model's output distributions over some samples, with their graph
-        :raises TypeError: not a distribution
+        :raises TypeError: a distribution whose Fisher is not known
         """
-        self._exact = flatten_distributions(distributions)
+        self._exact = likelihoods_of(distributions)
 
     def factors(self) -> dict[str, tuple[Tensor, ...]]:
         """Return the running averages by block name: ``(A, S)``, or the diagonals of the parameters.
@@ -271,15 +263,17 @@ class KFAC(Optimizer):
         return self._reducer.mean(self._all_params(), [x.detach() for x in tensors])
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def step(self, closure: Call | None = None, *, forward: Call | None = None) -> Any:
         """Take one step; parameters without a gradient stay where they are.
 
         :param closure: re-evaluates the model and returns the loss
+        :param forward: runs the forward pass of the batch and returns what ``update_curvature`` takes:
+            then the KL of the step is measured and held at ``target_kl``, see :mod:`acktr.kfac.measured`
         :raises RuntimeError: a layer has a gradient but no curvature
+        :raises ValueError: other outputs of ``forward`` than of the captured pass
         """
         with torch.enable_grad():
             loss = closure() if closure is not None else None
-        self.last_step = []
         if not self._reducer.done:
             self.synchronize()
         self._reducer.done = False
@@ -290,15 +284,16 @@ class KFAC(Optimizer):
         ]
         check_ready([b for _, moving in groups for b in moving], self._structure)
         for (group, moving), schedule in zip(groups, self._schedules, strict=True):
-            made = group["step"], -(-self._curvature_calls // self.factor_period), group["damping"]
+            made = group["step"], self.periods.taken(self._curvature_calls), group["damping"]
             schedule.refresh(moving, *made, self._counters, self.defer_checks, self._comm)
         # All directions before the first step: the exact Fisher needs the parameters as they were.
-        prepared = []
-        for group, moving in groups:
-            natural = natural_gradient(moving, group, self.state, self._exact, self._comm.mean)
-            plans = plan_steps(moving, natural.directions, group, self.state)
-            prepared.append((plans, *within_trust_region(plans, natural, group), group))
+        given = self.state, self._exact, self._comm.mean
+        prepared = [(*prepare(blocks, group, *given), group) for group, blocks in groups]
         self._exact = []
+        if forward is None:
+            self._measured.end()
+        else:
+            self._measured.begin(forward)
         for plans, info, finite, group in prepared:
             unsure = finite if self.defer_checks else None  # on the CPU a look costs nothing
             if self.defer_checks or finite:
@@ -306,8 +301,11 @@ class KFAC(Optimizer):
             if plans:
                 self._counters["rejected_steps"] += finite.logical_not()
                 group["step"] += 1
-            self.last_step.append(info)
-        self._promised = promised_reduction([(plans, info, g) for plans, info, _, g in prepared])
+        taken = [Taken(plans, info, group) for plans, info, _, group in prepared]
+        if forward is not None:
+            taken = hold(self._measured, taken, self._comm.mean)
+        self.last_step = [step.info for step in taken]
+        self._promised = promised_reduction(taken)
         return loss
 
     @property
@@ -373,8 +371,10 @@ class KFAC(Optimizer):
         super().load_state_dict(state_dict)
         for group, before in zip(self.param_groups, own, strict=True):
             group.update({**before, **group})  # an older state does not say all that there is to set
-        for of_param in self.state.values():  # in memory of its own, which steps write into
-            of_param.update({k: x.clone() if isinstance(x, Tensor) else x for k, x in of_param.items()})
+        saved = [i for group in state_dict["param_groups"] for i in group["params"]]
+        for i, p in zip(saved, self._all_params(), strict=True):  # in memory that steps write into
+            for name, x in state_dict["state"].get(i, {}).items():
+                self.state[p][name] = x.to(statistics_like(p), copy=True)
         self._structure.take(blocks)
         for block in self._all_blocks():
             block.load_state_dict(curvature[block.name])
@@ -394,7 +394,6 @@ class KFAC(Optimizer):
 
 
 _OWN_STATE = {
-    "module", "fisher", "block_options", "factor_period", "inverse_period", "inverse_refresh",
-    "_schedules", "defer_checks", "last_step", "_structure", "_curvature_calls", "_counters", "_comm",
-    "_reducer",
+    "module", "fisher", "block_options", "periods", "inverse_refresh", "_schedules", "defer_checks",
+    "last_step", "_structure", "_curvature_calls", "_counters", "_comm", "_reducer", "_measured",
 }  # fmt: skip

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution
 
 from acktr.kfac.blocks import Block
 from acktr.kfac.exact import (
@@ -19,6 +18,8 @@ from acktr.kfac.exact import (
     flatten,
     split_by_block,
 )
+from acktr.kfac.factors import precise
+from acktr.kfac.likelihood import Likelihood
 from acktr.kfac.scaling import Candidate, best_mix
 from acktr.kfac.trust_region import StepInfo, trust_region
 
@@ -32,11 +33,30 @@ class Plan(NamedTuple):
     steps: list[Tensor]
 
 
+def prepare(
+    blocks: Sequence[Block],
+    group: Mapping[str, Any],
+    state: Mapping[Tensor, Any],
+    exact: Sequence[Likelihood],
+    mean: Product,
+) -> tuple[list[Plan], StepInfo, Tensor]:
+    """Plan the step of one group within its trust region.
+
+    The arguments are those of :func:`natural_gradient`.
+
+    :return: the step, its scale, and whether it can be taken (0-dim bool tensor)
+    :raises RuntimeError: as :func:`natural_gradient`
+    """
+    natural = natural_gradient(blocks, group, state, exact, mean)
+    plans = plan_steps(blocks, natural.directions, group, state)
+    return plans, *within_trust_region(plans, natural, group)
+
+
 def natural_gradient(
     blocks: Sequence[Block],
     group: Mapping[str, Any],
     state: Mapping[Tensor, Any],
-    exact: Sequence[Distribution],
+    exact: Sequence[Likelihood],
     mean: Product,
 ) -> NaturalGradient:
     """Turn the gradients of one group into natural ones, as its settings say.
@@ -49,10 +69,10 @@ def natural_gradient(
     :raises RuntimeError: it is asked for, and its distributions or their graph are missing
     """
     gradients = [
-        [torch.zeros_like(p) if p.grad is None else p.grad for p in block.params.values()]
+        [precise(torch.zeros_like(p) if p.grad is None else p.grad) for p in block.params.values()]
         for block in blocks
     ]
-    iterations = 0 if group["step"] < group["cold_start"] else group["cg_iterations"]
+    iterations = group["cg_iterations"]
     if not blocks:
         return NaturalGradient([])
     if (iterations or group["exact_scaling"]) and not exact:
@@ -64,8 +84,6 @@ def natural_gradient(
     damping = group["damping"]
     if iterations:
         natural = exact_natural_gradient(exact, blocks, gradients, damping, iterations, mean)
-    elif group["step"] < group["cold_start"]:
-        natural = NaturalGradient(gradients)
     else:
         pairs = zip(blocks, gradients, strict=True)
         natural = NaturalGradient([b.precondition(g, damping) for b, g in pairs])
@@ -81,7 +99,7 @@ def _rescaled(
     blocks: Sequence[Block],
     group: Mapping[str, Any],
     state: Mapping[Tensor, Any],
-    exact: Sequence[Distribution],
+    exact: Sequence[Likelihood],
     mean: Product,
 ) -> NaturalGradient:
     """Mix natural gradients and the previous step as the exact Fisher finds best."""
@@ -121,7 +139,7 @@ def plan_steps(
         velocity, steps = [], []
         for p, direction in zip(params, natural, strict=True):
             if p.grad is None:
-                direction = torch.zeros_like(p)
+                direction = torch.zeros_like(direction)
             elif momentum and "momentum_buffer" in state[p]:
                 direction = direction.add(state[p]["momentum_buffer"], alpha=momentum)
             velocity.append(direction)
@@ -143,7 +161,10 @@ def within_trust_region(
     momentum = group["momentum"] and not group["exact_scaling"]
     held = any(p.grad is None for plan in plans for p in plan.params)
     total = quadratic(plans, natural, moved=bool(momentum or group["weight_decay"] or held))
-    info = trust_region(total, group["lr"], group["target_kl"])
+    bound = group["target_kl"]
+    if bound is not None:
+        bound = bound * group.get("kl_scale", 1.0)
+    info = trust_region(total, group["lr"], bound)
     finite = steps_are_finite(plans) & total.isfinite()
     scale, predicted_kl = (torch.where(finite, value, 0.0) for value in info[:2])
     residual = natural.solution.residual if natural.solution else None
@@ -173,7 +194,7 @@ def apply_steps(
             p.addcmul_(step, scale.to(step), value=-1.0)
             if keep and p.grad is not None:
                 # Memory of its own, always the same: a CUDA graph reads and writes where it once did.
-                state[p].setdefault("momentum_buffer", torch.empty_like(p)).copy_(kept)
+                state[p].setdefault("momentum_buffer", torch.empty_like(kept)).copy_(kept)
 
 
 def quadratic(plans: Sequence[Plan], natural: NaturalGradient, moved: bool) -> Tensor:

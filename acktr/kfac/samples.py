@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +17,40 @@ from acktr.kfac.graph import Site, View
 from acktr.kfac.uses import BiasUse, ElementwiseUse, Layout, TableUse, Use, Used
 
 MAX_ENTRIES = 2**22  # of the gradients of single samples that are held at once
+
+
+class Batch(NamedTuple):
+    """What statistics are divided by.
+
+    :param samples: N
+    :param units: how many terms the mean of the loss, and so the Fisher, is over; N as a rule
+    :param partial: whether outputs are left out of it; then a row from which nothing goes to an output
+        that counts is left out too
+    """
+
+    samples: int
+    units: float | Tensor
+    partial: bool = False
+
+    @property
+    def number(self) -> float:
+        """``units`` where all outputs count, so that they need not be counted."""
+        assert not isinstance(self.units, Tensor)
+        return self.units
+
+
+def counted_rows(g: Tensor, axes: int = 1) -> Tensor:
+    """Return which rows lead to an output that counts: 1 or 0 for each, ``(M,)``.
+
+    What leads to none has a gradient of exactly 0. Where a row leads to one and its gradient is 0 all
+    the same, as behind units that are all off, the Fisher of the row is 0 too, and neither factor needs
+    it.
+
+    :param g: ``(M, out)``, or ``(G, M, out)`` of G groups, whose rows count together
+    :param axes: of the rows, in place of the one M
+    """
+    counted = (g != 0).any(-1)
+    return (counted.any(0) if counted.ndim > axes else counted).to(g)
 
 
 def layouts(use: Use, site: Site, batch: int) -> list[Layout]:
@@ -74,6 +109,12 @@ def choose(use: Use, found: Sequence[Layout], plain: Tensor, weighted: Tensor, b
     return found[errors.index(min(errors))]
 
 
+def all_rows(used: Used, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return the rows ``(a, g)`` of a use; :func:`counted_rows` needs them as they are."""
+    read = used.use.sample_rows if batch.partial else used.use.rows
+    return read(used.grads)
+
+
 def own_rows(
     used: Used, pair: tuple[Tensor, Tensor], unit: int, group: int | None
 ) -> tuple[Tensor, Tensor]:
@@ -86,6 +127,14 @@ def own_rows(
     if group is not None:
         first = 0 if used.groups is None else used.groups[0]
         g = g[..., (group - first) * unit : (group - first + 1) * unit]
+    return a, g
+
+
+def joined(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Put the rows ``(a, g)`` of several uses one after the other."""
+    if len(pairs) == 1:
+        return pairs[0]
+    a, g = (torch.cat(rows, -2 if rows[0].ndim > 1 else 0) for rows in zip(*pairs, strict=True))
     return a, g
 
 
@@ -118,12 +167,15 @@ def use_by_sample(used: Used, batch: int, unit: int, group: int | None) -> tuple
 
 
 def combined(
-    uses: Sequence[Used], batch: int, unit: int, group: int | None
+    uses: Sequence[Used], batch: Batch, unit: int, group: int | None
 ) -> list[tuple[Tensor, Tensor]]:
     """Return one row a sample over all uses: the mean of the rows of a, the sum of the rows of g.
 
-    Rows that belong to no sample in equal parts, and words, are returned as they are.
+    Rows that belong to no sample in equal parts, and words, are returned as they are. Where outputs are
+    left out, so are the rows of theirs.
     """
+    if batch.partial:
+        return _combined_of_counted(uses, batch, unit, group)
     apart, inputs, outputs, positions = [], [], [], 0
     for used in uses:
         if used.layout is None or isinstance(used.use, TableUse):
@@ -132,7 +184,7 @@ def combined(
         a, g = own_rows(used, used.use.reduced(used.grads), unit, group)
         count = math.prod(used.layout)
         if count > 1:
-            a, g = (by_sample(x, used.layout, batch, -2) for x in (a, g))
+            a, g = (by_sample(x, used.layout, batch.samples, -2) for x in (a, g))
             a, g = a.mean(-2), g.sum(-2)
         here = count * used.use.positions
         inputs.append((a, here))
@@ -144,6 +196,25 @@ def combined(
         mean = torch.stack([a * (here / positions) for a, here in inputs]).sum(0)
         apart.insert(0, (mean, torch.stack(outputs).sum(0)))
     return apart
+
+
+def _combined_of_counted(
+    uses: Sequence[Used], batch: Batch, unit: int, group: int | None
+) -> list[tuple[Tensor, Tensor]]:
+    apart, sums, outputs, positions = [], [], [], []
+    for used in uses:
+        if used.layout is None or isinstance(used.use, TableUse):
+            apart.append(own_rows(used, used.use.sample_rows(used.grads), unit, group))
+            continue
+        a, g, _ = use_by_sample(used, batch.samples, unit, group)
+        counted = counted_rows(g, axes=2)
+        sums.append((a * counted.unsqueeze(-1)).sum(-2))
+        outputs.append(g.sum(-2))
+        positions.append(counted.sum(-1))
+    if not outputs:
+        return apart
+    count = torch.stack(positions).sum(0).clamp_min(1.0).unsqueeze(-1)
+    return [(torch.stack(sums).sum(0) / count, torch.stack(outputs).sum(0)), *apart]
 
 
 def sample_gradients(own: Sequence[tuple[Used, Site]], parameter: Tensor, batch: int) -> Tensor:

@@ -18,6 +18,37 @@ from acktr.kfac.refresh import SafeInverse, exchange, invert, publish, refresh
 REFRESHES = ("together", "staggered", "background")
 
 
+class Periods(NamedTuple):
+    """When statistics are taken and inverses made anew: always at first, then now and then.
+
+    :param factors: statistics are taken at every so many-th call of ``update_curvature``
+    :param inverses: inverses are made anew at every so many-th step
+    :param burn_in: so many first calls and steps have a period of 1
+    """
+
+    factors: int
+    inverses: int
+    burn_in: int
+
+    def takes(self, calls: int) -> bool:
+        """Whether the next call takes statistics.
+
+        :param calls: those made so far
+        """
+        return calls < self.burn_in or (calls - self.burn_in) % self.factors == 0
+
+    def taken(self, calls: int) -> int:
+        """Return how often statistics were taken in so many calls."""
+        return min(calls, self.burn_in) - (-max(calls - self.burn_in, 0) // self.factors)
+
+    def phase(self, step: int) -> int:
+        """Return how many steps ago inverses were due: 0 where they are.
+
+        :param step: steps taken so far
+        """
+        return 0 if step < self.burn_in else (step - self.burn_in) % self.inverses
+
+
 class _Job(NamedTuple):
     """Inverses in the making, or made and not yet in use."""
 
@@ -31,11 +62,11 @@ class _Job(NamedTuple):
 class InverseSchedule:
     """Refreshes the inverses of one parameter group.
 
-    * ``"together"``: all of them at every ``period``-th step.
-    * ``"staggered"``: each at every ``period``-th step, but not the same one: the blocks are dealt out
-      by their cost, so that all steps take about the same time.
+    * ``"together"``: all of them at every n-th step (``periods.inverses``).
+    * ``"staggered"``: each at every n-th step, but not the same one: the blocks are dealt out by their
+      cost, so that all steps take about the same time.
     * ``"background"``: a thread inverts a copy of the factors while steps go on with the inverses they
-      have; ``period`` steps after its start the result is put into use, waited for if need be. That it
+      have; n steps after its start the result is put into use, waited for if need be. That it
       happens at a fixed step makes two runs with one seed the same. On an accelerator, whose queue runs
       by itself, it is the same delay without a thread.
 
@@ -43,12 +74,12 @@ class InverseSchedule:
     an inverse was made, there is nothing to make anew.
 
     :param kind: one of :data:`REFRESHES`
-    :param period: steps between two refreshes of one inverse
+    :param periods: when; while they burn in, all inverses are made anew at each step
     """
 
-    def __init__(self, kind: str, period: int) -> None:
+    def __init__(self, kind: str, periods: Periods) -> None:
         self.kind = kind
-        self.period = period
+        self.periods = periods
         self._job: _Job | None = None
         self._comm = Comm()
 
@@ -73,7 +104,7 @@ class InverseSchedule:
         :param comm: the processes that share the work
         """
         self._comm = comm
-        if self.kind == "background" and step % self.period == 0:
+        if self.kind == "background" and self.periods.phase(step) == 0:
             self._publish(counters, defer)
         now, later = self.due(blocks, step, statistics, damping)
         self._start(later, damping, _source(statistics, damping), defer)
@@ -85,14 +116,16 @@ class InverseSchedule:
     ) -> tuple[list[KroneckerBlock], list[KroneckerBlock]]:
         """Return the blocks that get an inverse before a step, and those whose inverse is begun."""
         invertible = [b for b in blocks if isinstance(b, KroneckerBlock)]
-        on_time = step % self.period == 0
+        phase = self.periods.phase(step)
         now = [b for b in invertible if not b.has_inverse]
         source = _source(statistics, damping)
         due = [b for b in invertible if b.has_inverse and (not source or b.inverse.source != source)]
+        if step < self.periods.burn_in:
+            return now + due, []
         if self.kind == "staggered":
-            turn = self._turns(invertible)[step % self.period]
+            turn = self._turns(invertible)[phase]
             return now + [b for b in due if b in turn], []
-        if not on_time:
+        if phase:
             return now, []
         return (now, due) if self.kind == "background" else (now + due, [])
 
@@ -112,8 +145,8 @@ class InverseSchedule:
 
     def _turns(self, blocks: Sequence[KroneckerBlock]) -> list[list[KroneckerBlock]]:
         """Deal blocks out to the steps of a period, the dearest first, each to the cheapest step."""
-        turns: list[list[KroneckerBlock]] = [[] for _ in range(self.period)]
-        costs = [0] * self.period
+        turns: list[list[KroneckerBlock]] = [[] for _ in range(self.periods.inverses)]
+        costs = [0] * self.periods.inverses
         for block in sorted(blocks, key=_cost, reverse=True):
             cheapest = costs.index(min(costs))
             turns[cheapest].append(block)

@@ -23,9 +23,9 @@ from acktr.kfac.assignment import (
 from acktr.kfac.blocks import Block, BlockOptions, DiagonalBlock, KroneckerBlock
 from acktr.kfac.comm import Comm
 from acktr.kfac.ekfac import EigenvalueCorrectedBlock
-from acktr.kfac.fisher import OutputCotangent
 from acktr.kfac.forms import Form, of_legacy
 from acktr.kfac.graph import Graph, Sites, trace
+from acktr.kfac.likelihood import OutputCotangent
 from acktr.kfac.uses import Layout
 
 _MAX_KNOWN = 64  # graphs, before what is known of them is forgotten

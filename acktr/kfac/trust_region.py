@@ -25,12 +25,15 @@ class StepInfo(NamedTuple):
     :param max_scale: eta_max, the largest scale that the step could have had, 0-dim tensor
     :param cg_residual: how much of the gradient conjugate gradients left unsolved, 0-dim tensor;
         ``None`` without them
+    :param measured_kl: the KL of the whole step, in nats, 0-dim tensor; ``None`` where it was not
+        measured, by ``step(forward=...)``
     """
 
     step_scale: Tensor
     predicted_kl: Tensor
     max_scale: Tensor
     cg_residual: Tensor | None = None
+    measured_kl: Tensor | None = None
 
 
 def trust_region(

@@ -263,9 +263,16 @@ class TableUse(Use):
         """Return the rows: words have no mean."""
         return self.rows(grads)
 
-    def counts(self, words: Tensor, like: Tensor, batch: int) -> Tensor:
-        """Return the diagonal of A: how often each word came, over N."""
-        ones = like.new_full(words.shape, 1.0 / batch)
+    def counts(
+        self, words: Tensor, like: Tensor, units: float | Tensor, counted: Tensor | None = None
+    ) -> Tensor:
+        """Return the diagonal of A: how often each word came, over N.
+
+        :param units: N, or what else the loss averages over
+        :param counted: how much each place counts, ``(M,)``; all alike by default
+        """
+        ones = like.new_ones(words.shape) if counted is None else counted.to(like)
+        ones = ones * (1.0 / units)
         A = like.new_zeros(len(like)).index_add_(0, words, ones)
         if self._looking.padding is not None:
             A[self._looking.padding] = 0.0

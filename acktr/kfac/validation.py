@@ -8,31 +8,34 @@ from numbers import Integral, Real
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from acktr.kfac.blocks import WEIGHT_SHARING, Block, BlockOptions
 from acktr.kfac.damping import MAX_DAMPING, MIN_DAMPING
-from acktr.kfac.fisher import ESTIMATORS
 from acktr.kfac.inverses import INVERSES
-from acktr.kfac.schedule import REFRESHES
+from acktr.kfac.likelihood import ESTIMATORS
+from acktr.kfac.schedule import REFRESHES, Periods
 from acktr.kfac.structure import Structure
 
-_GONE = ("length_floor", "lengths")  # of parameter groups, in states of versions that had them
+# Of parameter groups, in states of versions that had them.
+_GONE = ("length_floor", "lengths", "cold_start")
 
 
-def check_options(fisher: str, *, refresh: str, **periods: int) -> None:
+def check_options(fisher: str, refresh: str, periods: Periods) -> None:
     """Check what holds for the whole optimiser.
 
-    :param fisher: one of :data:`acktr.kfac.fisher.ESTIMATORS`
+    :param fisher: one of :data:`acktr.kfac.likelihood.ESTIMATORS`
     :param refresh: one of :data:`acktr.kfac.schedule.REFRESHES`
-    :param periods: by name
+    :param periods: when curvature is made anew
     :raises ValueError: an argument out of its range
     """
     _check_choice("fisher", fisher, ESTIMATORS)
     _check_choice("inverse_refresh", refresh, REFRESHES)
-    for name, period in periods.items():
+    for name, period in (("factor_period", periods.factors), ("inverse_period", periods.inverses)):
         if period < 1:
             raise ValueError(f"{name} must be at least 1, got {period}.")
+    if periods.burn_in < 0:
+        raise ValueError(f"burn_in must be 0 or more, got {periods.burn_in}.")
 
 
 def block_options(
@@ -68,6 +71,18 @@ def _check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}.")
 
 
+def as_groups(module: nn.Module, given: Iterable[Any] | None) -> list[dict[str, Any]]:
+    """Return parameter groups as torch's optimisers take them, in dictionaries of their own.
+
+    :param module: the model
+    :param given: groups, or the parameters of one; ``None`` for all of the model's
+    """
+    found = list(module.parameters() if given is None else given)
+    if found and all(isinstance(group, Mapping) for group in found):
+        return [dict(group) for group in found]  # torch writes its defaults into what it is given
+    return [{"params": found}]
+
+
 def check_group(group: Mapping[str, Any], known: Mapping[str, Any]) -> None:
     """Check what each parameter group may set for itself.
 
@@ -79,7 +94,7 @@ def check_group(group: Mapping[str, Any], known: Mapping[str, Any]) -> None:
     strangers = sorted(group.keys() - known.keys() - {"params"})
     if strangers:
         raise ValueError(f"A parameter group sets {strangers}; it may set {', '.join(known)}.")
-    for name in ("lr", "damping", "weight_decay", "cold_start", "momentum"):
+    for name in ("lr", "damping", "weight_decay", "momentum"):
         value = group[name]
         if not isinstance(value, Real | Tensor) or not math.isfinite(value) or value < 0:
             raise ValueError(f"{name} must be a finite number, 0 or more, got {value!r}.")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from acktr import distributed
 from acktr.kfac import KFAC
-from acktr.kfac.exact import mean_kl
+from acktr.kfac.likelihood import mean_kl
 from acktr.learner.natural_step import NaturalStep, check_losses, learns, without_graph
 from acktr.learner.trust_region import TrustRegion
 from acktr.learner.undo import Undo

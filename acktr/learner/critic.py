@@ -14,7 +14,7 @@ from torch.optim import Adam, Optimizer
 
 from acktr.errors import DivergenceError
 from acktr.kfac import Graphs
-from acktr.kfac.exact import detached, mean_kl
+from acktr.kfac.likelihood import detached, mean_kl
 from acktr.learner.natural_step import NaturalStep, check_loss, check_losses, learns, run, take_step
 from acktr.learner.settings import AdamCritic, Critic, NaturalCritic
 from acktr.learner.undo import Undo

@@ -14,8 +14,8 @@ from torch.optim import Optimizer
 from acktr import distributed
 from acktr.errors import ConfigurationError, DivergenceError
 from acktr.kfac import KFAC, Graphs
-from acktr.kfac.exact import detached
 from acktr.kfac.graphs import CaptureError
+from acktr.kfac.likelihood import detached
 from acktr.learner.trust_region import LEAST_KL
 from acktr.learner.undo import Undo
 from acktr.rollout.batch import RolloutBatch

@@ -63,6 +63,7 @@ def build_optimizers(
         of_actor, of_critic = of_actor + [p for p in of_critic if p not in trunk], []
     notes: list[str] = []
     common: dict[str, Any] = {"process_group": distributed.group(), "target_kl": None}
+    common.update(factor_period=1, inverse_period=1, burn_in=0)
     if precision == "bf16":
         common["statistics_dtype"] = torch.bfloat16
     common.update(natural.kfac_kwargs)

@@ -261,7 +261,8 @@ def kfac_update(
     for shape in shapes:
         parts += [nn.Linear(*shape), nn.Tanh()]
     model = nn.Sequential(*parts[:-1]).to(device)
-    kfac = KFAC(model, **kfac_kwargs)
+    as_in_rl = {"factor_period": 1, "inverse_period": 1, "burn_in": 0}
+    kfac = KFAC(model, **{**as_in_rl, **kfac_kwargs})
     counted = {k: v for k, v in kfac_kwargs.items() if k in ("inverse_period", "max_factor_size")}
     flops = update_flops(shapes, _WIDTH_BATCH, **counted)
     x, y = (torch.randn(_WIDTH_BATCH, n).to(device) for n in (sizes[0], sizes[-1]))

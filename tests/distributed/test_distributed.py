@@ -11,7 +11,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from acktr import AdamCritic, Natural, NaturalCritic, distributed
 from acktr.errors import ConfigurationError, DivergenceError
-from acktr.kfac import curvature, fisher
+from acktr.kfac import curvature, likelihood
 from acktr.rollout.batch import RolloutBatch
 from acktr.schedules import Horizon, Linear
 from tests.helpers.masked_envs import with_masks
@@ -41,7 +41,7 @@ CASES = {
 
 def update(rank, size, names):
     """Three updates on this rank's part of one batch, for each case, in float64."""
-    fisher.random_signs = curvature.random_signs = signs_of_values
+    likelihood.random_signs = curvature.random_signs = signs_of_values
     torch.Tensor.float = torch.Tensor.double  # SB3 turns observations into float32
     found = {}
     for name in names:

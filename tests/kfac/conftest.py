@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import acktr.kfac.fisher
+import acktr.kfac.likelihood
 from acktr.kfac import KFAC
 
 
@@ -18,6 +18,13 @@ def float64_and_seed() -> Iterator[None]:
     torch.manual_seed(0)
     yield
     torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture(autouse=True)
+def parts_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In tests of parts curvature and inverses are made anew at each step, unless they say otherwise."""
+    for name, value in {"factor_period": 1, "inverse_period": 1, "burn_in": 0}.items():
+        monkeypatch.setitem(KFAC.__init__.__kwdefaults__, name, value)
 
 
 class OrthogonalSigns:
@@ -69,7 +76,7 @@ def observe(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     ) -> None:
         signs = OrthogonalSigns(n_patterns, columns)
         with monkeypatch.context() as patch:
-            patch.setattr(acktr.kfac.fisher, "random_signs", signs)
+            patch.setattr(acktr.kfac.likelihood, "random_signs", signs)
             for pattern in range(len(signs.rows)):
                 signs.start(pattern)
                 with kfac.capture():

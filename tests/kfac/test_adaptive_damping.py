@@ -206,15 +206,6 @@ def test_a_group_that_did_not_move_does_not_adapt():
             assert kfac.param_groups[0]["damping"] == pytest.approx(0.01 * DECAY**PERIOD)
 
 
-def test_a_cold_start_is_not_asked_about():
-    kfac, x = KFAC(mlp(), adapt_damping=True, cold_start=7), torch.randn(20, 4)
-    asked = []
-    for _ in range(11):
-        learn(kfac, x)
-        asked.append(kfac.wants_reduction)
-    assert [k + 1 for k, wanted in enumerate(asked) if wanted] == [10]
-
-
 def test_a_refused_step_changes_nothing():
     kfac, x = KFAC(mlp(), adapt_damping=True), torch.randn(20, 4)
     for _ in range(PERIOD - 1):

@@ -21,7 +21,7 @@ WRONG = [
     ("momentum", [-0.1, 1.0, math.nan]),
     ("weight_decay", [-0.1, math.nan]),
     ("stat_decay", [0.0, -0.5, 1.1, math.nan]),
-    ("cold_start", [-1]),
+    ("burn_in", [-1]),
     ("factor_period", [0, -1]),
     ("inverse_period", [0, -1]),
     ("fisher", ["empirical", ""]),
@@ -29,7 +29,7 @@ WRONG = [
 ]
 CASES = [(name, value) for name, values in WRONG for value in values]
 GROUP_OPTIONS = {
-    "lr", "damping", "target_kl", "momentum", "weight_decay", "cold_start",
+    "lr", "damping", "target_kl", "momentum", "weight_decay",
 }  # fmt: skip
 
 
@@ -67,7 +67,6 @@ def test_an_unknown_name_lists_the_known_ones(name):
         {"momentum": 0.999},
         {"stat_decay": 1.0},
         {"stat_decay": 1e-6},
-        {"cold_start": 10},
     ],
     ids=str,
 )
@@ -105,6 +104,18 @@ def test_wrong_groups(case):
     groups, words = groups_of(net)[case]
     with pytest.raises(ValueError, match=words):
         KFAC(net, param_groups=groups)
+
+
+def test_parameters_alone_are_one_group():
+    net = mlp()
+    for given in (net[0].parameters(), list(net[0].parameters()), net[0].named_parameters()):
+        kfac = KFAC(net, param_groups=given)
+        assert [group["params"] for group in kfac.param_groups] == [list(net[0].parameters())]
+
+
+def test_a_module_without_parameters_is_refused():
+    with pytest.raises(ValueError, match="or the module itself, holds no parameters"):
+        KFAC(nn.Tanh())
 
 
 def test_weight_and_bias_may_lie_in_groups_of_their_own():

@@ -131,8 +131,8 @@ class NoHostSync(TorchDispatchMode):
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"momentum": 0.9, "weight_decay": 0.1}, {"target_kl": None}, {"cold_start": 1}],
-    ids=["defaults", "momentum", "unbounded", "cold-start"],
+    [{}, {"momentum": 0.9, "weight_decay": 0.1}, {"target_kl": None}],
+    ids=["defaults", "momentum", "unbounded"],
 )
 def test_no_host_sync(settings):
     """The Cholesky form only: an eigendecomposition in torch always looks at its own success."""

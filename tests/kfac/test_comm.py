@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributions import Categorical, Normal
 
-from acktr.kfac import KFAC, comm, curvature, fisher, refresh
+from acktr.kfac import KFAC, comm, curvature, likelihood, refresh
 from acktr.kfac.comm import Comm
 from tests.helpers.processes import run_in_processes, signs_of_values
 
@@ -59,7 +59,7 @@ MODELS = {"linear": Linear, "convolution": Convolution, "shared trunk": SharedTr
 
 def train(rank, size, kind, options, shared_from=None):
     """Five steps on this process's part of the batches; returns parameters and what was measured."""
-    fisher.random_signs = curvature.random_signs = signs_of_values
+    likelihood.random_signs = curvature.random_signs = signs_of_values
     if shared_from is not None:
         refresh.SHARED_FROM = shared_from
         comm.PACKED_FROM = 2
@@ -68,6 +68,8 @@ def train(rank, size, kind, options, shared_from=None):
     torch.manual_seed(0)
     model = MODELS[kind]().double()
     group = dist.group.WORLD if size > 1 else None
+    options = {"factor_period": 1, "inverse_period": 1, "burn_in": 0, **options}
+    measured = options.pop("measured", False)
     kfac = KFAC(model, lr=0.5, damping=0.05, target_kl=0.02, process_group=group, **options)
     for _ in range(STEPS):
         x, y = torch.randn(N, 1, 2, 3).double(), torch.randint(3, (N,))
@@ -77,12 +79,17 @@ def train(rank, size, kind, options, shared_from=None):
         kfac.update_curvature(*distributions)
         kfac.zero_grad()
         loss.backward(retain_graph=True)
-        kfac.step()
+        own = x[part], y[part]
+        kfac.step(forward=functools.partial(first_of, model, *own) if measured else None)
         if kfac.wants_reduction:
             kfac.report_reduction(loss - evaluate(model, x[part], y[part])[1])
     info, damping = kfac.last_step[0], torch.tensor(kfac.param_groups[0]["damping"])
     state = kfac.state_dict()["curvature"]
     return [p.detach() for p in model.parameters()], [info.step_scale, info.predicted_kl, damping], state
+
+
+def first_of(model, x, y):
+    return evaluate(model, x, y)[0]
 
 
 def evaluate(model, x, y):
@@ -95,11 +102,11 @@ def evaluate(model, x, y):
 
 
 def one_process(kind, options):
-    signs = fisher.random_signs
+    signs = likelihood.random_signs
     try:
         return train(0, 1, kind, options)
     finally:
-        fisher.random_signs = curvature.random_signs = signs
+        likelihood.random_signs = curvature.random_signs = signs
 
 
 @functools.cache
@@ -133,6 +140,7 @@ OPTIONS = [
     {"inverse_refresh": "staggered", "inverse_period": 2, "inverse": "eigen"},
     {"max_factor_size": 3, "factor_period": 2},
     {"inverse": "ekfac", "momentum": 0.5, "inverse_period": 2},
+    {"measured": True, "momentum": 0.5},
     {"inverse": "ekfac", "inverse_refresh": "background", "max_factor_size": 3, "cg_iterations": 1},
 ]
 

@@ -10,7 +10,7 @@ from torch.distributions import Categorical, Gamma, Normal
 
 from acktr.kfac import KFAC
 from acktr.kfac.exact import FisherProduct, flatten, solve, split_like
-from acktr.kfac.fisher import flatten_distributions
+from acktr.kfac.likelihood import likelihoods_of
 
 from . import oracle
 from .heads import HEADS, distributions
@@ -30,7 +30,7 @@ def spd(n: int) -> Tensor:
 def test_products_are_those_of_the_dense_fisher(head):
     net, x = mlp(head.size), torch.randn(6, 4)
     params = list(net.parameters())
-    product = FisherProduct(flatten_distributions(distributions(head, net(x))), params)
+    product = FisherProduct(likelihoods_of(distributions(head, net(x))), params)
     dense = oracle.dense_fisher(net, x, head.hessian)
     vector = torch.randn(len(dense))
     torch.testing.assert_close(product(vector), dense @ vector, rtol=1e-9, atol=1e-12)
@@ -190,16 +190,6 @@ def learn_frozen(kfac: KFAC, net: nn.Module, x: Tensor) -> tuple[None, Tensor]:
     before = flatten([p.detach().clone() for p in net.parameters()])
     kfac.step()
     return None, before - flatten([p.detach() for p in net.parameters()])
-
-
-def test_cold_start_goes_before_conjugate_gradients():
-    net = mlp(2)
-    kfac = KFAC(net, lr=1e-3, target_kl=None, cold_start=1, cg_iterations=2)
-    gradient, taken = learn(kfac, net, torch.randn(20, 4))
-    torch.testing.assert_close(taken, 1e-3 * gradient)
-    assert kfac.last_step[0].cg_residual is None
-    learn(kfac, net, torch.randn(20, 4))
-    assert kfac.last_step[0].cg_residual is not None
 
 
 def test_factor_period_does_not_age_the_exact_fisher():

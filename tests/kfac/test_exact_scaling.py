@@ -131,20 +131,6 @@ def test_the_value_of_momentum_plays_no_role():
     torch.testing.assert_close(*taken, rtol=0, atol=0)
 
 
-def test_cold_start_takes_the_best_length_along_the_gradient():
-    net, x, damping = mlp(), torch.randn(20, 4), 0.1
-    kfac = KFAC(
-        net, lr=1.0, target_kl=None, damping=damping, cold_start=1, cg_iterations=3, exact_scaling=True
-    )
-    fisher = oracle.dense_fisher(net, x, oracle.gaussian(SIGMA))
-    gradient, taken = learn(kfac, x)
-    size = gradient @ fisher @ gradient + damping * gradient @ gradient
-    torch.testing.assert_close(taken, gradient * (gradient @ gradient / size))
-    assert kfac.last_step[0].cg_residual is None
-    learn(kfac, x)
-    assert kfac.last_step[0].cg_residual is not None
-
-
 @pytest.mark.parametrize("options", [{"exact_scaling": True}, {"cg_iterations": 3}], ids=str)
 def test_a_parameter_without_a_gradient_stays_and_does_not_count(options):
     net, x = mlp(), torch.randn(20, 4)

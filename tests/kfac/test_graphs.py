@@ -62,7 +62,7 @@ SETTINGS = [
     {"fisher": "monte-carlo", "weight_sharing": "reduce"},
     {"factor_period": 2, "inverse_period": 3},
     {"inverse_period": 2, "inverse_refresh": "staggered"},
-    {"cold_start": 5},
+    {"burn_in": 6, "factor_period": 2, "inverse_period": 3},
     {"cg_iterations": 3},
     {"exact_scaling": True, "momentum": 0.5},
     {"max_factor_size": 5, "statistics_dtype": torch.bfloat16},

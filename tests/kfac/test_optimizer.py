@@ -56,7 +56,7 @@ SETTINGS = {
     "momentum": {"momentum": 0.9, "weight_decay": 0.01},
     "monte-carlo": {"fisher": "monte-carlo"},
     "periods": {"factor_period": 2, "inverse_period": 3},
-    "cold-start": {"cold_start": 4},
+    "burn-in": {"burn_in": 4, "factor_period": 2, "inverse_period": 3},
 }
 KINDS = pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 
@@ -88,7 +88,7 @@ def test_it_is_a_torch_optimizer():
     names = {id(p) for group in kfac.param_groups for p in group["params"]}
     assert names == {id(p) for p in net.parameters()}
     group = kfac.param_groups[0]
-    assert {"lr", "damping", "target_kl", "momentum", "weight_decay", "cold_start"} <= set(group)
+    assert {"lr", "damping", "target_kl", "momentum", "weight_decay"} <= set(group)
     LambdaLR(kfac, lambda _: 0.5)
     assert group["lr"] == 0.25
     train(kfac, net, range(1))

@@ -12,7 +12,7 @@ from torch.distributions import Normal
 from acktr.kfac import KFAC, schedule
 from acktr.kfac.blocks import KroneckerBlock
 from acktr.kfac.comm import Comm
-from acktr.kfac.schedule import InverseSchedule
+from acktr.kfac.schedule import InverseSchedule, Periods
 
 
 def build(**options: object) -> KFAC:
@@ -198,4 +198,23 @@ def test_all_of_them_learn_alike():
 
 
 def test_a_schedule_without_blocks_does_nothing():
-    InverseSchedule("background", 2).refresh([], 0, 0, 0.1, {}, False, Comm())
+    InverseSchedule("background", Periods(1, 2, 0)).refresh([], 0, 0, 0.1, {}, False, Comm())
+
+
+def test_statistics_and_inverses_are_made_at_each_step_and_then_now_and_then():
+    periods = Periods(factors=2, inverses=3, burn_in=4)
+    assert [c for c in range(12) if periods.takes(c)] == [0, 1, 2, 3, 4, 6, 8, 10]
+    assert [s for s in range(12) if periods.phase(s) == 0] == [0, 1, 2, 3, 4, 7, 10]
+    for calls in range(12):
+        assert periods.taken(calls) == sum(periods.takes(c) for c in range(calls))
+
+
+@pytest.mark.parametrize("refresh", schedule.REFRESHES)
+def test_inverses_of_the_burn_in_are_never_old(refresh):
+    kfac = build(inverse_period=3, burn_in=4, inverse_refresh=refresh)
+    seen = []
+    for _ in range(14):
+        train(kfac, 1)
+        seen.append(max(ages(kfac)))
+    assert seen[:4] == [1, 1, 1, 1]
+    assert 1 < max(seen[4:]) <= (6 if refresh == "background" else 3)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from acktr import NaturalCritic
-from acktr.kfac.exact import mean_kl
+from acktr.kfac.likelihood import mean_kl
 from acktr.learner.actor import ActorLimits
 from acktr.learner.natural_step import NaturalStep
 from tests.helpers.models import make

@@ -10,7 +10,7 @@ from torch.optim import SGD
 
 from acktr import ACKTR, Natural
 from acktr.errors import DivergenceError
-from acktr.kfac.exact import mean_kl
+from acktr.kfac.likelihood import mean_kl
 from acktr.learner.natural_step import check_loss
 from acktr.learner.trust_region import adapt_scale, measure_or_undo, rescale_step
 from acktr.learner.undo import Undo

@@ -247,7 +247,7 @@ def test_a_critic_may_differ_from_the_actor():
         n_steps=8,
         seed=0,
     )
-    assert (model.kfac.factor_period, model.critic_optimizer.factor_period) == (1, 2)
+    assert (model.kfac.periods.factors, model.critic_optimizer.periods.factors) == (1, 2)
     assert model.critic_optimizer.block_options.decay == model.kfac.block_options.decay == 0.9
     model.learn(32)
     assert model.kfac.last_step[0].cg_residual is None

@@ -3,7 +3,7 @@
 import torch
 
 from acktr import AdamCritic, Natural
-from acktr.kfac.exact import detached, mean_kl
+from acktr.kfac.likelihood import detached, mean_kl
 from tests.helpers.models import POLICIES, make
 from tests.helpers.small_envs import small_env
 

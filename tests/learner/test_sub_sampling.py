@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from acktr import Natural, NaturalCritic
-from acktr.kfac.exact import mean_kl
 from acktr.kfac.factors import Gram
-from acktr.kfac.fisher import batch_size
+from acktr.kfac.likelihood import likelihoods_of, mean_kl, sample_count
 from acktr.learner.natural_step import NaturalStep
 from tests.helpers.models import make
 from tests.helpers.small_envs import IMAGE, VECTOR, small_env
@@ -37,7 +36,7 @@ def test_statistics_and_kl_are_of_a_part_unless_the_exact_fisher_is(policy, cg_i
     monkeypatch.setattr(
         type(model.kfac),
         "update_curvature",
-        lambda self, *d, **kw: (seen.append(batch_size(list(d))), take(self, *d, **kw))[1],
+        lambda self, *d, **kw: (seen.append(sample_count(likelihoods_of(d))), take(self, *d, **kw))[1],
     )
     rows = []
     average_into = Gram.average_into

@@ -16,8 +16,9 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch.distributions import Bernoulli, kl_divergence
 
 from acktr.errors import ConfigurationError
-from acktr.kfac import fisher
-from acktr.kfac.exact import FisherProduct, detached, mean_kl
+from acktr.kfac import likelihood
+from acktr.kfac.exact import FisherProduct
+from acktr.kfac.likelihood import detached, mean_kl
 from acktr.networks.masks import mask_logits, masking
 from acktr.networks.outputs import as_list, without_validation
 from acktr.rollout.actions import ActionSampler
@@ -162,8 +163,10 @@ def test_the_cotangents_have_the_masked_fisher_and_none_of_what_is_forbidden(kin
         patterns = [torch.tensor(x) for x in itertools.product([-1.0, 1.0], repeat=size)]
         found = 0.0
         for signs in patterns:
-            monkeypatch.setattr(fisher, "random_signs", lambda like, signs=signs: signs.expand_as(like))
-            (drawn,) = fisher.output_cotangents(part, "curvature-propagation")
+            monkeypatch.setattr(
+                likelihood, "random_signs", lambda like, signs=signs: signs.expand_as(like)
+            )
+            (drawn,) = likelihood.likelihood_of(part).cotangents("curvature-propagation")
             (v,) = torch.autograd.grad(drawn.output, outputs, drawn.cotangent, retain_graph=True)
             found = found + v.unsqueeze(-1) * v.unsqueeze(-2) / len(patterns)
         expected = 0.0
