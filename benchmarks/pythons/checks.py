@@ -126,8 +126,19 @@ def checks(python: str) -> Mapping[str, tuple[Check, ...]]:
                 ("-c", "import acktr, gymnasium_robotics, minatar, minigrid, mpe2, shimmy"),
             ),
         ),
+        "onnx": (
+            command("acktr train CartPole-v1", *_train("CartPole-v1", "2000"), *short),
+            command("acktr export", "export", "run", "policy.onnx"),
+        ),
+        "report": (
+            command("acktr train CartPole-v1", *_train("CartPole-v1", "2000"), *short),
+            command("acktr report", "report", "run"),
+        ),
         "zoo": (
-            Check("import rl_zoo3", ("-c", "import acktr, requests, rl_zoo3.train, rl_zoo3.enjoy")),
+            Check(
+                "python -m acktr.zoo train",
+                ("-m", "acktr.zoo", "train", "--algo", "acktr", "--env", "CartPole-v1", "-n", "2000"),
+            ),
         ),
         "hub": (
             Check("import huggingface_sb3", ("-c", "import acktr, huggingface_hub, huggingface_sb3")),

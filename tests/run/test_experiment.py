@@ -23,7 +23,7 @@ from acktr.run.build import choose_normalization
 from acktr.run.callbacks import play
 from acktr.run.directory import Run
 from acktr.run.experiment import Experiment
-from acktr.run.play import _load, evaluate, record
+from acktr.run.play import evaluate, load_player, record
 from tests.helpers.runs import TOY
 from tests.helpers.small_envs import IMAGE, MIXED, VECTOR
 
@@ -110,7 +110,7 @@ def test_evaluating_the_saved_run_plays_the_trained_policy(trained):
     observations = torch.rand(32, 3)
     with torch.no_grad():
         expected = experiment.model.policy.get_distribution(observations).mode()
-    model, env = _load(run, False, n_envs=1)
+    model, env = load_player(run, False, n_envs=1)
     with torch.no_grad():
         actual = model.policy.get_distribution(observations).mode()
     torch.testing.assert_close(actual, expected, rtol=0, atol=0)
