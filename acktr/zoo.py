@@ -6,6 +6,7 @@ program does the rest. It takes :data:`hyperparams`, which are the presets' sett
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -126,15 +127,19 @@ def main(arguments: Sequence[str]) -> int:
     """
     try:
         command, *rest = arguments or [""]
+        if command in ("-h", "--help"):
+            print(f"python -m acktr.zoo {{{','.join(_COMMANDS)}}} ...: RL Baselines3 Zoo, with ACKTR.")
+            return 0
         if command not in _COMMANDS:
             raise ConfigurationError(f"The Zoo has no {command!r} here: use {', '.join(_COMMANDS)}.")
         register()
         from rl_zoo3.cli import main as run
 
-        if command in ("train", "enjoy", "plot_train") and not {"--algo", "-a"} & set(rest):
-            rest += ["--algo", "acktr"]
-        if command == "train" and "acktr" in rest and not {"--conf-file", "-conf"} & set(rest):
-            rest += ["--conf-file", "acktr.zoo"]
+        # Before what the user says, which comes last and counts.
+        if command == "train" and _algorithm(rest) == "acktr":
+            rest = ["--conf-file", "acktr.zoo", *rest]
+        if command in ("train", "enjoy", "plot_train"):
+            rest = ["--algo", "acktr", *rest]
         before, sys.argv = sys.argv, ["rl_zoo3", command, *rest]
         try:
             run()
@@ -144,6 +149,13 @@ def main(arguments: Sequence[str]) -> int:
         print(f"acktr: {error}", file=sys.stderr)
         return error.exit_code
     return 0
+
+
+def _algorithm(arguments: Sequence[str]) -> str:
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--algo", default="acktr")
+    known: str = parser.parse_known_args(arguments)[0].algo
+    return known
 
 
 if __name__ == "__main__":

@@ -75,3 +75,25 @@ def test_what_cannot_be_run_is_said(capsys):
     assert "use train, enjoy" in empty
     assert "no 'fly' here" in fly
     assert 'pip install "acktr[zoo]"' in missing
+
+
+def test_help_is_given(capsys):
+    assert zoo.main(["--help"]) == 0
+    assert "{train,enjoy," in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], ["--algo", "acktr", "--conf-file", "acktr.zoo"]),
+        (["-f", "acktr", "--algo=ppo"], ["--algo", "acktr", "-f", "acktr", "--algo=ppo"]),
+        (["--algo", "ppo"], ["--algo", "acktr", "--algo", "ppo"]),
+        (["--conf-file=my.yml"], ["--algo", "acktr", "--conf-file", "acktr.zoo", "--conf-file=my.yml"]),
+    ],
+)
+def test_what_the_user_says_comes_last_and_counts(arguments, expected):
+    pytest.importorskip("rl_zoo3")
+    seen: list[str] = []
+    with mock.patch("rl_zoo3.cli.main", side_effect=lambda: seen.extend(sys.argv)):
+        assert zoo.main(["train", *arguments]) == 0
+    assert seen == ["rl_zoo3", "train", *expected]

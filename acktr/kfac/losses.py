@@ -116,18 +116,29 @@ class CrossEntropy(_Masked):
                     f"{name} must have the shape {tuple(logits.shape[:-1])} of the logits without their "
                     f"classes, got {tuple(given.shape)}."
                 )
-        counted = None if mask is None else mask.bool()
+        counted = None if mask is None else _bool(mask)
         if targets is not None:
             seen = targets != ignore_index
             counted = seen if counted is None else counted & seen
         super().__init__(Categorical(logits=logits, validate_args=False), counted, reduction)
 
 
+def _bool(mask: Tensor) -> Tensor:
+    if mask.dtype != torch.bool:
+        raise ValueError(f"mask must be bool, True where an output counts, got {mask.dtype}.")
+    return mask
+
+
 def _class_axis(logits: Tensor, like: Tensor | None, class_dim: int | None) -> int:
     """Return which axis of the logits is that of the classes."""
     shape = tuple(logits.shape)
     if class_dim is not None:
-        return class_dim % logits.ndim
+        if class_dim not in range(-len(shape) + 1, len(shape)) or class_dim == 0:
+            raise ValueError(
+                f"class_dim must be an axis of the logits, {shape}, other than that of the samples, got "
+                f"{class_dim!r}."
+            )
+        return class_dim % len(shape)
     if logits.ndim == 2:
         return 1
     fits = []
@@ -151,10 +162,10 @@ class SquaredError(_Masked):
     :param mask: bool, ``(N, ...)`` with as many axes as there are, or fewer: what counts
     :param reduction: what the loss averages over: ``"mean"`` all entries that count, as ``F.mse_loss``
         does; ``"batchmean"`` the samples, each the sum over its entries
-    :raises ValueError: a mask that does not fit
+    :raises ValueError: a mask that does not fit, or is not bool
     """
 
-    def __init__(self, outputs: Tensor, mask: Tensor | None = None, *, reduction: str = "mean") -> None:
+    def __init__(self, outputs: Tensor, *, mask: Tensor | None = None, reduction: str = "mean") -> None:
         counted = None
         if mask is not None:
             if mask.shape != outputs.shape[: mask.ndim]:
@@ -163,6 +174,6 @@ class SquaredError(_Masked):
                     f"{tuple(mask.shape)}."
                 )
             rest = [1] * (outputs.ndim - mask.ndim)
-            counted = mask.bool().view(*mask.shape, *rest).expand_as(outputs)
+            counted = _bool(mask).view(*mask.shape, *rest).expand_as(outputs)
         std = torch.full_like(outputs, 0.5**0.5)
         super().__init__(Normal(outputs, std, validate_args=False), counted, reduction)

@@ -53,12 +53,14 @@ class Measured:
         self._draws: bool | None = None
         self._forward: Call | None = None
         self._old: list[Likelihood] = []
+        self._seen: list[tuple[str, int]] = []  # kind and samples of the captured pass's outputs
 
     def see(self, likelihoods: Sequence[Likelihood]) -> None:
         """Remember the outputs of a captured pass, if they can stand for those before a step.
 
         :raises TypeError: a likelihood that does not know its KL
         """
+        self._seen = _kinds(likelihoods)
         # Where nothing was measured nothing will be, as a rule; and with dropout the numbers are others.
         self._old = [x.detached() for x in likelihoods] if self._draws is False else []
 
@@ -68,6 +70,7 @@ class Measured:
         :param forward: runs the forward pass of the batch and returns its outputs, as
             ``update_curvature`` takes them
         :raises TypeError: a likelihood that does not know its KL
+        :raises ValueError: the forward pass gave other outputs than the captured one
         """
         self._forward = forward
         old = self._old or [x.detached() for x in self._again()]
@@ -78,14 +81,7 @@ class Measured:
 
         :raises ValueError: the forward pass gave other outputs than the captured one
         """
-        new = self._again()
-        sizes = [[x.samples for x in likelihoods] for likelihoods in (self._old, new)]
-        if sizes[0] != sizes[1]:
-            raise ValueError(
-                f"step(forward=...) returned outputs of {sizes[1]} samples where update_curvature saw "
-                f"{sizes[0]}: run the forward pass of the same batch and return the same distributions."
-            )
-        return mean_kl(self._old, new)
+        return mean_kl(self._old, self._again())
 
     def end(self) -> None:
         """Let go of the batch."""
@@ -103,7 +99,21 @@ class Measured:
         self._draws = not all(torch.equal(x, y) for x, y in zip(before, after, strict=True))
         for buffer, value in buffers:
             buffer.copy_(value)
+        if (kinds := _kinds(found)) != self._seen:
+            raise ValueError(
+                f"step(forward=...) returned {_say(kinds)} where update_curvature saw "
+                f"{_say(self._seen)}: run the forward pass of the same batch and return the same "
+                "distributions."
+            )
         return found
+
+
+def _kinds(likelihoods: Sequence[Likelihood]) -> list[tuple[str, int]]:
+    return [(type(x).__name__.removesuffix("Likelihood"), x.samples) for x in likelihoods]
+
+
+def _say(kinds: Sequence[tuple[str, int]]) -> str:
+    return ", ".join(f"{kind} of {samples} samples" for kind, samples in kinds) or "nothing"
 
 
 def _generators(devices: Sequence[int]) -> list[Tensor]:
@@ -121,30 +131,46 @@ def hold(measured: Measured, steps: Sequence[Taken], mean: Product) -> list[Take
     :param steps: of all parameter groups; those without a ``target_kl`` stay as long as they are
     :param mean: over the processes that have parts of the batch
     :return: the same as they are in the end
+    :raises ValueError: other outputs than those of the captured pass; then, and when the forward pass
+        itself raises, the step is taken back
     """
     bounded = [
         s for s in steps if s.plans and s.group["target_kl"] is not None and s.info.step_scale > 0
     ]
     target = sum(float(s.group["target_kl"]) for s in bounded)
     longest = min((float(s.info.max_scale / s.info.step_scale) for s in bounded), default=1.0)
-    length, kl = 1.0, float(mean(measured.kl()))
-    short, kl_of_short, long = 0.0, 0.0, math.inf
-    for tries in range(MAX_TRIES if bounded else 0):
-        ratio = _ratio(target, kl)
-        if 1.0 / TOLERANCE <= ratio <= TOLERANCE or (ratio > 1.0 and length >= longest):
-            break
-        if ratio > 1.0:
-            short, kl_of_short = length, kl
-        else:
-            long = length
-        wanted = min(length * min(math.sqrt(ratio) or SHORTER, MAX_EXTENSION), longest)
-        if not short < wanted < long:
-            wanted = (short + long) / 2
-        if tries == MAX_TRIES - 1:
-            wanted = short
-        _lengthen(bounded, wanted - length)
-        length, kl = wanted, float(mean(measured.kl())) if wanted > short else kl_of_short
-    measured.end()
+    length = 1.0
+    try:
+        kl = float(mean(measured.kl()))
+        short, kl_of_short, long = 0.0, 0.0, math.inf
+        for tries in range(MAX_TRIES if bounded else 0):
+            ratio = _ratio(target, kl)
+            if 1.0 / TOLERANCE <= ratio <= TOLERANCE or (ratio > 1.0 and length >= longest):
+                break
+            if ratio > 1.0:
+                short, kl_of_short = length, kl
+            else:
+                long = length
+            wanted = min(length * min(math.sqrt(ratio) or SHORTER, MAX_EXTENSION), longest)
+            if not short < wanted < long:
+                wanted = (short + long) / 2
+            if tries == MAX_TRIES - 1:
+                wanted = short
+            _lengthen(bounded, wanted - length)
+            length = wanted
+            kl = kl_of_short if 0.0 < wanted <= short else float(mean(measured.kl()))
+        if length == 0.0 and target < kl < math.inf:
+            raise ValueError(
+                f"step(forward=...) measures a KL of {kl:.3g} where no step is taken: run the batch "
+                "that was captured, and in the same mode (train or eval)."
+            )
+    except BaseException:
+        others = [s for s in steps if s.plans and not any(s is x for x in bounded)]
+        _lengthen(bounded, -length)
+        _lengthen(others, -1.0)
+        raise
+    finally:
+        measured.end()
     held = {id(s.group) for s in bounded}
     for s in bounded:
         _learn(s, length, _ratio(target, kl))

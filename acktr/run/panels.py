@@ -102,11 +102,12 @@ def line(owner: int, x: np.ndarray, y: np.ndarray, *band: np.ndarray, kind: str 
 
 
 def _returns(runs: Sequence[Run]) -> Panel:
-    tables = [run.episodes() for run in runs]
-    window = window_of(max(table["steps"].max() for table in tables))
+    tables = [_finite(table["steps"], table["return"]) for table in (run.episodes() for run in runs)]
+    window = window_of(max((steps.max() for steps, _ in tables if len(steps)), default=1))
     lines = []
-    for owner, (run, table) in enumerate(zip(runs, tables, strict=True)):
-        steps, returns = _finite(table["steps"], table["return"])
+    for owner, (run, (steps, returns)) in enumerate(zip(runs, tables, strict=True)):
+        if not len(steps):
+            continue
         places, mean = window_means(steps, returns, window)
         _, square = window_means(steps, (returns - returns.mean()) ** 2, window)
         spread = np.sqrt(np.maximum(square - (mean - returns.mean()) ** 2, 0))
@@ -182,7 +183,10 @@ def _histogram(runs: Sequence[Run]) -> Panel:
     values = values[np.abs(values) < _LARGEST]
     lines = []
     if len(values):
-        edges = np.histogram_bin_edges(values, _BINS)
+        low, high = values.min(), values.max()
+        least = max(1.0, 1e-6 * np.abs(values).max())  # that bins can tell from each other
+        extra = max(least - (high - low), 0.0) / 2
+        edges = np.linspace(low - extra, high + extra, _BINS + 1)
         for owner, returns, _ in found:
             counts, _ = np.histogram(returns, edges)
             heights = np.append(counts, 0) / max(counts.sum(), 1)
@@ -194,7 +198,7 @@ def _histogram(runs: Sequence[Run]) -> Panel:
 def _last_returns(run: Run) -> tuple[np.ndarray, str]:
     """Return those of the last evaluation that kept each, else those of the last training episodes."""
     path = run.path / "evaluations.npz"
-    with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    with contextlib.suppress(OSError, ValueError, TypeError, LookupError, EOFError, zipfile.BadZipFile):
         data = read_plain(path, _MAX_ARRAYS)
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             if sum(member.file_size for member in archive.infolist()) > _MAX_ARRAYS:

@@ -235,7 +235,7 @@ def test_the_fisher_of_a_squared_error_is_the_hessian_of_its_loss(masked):
     net, x = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2)), torch.randn(6, 4)
     mask = torch.rand(6, 2) < 0.6 if masked else None
     outputs = net(x)
-    product = FisherProduct([SquaredError(outputs, mask)], list(net.parameters()))
+    product = FisherProduct([SquaredError(outputs, mask=mask)], list(net.parameters()))
     params = {name: p.detach() for name, p in net.named_parameters()}
 
     def loss(vector: Tensor) -> Tensor:
@@ -257,7 +257,7 @@ def test_the_kl_of_squared_errors_is_their_distance():
     kl = mean_kl([SquaredError(one).detached()], [SquaredError(other)])
     torch.testing.assert_close(kl, F.mse_loss(one, other))
     mask = torch.tensor([True, False, True, True, False, True])
-    kl = mean_kl([SquaredError(one, mask).detached()], [SquaredError(other, mask)])
+    kl = mean_kl([SquaredError(one, mask=mask).detached()], [SquaredError(other, mask=mask)])
     torch.testing.assert_close(kl, F.mse_loss(one[mask], other[mask]))
 
 
@@ -323,7 +323,11 @@ BAD = {
         "targets must",
     ),
     "mask": (lambda: CrossEntropy(torch.randn(4, 3), mask=torch.ones(4, 3)), "mask must"),
-    "mask of entries": (lambda: SquaredError(torch.randn(4, 3), torch.ones(3)), "mask must"),
+    "mask of numbers": (lambda: SquaredError(torch.randn(4, 3), mask=torch.ones(4, 3)), "must be bool"),
+    "axis of the samples": (lambda: CrossEntropy(torch.randn(4, 3, 5), class_dim=0), "class_dim must"),
+    "axis that is not there": (lambda: CrossEntropy(torch.randn(4, 3), class_dim=7), "class_dim must"),
+    "axis in words": (lambda: CrossEntropy(torch.randn(4, 3), class_dim="1"), "class_dim must"),
+    "mask of entries": (lambda: SquaredError(torch.randn(4, 3), mask=torch.ones(3)), "mask must"),
     "reduction": (lambda: SquaredError(torch.randn(4, 3), reduction="sum"), "reduction must"),
 }
 

@@ -202,6 +202,21 @@ def test_what_is_not_finite_is_left_out_and_long_lines_are_thinned():
     assert (shown.x[0], shown.x[-1]) == (0, 9999)
 
 
+@pytest.mark.parametrize(
+    "results", [np.array(3.0), np.array([[1e25, 1.0000001e25]]), np.full((2, 3), 7.0)]
+)
+def test_odd_evaluations_are_drawn_or_left_out(copy, results, tmp_path):
+    np.savez(copy / "evaluations.npz", results=results)
+    made([copy], tmp_path / "page.html")
+
+
+def test_an_episode_without_a_step_is_left_out(copy, tmp_path):
+    table = copy / "episodes.csv"
+    first, second, *rest = table.read_text().splitlines()
+    table.write_text("\n".join([first, ",".join(["nan", *second.split(",")[1:]]), *rest]) + "\n")
+    made([copy], tmp_path / "page.html")
+
+
 def test_odd_numbers_in_tables_are_drawn(copy, tmp_path):
     header, *rows = (copy / "progress.csv").read_text().splitlines()
     odd = [",".join(value for _ in header.split(",")) for value in ("nan", "inf", "-1e308", "x", "")]
