@@ -73,7 +73,11 @@ class Measured:
         :raises ValueError: the forward pass gave other outputs than the captured one
         """
         self._forward = forward
-        old = self._old or [x.detached() for x in self._again()]
+        try:
+            old = self._old or [x.detached() for x in self._again()]
+        except BaseException:
+            self.end()
+            raise
         self._old = copy.deepcopy(old)  # an output may be a parameter itself
 
     def kl(self) -> Tensor:
@@ -137,6 +141,7 @@ def hold(measured: Measured, steps: Sequence[Taken], mean: Product) -> list[Take
     bounded = [
         s for s in steps if s.plans and s.group["target_kl"] is not None and s.info.step_scale > 0
     ]
+    held = {id(s.group) for s in bounded}
     target = sum(float(s.group["target_kl"]) for s in bounded)
     longest = min((float(s.info.max_scale / s.info.step_scale) for s in bounded), default=1.0)
     length = 1.0
@@ -165,13 +170,11 @@ def hold(measured: Measured, steps: Sequence[Taken], mean: Product) -> list[Take
                 "that was captured, and in the same mode (train or eval)."
             )
     except BaseException:
-        others = [s for s in steps if s.plans and not any(s is x for x in bounded)]
         _lengthen(bounded, -length)
-        _lengthen(others, -1.0)
+        _lengthen([s for s in steps if id(s.group) not in held], -1.0)
         raise
     finally:
         measured.end()
-    held = {id(s.group) for s in bounded}
     for s in bounded:
         _learn(s, length, _ratio(target, kl))
     return [s._replace(info=_info(s.info, length if id(s.group) in held else 1.0, kl)) for s in steps]

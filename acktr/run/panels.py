@@ -122,11 +122,12 @@ def _returns(runs: Sequence[Run]) -> Panel:
 
 
 def _over_time(runs: Sequence[Run]) -> Panel:
-    tables = [run.episodes() for run in runs]
-    window = max(table["seconds"].max() for table in tables) / 20
+    tables = [_finite(table["seconds"], table["return"]) for table in (run.episodes() for run in runs)]
+    window = max((seconds.max() for seconds, _ in tables if len(seconds)), default=1) / 20
     lines = []
-    for owner, table in enumerate(tables):
-        lines += line(owner, *window_means(*_finite(table["seconds"], table["return"]), window))
+    for owner, (seconds, returns) in enumerate(tables):
+        if len(seconds):
+            lines += line(owner, *window_means(seconds, returns, window))
     note = f"Mean of the training episodes that ended within {window:.3g} s; evaluations take time too."
     return Panel("Return over time", note, "seconds", lines)
 
@@ -166,11 +167,12 @@ def _speed(runs: Sequence[Run]) -> Panel:
     for owner, run in enumerate(runs):
         table = run.episodes()
         # At the ends of episodes seconds have fractions, in progress.csv they have none.
-        steps, last = np.unique(_finite(table["steps"], table["seconds"])[0], return_index=True)
+        steps, seconds = _finite(table["steps"], table["seconds"])
+        steps, last = np.unique(steps, return_index=True)
         if len(steps) < 3:
             continue
         places = np.linspace(steps[0], steps[-1], min(len(steps) // 2, 2 * _SMOOTH) + 1)
-        passed = np.diff(np.interp(places, steps, table["seconds"][last]))
+        passed = np.diff(np.interp(places, steps, seconds[last]))
         with np.errstate(divide="ignore", invalid="ignore"):
             rate = np.where(passed > 0, np.diff(places) / passed, np.nan)
         lines += line(owner, places[1:], rate)

@@ -12,28 +12,13 @@ from torch.distributions import Bernoulli, Normal
 from acktr.kfac import KFAC, CrossEntropy, SquaredError
 from acktr.kfac.likelihood import Likelihood, OutputCotangent, likelihoods_of, mean_kl
 from acktr.kfac.measured import MAX_EXTENSION, TOLERANCE, Measured
+from tests.helpers.kfac_steps import mlp, step_of
 
 # As they are; the fixtures of this folder change them for the tests of parts.
 DEFAULTS = {
     name: inspect.signature(KFAC).parameters[name].default
     for name in ("factor_period", "inverse_period", "burn_in")
 }
-
-
-def mlp(inputs: int = 4, out: int = 3) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(inputs, 5), nn.Tanh(), nn.Linear(5, out))
-
-
-def step_of(kfac, net, x, y):
-    """One step on a classifier's loss; returns the parameters and outputs before it."""
-    with kfac.capture():
-        logits = net(x)
-    kfac.update_curvature(CrossEntropy(logits))
-    kfac.zero_grad()
-    F.cross_entropy(logits, y).backward()
-    before = [p.detach().clone() for p in kfac.module.parameters()]
-    kfac.step(forward=lambda: CrossEntropy(net(x)))
-    return before, logits.detach()
 
 
 def test_the_defaults_are_those_that_the_documentation_measures():

@@ -3,22 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from acktr.kfac import KFAC, CrossEntropy, SquaredError
-
-
-def mlp() -> nn.Sequential:
-    return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
-
-
-def step_of(kfac, net, x, y):
-    with kfac.capture():
-        logits = net(x)
-    kfac.update_curvature(CrossEntropy(logits))
-    kfac.zero_grad()
-    F.cross_entropy(logits, y).backward()
-    kfac.step(forward=lambda: CrossEntropy(net(x)))
+from tests.helpers.kfac_steps import learn, mlp, step_of
 
 
 def test_another_batch_is_refused():
@@ -59,12 +46,7 @@ def test_a_forward_pass_of_something_else_takes_the_step_back(other, error, step
     kfac = KFAC(net, target_kl=0.01)
     for _ in range(steps_before):
         step_of(kfac, net, x, y)
-    with kfac.capture():
-        logits = net(x)
-    kfac.update_curvature(CrossEntropy(logits))
-    kfac.zero_grad()
-    F.cross_entropy(logits, y).backward()
-    before = [p.detach().clone() for p in net.parameters()]
+    before, _ = learn(kfac, net, x, y)
     with pytest.raises(error):
         kfac.step(forward=lambda: other(net, x))
     assert_level(net, before)
@@ -74,12 +56,7 @@ def test_another_batch_of_the_same_size_is_told_by_a_kl_without_a_step():
     net, x, y = mlp(), torch.randn(16, 4), torch.randint(3, (16,))
     kfac = KFAC(net, lr=1.0, target_kl=1e-4)
     step_of(kfac, net, x, y)
-    with kfac.capture():
-        logits = net(x)
-    kfac.update_curvature(CrossEntropy(logits))
-    kfac.zero_grad()
-    F.cross_entropy(logits, y).backward()
-    before = [p.detach().clone() for p in net.parameters()]
+    before, _ = learn(kfac, net, x, y)
     with pytest.raises(ValueError, match="where no step is taken: run the batch that was captured"):
         kfac.step(forward=lambda: CrossEntropy(net(x + 1.0)))
     assert_level(net, before)
