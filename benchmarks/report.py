@@ -11,6 +11,7 @@ from statistics import median
 
 from benchmarks import suites
 from benchmarks.faults import report as fault_report
+from benchmarks.kfac import report as kfac_report
 from benchmarks.pythons import report as pythons_report
 from benchmarks.speed import report as speed_report
 from benchmarks.suites import figures as suite_figures
@@ -30,6 +31,7 @@ SPEED_PAGE = ROOT.parent / "docs" / "speed.md"
 FAULTS_PAGE = ROOT.parent / "docs" / "reliability.md"
 ABLATIONS_PAGE = ROOT.parent / "docs" / "ablations.md"
 TUNING_NOTES = ROOT / "results" / "tuning" / "notes.md"
+KFAC_PAGE = ROOT.parent / "docs" / "kfac.md"
 PYTHONS_PAGE = ROOT.parent / "docs" / "pythons.md"
 SCALING_PAGE = ROOT.parent / "docs" / "distributed.md"
 BEGIN, END = "<!-- table: python -m benchmarks.report -->", "<!-- end of table -->"
@@ -132,6 +134,12 @@ def scaling_page(text: str) -> str:
     return _between_markers(text, fault_report.scaling_table())
 
 
+def kfac_page(text: str) -> str:
+    """Return the page of the optimiser with the table of its race made anew."""
+    begin, end = "<!-- race: python -m benchmarks.report -->", "<!-- end of race -->"
+    return _between_markers(text, kfac_report.table(), begin, end)
+
+
 def pythons_page(text: str) -> str:
     """Return the page of supported Pythons with its tables made anew."""
     return _between_markers(text, pythons_report.tables())
@@ -141,6 +149,7 @@ def main() -> None:
     """Draw the figures and write the pages."""
     for suite in all_suites():
         suite_figures.make(suite)
+    kfac_report.draw()
     for path, make in PAGES.items():
         path.write_text(make(path.read_text(encoding="utf-8")), encoding="utf-8")
 
@@ -158,6 +167,7 @@ PAGES = {
     FAULTS_PAGE: faults_page,
     SCALING_PAGE: scaling_page,
     PYTHONS_PAGE: pythons_page,
+    KFAC_PAGE: kfac_page,
     ABLATIONS_PAGE: ablations_page,
     TUNING_NOTES: tuning_notes,
 }

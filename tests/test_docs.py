@@ -35,6 +35,7 @@ PAGES = (
     "docs/migrating.md",
     "docs/environments.md",
     "docs/kfac.md",
+    "docs/kfac_reference.md",
 )
 # Pages that Sphinx, which follows links of its own, does not read, or reads from elsewhere.
 OUTSIDE = (
