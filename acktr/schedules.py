@@ -8,8 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from numbers import Real
-from typing import Any
+from typing import Any, Literal
 
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import ConstantSchedule
@@ -60,15 +61,20 @@ class Horizon:
 
     :param start: gamma at the beginning
     :param end: gamma at the end, at least ``start`` and below 1
-    :param at_once: have that of the end from the start where no episode ends but by time
-    :raises ConfigurationError: they do not rise within [0, 1)
+    :param lasting: what gamma is where no episode ends but by time: ``"end"``, that of the end at once,
+        ``"start"``, that of the start as long as that is so, or ``"rise"``, as elsewhere
+    :raises ConfigurationError: they do not rise within [0, 1), or ``lasting`` is none of these
     """
 
     start: float
     end: float
-    at_once: bool = True
+    lasting: Literal["end", "start", "rise"] = "end"
 
     def __post_init__(self) -> None:
+        if self.lasting not in _HORIZONS.values():
+            raise ConfigurationError(
+                f"Horizon needs 'end', 'start' or 'rise' for lasting, got {self.lasting!r}."
+            )
         if not (_are_numbers(self.start, self.end) and 0 <= self.start <= self.end < 1):
             raise ConfigurationError(f"Horizon(A, B) needs 0 <= A <= B < 1, got {self}.")
 
@@ -105,9 +111,13 @@ def _are_numbers(*values: Any) -> bool:
 # Names ---------------------------------------------------------------------------------------
 
 _NAMED: Mapping[str, Callable[[float, float], Any]] = {"lin": Linear, "late": Late}
+_HORIZONS: Mapping[str, Literal["end", "start", "rise"]] = {
+    "auto": "end",
+    "early": "start",
+    "rise": "rise",
+}
 _OF_GAMMA: Mapping[str, Callable[[float, float], Any]] = {
-    "auto": Horizon,
-    "rise": lambda start, end: Horizon(start, end, at_once=False),
+    kind: partial(Horizon, lasting=lasting) for kind, lasting in _HORIZONS.items()
 }
 _OF_LAMBDA: Mapping[str, Callable[[float, float], Any]] = {"auto": TraceDecay}
 
@@ -116,7 +126,7 @@ def parse(name: str, text: str) -> Any:
     """Read a schedule as YAML and the command line write it.
 
     ``lin_A_B`` and ``late_A_B`` (B is 0 if it is left out) for any argument but these two:
-    ``auto_A_B`` and ``rise_A_B`` for ``gamma``, ``auto_A_B`` for ``gae_lambda``.
+    ``auto_A_B``, ``early_A_B`` and ``rise_A_B`` for ``gamma``, ``auto_A_B`` for ``gae_lambda``.
 
     :param name: of the argument; what stands before a dot does not count
     :param text: what was written
@@ -136,7 +146,7 @@ def parse(name: str, text: str) -> Any:
 
 def _forms(name: str) -> str:
     if name == "gamma":
-        return "a number, a callable, 'rise_A_B' or 'auto_A_B' with 0 <= A <= B < 1"
+        return "a number, a callable, 'auto_A_B', 'early_A_B' or 'rise_A_B' with 0 <= A <= B < 1"
     if name == "gae_lambda":
         return (
             "a number in [0, 1], or 'auto_A_B' with two of them, the second where long episodes end by "
@@ -150,7 +160,8 @@ def written(value: Any) -> Any:
     if isinstance(value, Linear):
         kind, ends = ("late" if isinstance(value, Late) else "lin"), (value.start, value.end)
     elif isinstance(value, Horizon):
-        kind, ends = ("auto" if value.at_once else "rise"), (value.start, value.end)
+        kinds = {lasting: kind for kind, lasting in _HORIZONS.items()}
+        kind, ends = kinds[value.lasting], (value.start, value.end)
     elif isinstance(value, TraceDecay):
         kind, ends = "auto", (value.usual, value.lasting)
     else:

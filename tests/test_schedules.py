@@ -35,7 +35,7 @@ def test_schedules():
 def test_a_discount_is_a_number_a_callable_or_a_rising_horizon():
     assert as_discount(1)(0.3) == 1.0
     assert as_discount(lambda left: 0.9 + 0.05 * left)(0.5) == pytest.approx(0.925)
-    rising = as_discount(Horizon(0.99, 0.998, at_once=False))
+    rising = as_discount(Horizon(0.99, 0.998, lasting="rise"))
     horizons = [1 / (1 - rising(left)) for left in (1.0, 0.75, 0.5, 0.25, 0.0)]
     np.testing.assert_allclose(horizons, 100 * 5 ** np.array([0, 0.25, 0.5, 0.75, 1]))
     assert as_discount(Horizon(0, 0.5))(1.0) == 0.0
@@ -51,8 +51,9 @@ def test_a_discount_is_a_number_a_callable_or_a_rising_horizon():
         ("learning_rate", "lin_0.1_0.5", Linear(0.1, 0.5)),
         ("std_scale", "late_1_0.5", Late(1, 0.5)),
         ("target_kl", "late_0.02", Late(0.02)),
-        ("gamma", "rise_0.99_0.998", Horizon(0.99, 0.998, at_once=False)),
+        ("gamma", "rise_0.99_0.998", Horizon(0.99, 0.998, lasting="rise")),
         ("gamma", "auto_0_0.5", Horizon(0, 0.5)),
+        ("gamma", "early_0.99_0.998", Horizon(0.99, 0.998, "start")),
         ("gae_lambda", "auto_0.95_0.9", TraceDecay(0.95, 0.9)),
     ],
 )

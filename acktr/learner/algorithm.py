@@ -43,7 +43,7 @@ from acktr.rollout.collect import End, collect_rollout
 from acktr.rollout.noise import ColoredNoise
 from acktr.rollout.steps import Translator
 from acktr.rollout.storage import RolloutStorage
-from acktr.schedules import TraceDecay, as_schedule, clamped
+from acktr.schedules import Horizon, TraceDecay, as_schedule, clamped
 
 _BATCH_SIZE, _LEAST_STEPS = 512, 16  # of a rollout, where n_steps is not given
 _COMPARE_PERIOD = 100  # updates between two comparisons of the parameters of all ranks
@@ -110,14 +110,14 @@ class ACKTR(Timed, AdaptedAlgorithm, SafeAlgorithm):
         env: GymEnv | str,
         learning_rate: float | Schedule = 1.0,
         n_steps: int | None = None,
-        gamma: float | Schedule = 0.99,
+        gamma: float | Schedule = Horizon(0.99, 0.998, "start"),  # noqa: B008  # frozen
         gae_lambda: float | TraceDecay = 0.95,
         target_kl: float | Schedule = 0.01,
         ent_coef: float = 0.0,
         normalize_advantage: bool | str = "running",
         noise_color: float = 0.0,
         std_scale: float | Schedule = 1.0,
-        natural: Natural = Natural(),  # noqa: B008  # frozen
+        natural: Natural = Natural(),  # noqa: B008
         critic: Critic = NaturalCritic(),  # noqa: B008
         use_masking: bool = True,
         stats_window_size: int = 100,

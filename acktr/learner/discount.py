@@ -15,9 +15,10 @@ class Discount:
     """Chooses gamma and lambda of each rollout, by the time and by how episodes have ended so far.
 
     A :class:`~acktr.schedules.Horizon` stays within the time limit of an episode: no return that is ever
-    seen says what comes later. With ``at_once`` it is that of its end as soon as episodes have ended,
-    and as long as none has ended but by its time limit: where nothing can end an episode there is no
-    caution that a long horizon could reward too soon. A :class:`~acktr.schedules.TraceDecay` is
+    seen says what comes later. Where nothing can end an episode there is no caution that a long horizon
+    could reward too soon, and no end that a short one does not see: as long as no episode has ended but
+    by its time limit, ``lasting="end"`` has the horizon of the end, and ``lasting="start"`` that of the
+    start. A :class:`~acktr.schedules.TraceDecay` is
     ``lasting`` on the same condition, unless the time limit holds the horizon back, and else ``usual``.
     """
 
@@ -47,8 +48,10 @@ class Discount:
         value = schedule(progress_remaining)
         lasting = self.endings == (True, False)
         if isinstance(gamma, Horizon):
-            if gamma.at_once and lasting:
+            if gamma.lasting == "end" and lasting:
                 value = schedule(0.0)
+            elif gamma.lasting == "start" and not self.endings[1]:
+                value = schedule(1.0)
             if self.time_limit is not None:
                 longest = max(schedule(1.0), 1.0 - 1.0 / self.time_limit)
                 lasting = lasting and value <= longest

@@ -1,4 +1,4 @@
-"""The race of optimisers: every setting takes steps, what was cut goes on, and what is written is what the page shows."""
+"""The race of optimisers: all learn, what was cut goes on, and the page shows what is written."""
 
 import csv
 

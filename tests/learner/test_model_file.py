@@ -56,7 +56,7 @@ def test_any_architecture_comes_back(policy, action, sizes, activation, shared, 
         critic=critic(learning_rate=Linear(0.1)),
         natural=Natural(kfac_kwargs={"inverse": inverse}, corrected_learning_rate=Late(9)),
         target_kl=Linear(0.01),
-        gamma=Horizon(0.9, 0.99, at_once=False),
+        gamma=Horizon(0.9, 0.99, lasting="rise"),
         gae_lambda=TraceDecay(0.95, 0.9),
         std_scale=Late(1, 0.5),
     ).learn(32)

@@ -108,7 +108,7 @@ def test_a_first_order_critic_refuses_the_same(name, value, says):
         ("target_kl", "lin_0.02_0.01", Linear(0.02, 0.01)),
         ("std_scale", "late_1_0.5", Late(1.0, 0.5)),
         ("gamma", "auto_0.9_0.99", Horizon(0.9, 0.99)),
-        ("gamma", "rise_0.9_0.99", Horizon(0.9, 0.99, at_once=False)),
+        ("gamma", "rise_0.9_0.99", Horizon(0.9, 0.99, lasting="rise")),
         ("gae_lambda", "auto_0.95_0.9", TraceDecay(0.95, 0.9)),
         ("natural.corrected_learning_rate", "late_4", Late(4.0)),
         ("critic.learning_rate", "lin_0.1", Linear(0.1)),

@@ -18,7 +18,7 @@ from acktr.schedules import Horizon, Linear, TraceDecay
 from tests.helpers.models import Recorded, make, parameters, same, setting
 from tests.helpers.small_envs import small_env
 
-RISE = Horizon(0.9, 0.99, at_once=False)
+RISE = Horizon(0.9, 0.99, lasting="rise")
 UNCORRECTED = Natural(kl_feedback=False)
 RATES = ["learning_rate", "critic.learning_rate", "natural.corrected_learning_rate", "target_kl"]
 
@@ -110,6 +110,20 @@ def test_where_no_episode_ends_early_the_horizon_is_long_at_once(ends, limit, lo
     horizons = 1 / (1 - np.array(model.logged("gamma")))
     risen = 10 * 10 ** (np.arange(4) / 4)
     np.testing.assert_allclose(horizons, risen if longest is None else [10, *[longest] * 3])
+
+
+@pytest.mark.parametrize("ends", ["truncated", "terminated"])
+def test_the_default_horizon_grows_where_episodes_end_early(ends):
+    """In the first rollout the first episodes end, at the start of the rise."""
+    model = make(small_env(ends=ends), cls=Recorded)
+    model.learn(4 * 16)
+    risen = 1 - 0.01 * 0.2 ** (np.arange(4) / 4)
+    np.testing.assert_allclose(model.logged("gamma"), 0.99 if ends == "truncated" else risen)
+
+
+def test_a_horizon_whose_kind_is_unknown_is_refused():
+    with pytest.raises(ConfigurationError, match="'end', 'start' or 'rise' for lasting, got 'at_once'"):
+        Horizon(0.9, 0.99, "at_once")
 
 
 def test_an_episode_that_ends_early_takes_the_long_horizon_back():

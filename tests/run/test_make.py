@@ -50,7 +50,7 @@ def settled(monkeypatch):
             ["target_kl=lin_0.02_0", "std_scale=late_1_0.5"],
         ),
         ({"gamma": Horizon(0.9, 0.99)}, ["gamma=auto_0.9_0.99"]),
-        ({"gamma": Horizon(0.9, 0.99, at_once=False)}, ["gamma=rise_0.9_0.99"]),
+        ({"gamma": Horizon(0.9, 0.99, lasting="rise")}, ["gamma=rise_0.9_0.99"]),
         ({"gae_lambda": TraceDecay(0.95, 0.9)}, ["gae_lambda=auto_0.95_0.9"]),
         # A mapping changes what it names.
         ({"natural": {"damping": 0.3}}, ["natural.damping=0.3"]),
