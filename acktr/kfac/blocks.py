@@ -18,6 +18,7 @@ from acktr.kfac.factors import (
     Gram,
     RunningAverage,
     diagonal_blocks,
+    factor_shape,
     join,
     multiply_left,
     multiply_right,
@@ -41,6 +42,7 @@ from acktr.kfac.samples import (
 from acktr.kfac.uses import ElementwiseUse, TableUse, Used
 
 WEIGHT_SHARING = ("expand", "reduce")
+RECURRENT = ("independent", "lgm-1", "lgm-2")
 
 
 class BlockOptions(NamedTuple):
@@ -51,6 +53,7 @@ class BlockOptions(NamedTuple):
     :param weight_sharing: one of :data:`WEIGHT_SHARING`
     :param max_factor_size: wider factors are split into diagonal blocks; ``None`` for no bound
     :param statistics_dtype: of the products that make the factors; ``None`` for the weight's
+    :param recurrent: one of :data:`RECURRENT`
     """
 
     decay: float
@@ -58,6 +61,7 @@ class BlockOptions(NamedTuple):
     weight_sharing: str = "expand"
     max_factor_size: int | None = None
     statistics_dtype: torch.dtype | None = None
+    recurrent: str = "independent"
 
 
 class Block:
@@ -181,7 +185,7 @@ class KroneckerBlock(Block):
     def reset(self) -> None:
         """Forget statistics and inverse."""
         super().reset()
-        self.inverse = SafeInverse(self.inverse.kind)
+        self.inverse = SafeInverse(self.inverse.kind, self.inverse.form)
 
     def statistics(self, uses: Sequence[Used], batch: Batch) -> tuple[Tensor | Gram, ...]:
         """Return ``A = sum a a' / N`` and ``S = sum g g' / M`` over all uses of the weight.
@@ -312,7 +316,7 @@ class KroneckerBlock(Block):
 
     def dense(self) -> Tensor:
         """``kron(S, A)``; with groups, one such block after the other on the diagonal."""
-        A, S, (columns, rows), grouped = self.pair
+        A, S, (columns, rows), grouped, _ = self.pair
         if grouped:
             blocks: Tensor = torch.block_diag(*map(torch.kron, S, A))
             return blocks
@@ -343,18 +347,14 @@ class KroneckerBlock(Block):
         A = (
             (columns,)
             if self.form.words and "weight" in params
-            else _factor_shape(groups, columns, a_split)
+            else factor_shape(groups, columns, a_split)
         )
-        return [A, _factor_shape(groups, rows, s_split)]
+        return [A, factor_shape(groups, rows, s_split)]
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore :meth:`state_dict`."""
         super().load_state_dict(state)
         self.inverse.load_state_dict(state["inverse"], self.like)
-
-
-def _factor_shape(groups: tuple[int, ...], size: int, split: tuple[int, int] | None) -> tuple[int, ...]:
-    return (*groups, size, size) if split is None else (split[0], split[1], split[1])
 
 
 class DiagonalBlock(Block):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
+from acktr.kfac import nodes
 from acktr.kfac.assignment import Task
 from acktr.kfac.blocks import Block, DiagonalBlock, KroneckerBlock
 from acktr.kfac.comm import Comm
@@ -158,7 +159,9 @@ def _work_of(
     """Return the uses of a block; ``None`` where there is nothing to read but gradients."""
     work = []
     for j, task in enumerate(tasks):
-        use = read(graph.nodes[task.site.node], task.site)
+        node = graph.nodes[task.site.node]
+        use = read(node, task.site)
+        use.created = nodes.created(node)
         found: list[Layout] = []
         if not isinstance(block, KroneckerBlock) or block.needs_samples:
             found = layouts(use, task.site, batch)

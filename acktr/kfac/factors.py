@@ -32,6 +32,11 @@ def split_shape(size: int, max_size: int | None) -> tuple[int, int] | None:
     return count, -(-size // count)
 
 
+def factor_shape(groups: tuple[int, ...], size: int, split: tuple[int, int] | None) -> tuple[int, ...]:
+    """Return the shape of a factor of this size: whole, by groups, or split."""
+    return (*groups, size, size) if split is None else (split[0], split[1], split[1])
+
+
 def pad_last(x: Tensor, size: int) -> Tensor:
     """Append zeros along the last axis up to a size."""
     return x if x.shape[-1] == size else F.pad(x, (0, size - x.shape[-1]))

@@ -214,10 +214,11 @@ def check_capturable(kfac: KFAC) -> None:
 
     :raises ValueError: names the option, and what to do
     """
-    kind = kfac.block_options.inverse
+    kind, chain = kfac.block_options.inverse, kfac.block_options.recurrent
     adapts = any(group["adapt_damping"] for group in kfac.param_groups)
     for holds, option in (
         (kind != "cholesky", f"inverse={kind!r}, whose decomposition waits for the device"),
+        (chain != "independent", f"recurrent={chain!r}, whose decompositions wait for the device"),
         (kfac.inverse_refresh == "background", "inverse_refresh='background', which is for CPUs"),
         (adapts, "adapt_damping, which looks at the loss"),
         (not kfac._comm.alone, "several processes, whose messages it cannot hold"),

@@ -16,7 +16,7 @@ All invert the factors of many blocks in one call; Cholesky takes those of one s
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -33,20 +33,26 @@ class Pair(NamedTuple):
     :param S: output factor
     :param sizes: their true sizes ``(in, out)``, without the padding of split factors
     :param grouped: whether both hold one matrix for each group
+    :param lags: of a chain in time, see :class:`acktr.kfac.recurrent.LinearGaussianBlock`
     """
 
     A: Tensor
     S: Tensor
     sizes: tuple[int, int]
     grouped: bool
+    lags: Tensor | None = None
 
     def double(self) -> Pair:
         """Return the same pair in float64."""
-        return self._replace(A=self.A.double(), S=self.S.double())
+        return self._each(Tensor.double)
 
     def clone(self) -> Pair:
         """Return a copy that later averaging leaves alone."""
-        return self._replace(A=self.A.clone(), S=self.S.clone())
+        return self._each(Tensor.clone)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Pair:
+        lags = None if self.lags is None else change(self.lags)
+        return self._replace(A=change(self.A), S=change(self.S), lags=lags)
 
 
 def mean_eigenvalue(factor: Tensor, size: int, grouped: bool) -> Tensor:
@@ -162,7 +168,7 @@ class CholeskyInverse:
 class EigenInverse:
     """``G -> Q_S [(Q_S' G Q_A) / (s a' + lambda)] Q_A'``: damping in the eigenbasis."""
 
-    names = ("A_vectors", "S_vectors", "reciprocal")
+    names: tuple[str, ...] = ("A_vectors", "S_vectors", "reciprocal")
 
     @classmethod
     def invert(

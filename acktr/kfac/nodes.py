@@ -95,6 +95,11 @@ def name_of(node: Node) -> str:
     return type(node).__name__
 
 
+def created(node: Node) -> int:
+    """Return a number that grows from node to node of one forward pass."""
+    return node._sequence_nr()
+
+
 def placement(node: Node) -> tuple[Any, ...]:
     """Return what tells one view from another of the same name."""
     names = PLACED.get(name_of(node), ())

@@ -71,11 +71,11 @@ class KFAC(Optimizer):
     :param weight_decay: decoupled: added to the step after preconditioning
     :param stat_decay: rho of the running averages, in (0, 1]; 1 averages all batches alike
     :param fisher: ``"curvature-propagation"`` or ``"monte-carlo"``, see :mod:`acktr.kfac.likelihood`
-    :param inverse: ``"cholesky"``, ``"eigen"``, see :mod:`acktr.kfac.inverses`, or ``"ekfac"``: measured
-        eigenvalues, see :mod:`acktr.kfac.ekfac`
-    :param weight_sharing: what the positions of a convolution (or of a sequence) do to each other:
-        ``"expand"`` takes them as independent (KFC), ``"reduce"`` sums them up (see
-        :meth:`acktr.kfac.blocks.KroneckerBlock._rows`)
+    :param inverse: ``"cholesky"``, ``"eigen"``, or ``"ekfac"``, see :mod:`acktr.kfac.inverses`
+    :param weight_sharing: what positions of a convolution or sequence do to each other: ``"expand"``
+        takes them as independent (KFC), ``"reduce"`` sums them up, see :mod:`acktr.kfac.blocks`
+    :param recurrent: what time steps of a recurrent layer do to each other: ``"independent"``, or chains
+        ``"lgm-1"``, ``"lgm-2"``, see :mod:`acktr.kfac.recurrent`
     :param factor_period: statistics are taken at every so many-th call of :meth:`update_curvature`
     :param inverse_period: inverses are refreshed at every so many-th step
     :param burn_in: in so many first calls and steps both periods are 1
@@ -83,12 +83,11 @@ class KFAC(Optimizer):
         while steps go on, see :class:`acktr.kfac.schedule.InverseSchedule`
     :param max_factor_size: factors of wider layers are split into diagonal blocks no wider than this,
         which bounds memory and time; ``None`` for no bound
-    :param statistics_dtype: of the products that make the factors, such as ``torch.bfloat16``; averages
-        and inverses keep the weight's
+    :param statistics_dtype: of the products that make the factors (``torch.bfloat16``), not of averages
     :param cg_iterations: conjugate-gradient iterations towards the natural gradient of the *exact*
         Fisher of the batch, with K-FAC as preconditioner and as damping (see :mod:`acktr.kfac.exact`)
-    :param exact_scaling: the best mix of direction and previous step by the exact Fisher of the batch
-        (see :mod:`acktr.kfac.scaling`); any ``momentum`` > 0 brings the previous step in
+    :param exact_scaling: the best mix of direction and previous step, which any ``momentum`` > 0 brings
+        in, by the exact Fisher of the batch (see :mod:`acktr.kfac.scaling`)
     :param adapt_damping: move ``damping`` by what :meth:`report_reduction` says of the steps (see
         :mod:`acktr.kfac.damping`)
     :param param_groups: groups, or parameters of one, as in every torch optimiser; default: all.
@@ -111,6 +110,7 @@ class KFAC(Optimizer):
         fisher: str = "curvature-propagation",
         inverse: str = "cholesky",
         weight_sharing: str = "expand",
+        recurrent: str = "independent",
         factor_period: int = 5,
         inverse_period: int = 10,
         burn_in: int = 20,
@@ -128,7 +128,7 @@ class KFAC(Optimizer):
         self.module = module
         self.fisher = fisher
         self.block_options = block_options(
-            stat_decay, inverse, weight_sharing, max_factor_size, statistics_dtype
+            stat_decay, inverse, weight_sharing, max_factor_size, statistics_dtype, recurrent
         )
         self._structure = Structure(module, self.block_options)
         self.inverse_refresh = inverse_refresh

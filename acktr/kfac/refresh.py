@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from acktr.kfac.comm import SHARED_FROM, Comm
-from acktr.kfac.inverses import INVERSES, Inverted, Pair, mean_eigenvalue
+from acktr.kfac.inverses import INVERSES, CholeskyInverse, EigenInverse, Inverted, Pair, mean_eigenvalue
 
 # How often each guard of the optimiser acted.
 COUNTERS = (
@@ -30,11 +30,14 @@ class SafeInverse:
     The last good inverse stays where nothing helps. Before the first good one the block does not move.
 
     :param kind: a key of :data:`INVERSES`
+    :param form: what inverts, where that is none of them
     """
 
-    def __init__(self, kind: str) -> None:
+    def __init__(
+        self, kind: str, form: type[CholeskyInverse] | type[EigenInverse] | None = None
+    ) -> None:
         self.kind = kind
-        self.form = INVERSES[kind]
+        self.form = form or INVERSES[kind]
         self.tensors: list[Tensor] = []
         self.boost: Tensor | None = None  # damping multiplier after failures, accelerators only
         self.age = 0  # steps since the tensors were made
@@ -78,7 +81,7 @@ def refresh(
     again. On an accelerator a look would stall the queue: there a failed refresh keeps the last good
     inverse and the next refresh runs with ten times the damping, all of it on the device.
 
-    :param inverses: of one kind
+    :param inverses: of the blocks
     :param pairs: their factors, the same on all processes
     :param damping: lambda
     :param counters: ``float64_retries``, ``damping_escalations`` and ``kept_inverses`` are added to
@@ -102,11 +105,12 @@ def invert(
     """
     own = [i for i, owner in enumerate(_owners(pairs, comm)) if owner in (None, comm.rank)]
     found: list[Inverted | None] = [None] * len(pairs)
-    if own:
-        boosts = [inverses[i].boost for i in own]
+    for form in dict.fromkeys(inverses[i].form for i in own):
+        alike = [i for i in own if inverses[i].form is form]
+        boosts = [inverses[i].boost for i in alike]
         dampings = [damping if boost is None else damping * boost for boost in boosts]
-        made = inverses[0].form.invert([pairs[i] for i in own], dampings, defer)
-        for i, inverted in zip(own, made, strict=True):
+        made = form.invert([pairs[i] for i in alike], dampings, defer)
+        for i, inverted in zip(alike, made, strict=True):
             found[i] = inverted
     return found
 

@@ -26,6 +26,7 @@ from acktr.kfac.ekfac import EigenvalueCorrectedBlock
 from acktr.kfac.forms import Form, of_legacy
 from acktr.kfac.graph import Graph, Sites, trace
 from acktr.kfac.likelihood import OutputCotangent
+from acktr.kfac.recurrent import LinearGaussianBlock, is_chain
 from acktr.kfac.uses import Layout
 
 _MAX_KNOWN = 64  # graphs, before what is known of them is forgotten
@@ -208,6 +209,9 @@ class Structure:
         if spec.form is None:
             return DiagonalBlock(spec, params, self.options.decay)
         kind = EigenvalueCorrectedBlock if self.options.inverse == "ekfac" else KroneckerBlock
+        holder, _ = self.parameters.holder(params[spec.params[0][0]])
+        if is_chain(spec, self.parameters.type_of(holder), self.options):
+            kind = LinearGaussianBlock
         return kind(spec, params, self.options)
 
     # ------------------------------------------------------------------ state

@@ -37,6 +37,7 @@ class Use:
     lead: tuple[int, ...]  # lengths of the axes that are, or hold, the samples
     positions = 1  # rows for each entry of those
     inputs: tuple[Tensor, ...] = ()  # what it reads, to be looked at for values that are not finite
+    created = 0  # its place in the order of the forward pass
 
     def rows(self, grads: Tensor) -> tuple[Tensor, Tensor]:
         """Return the rows of ``a`` and ``g``.

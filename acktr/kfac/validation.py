@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from acktr.kfac.blocks import WEIGHT_SHARING, Block, BlockOptions
+from acktr.kfac.blocks import RECURRENT, WEIGHT_SHARING, Block, BlockOptions
 from acktr.kfac.damping import MAX_DAMPING, MIN_DAMPING
 from acktr.kfac.inverses import INVERSES
 from acktr.kfac.likelihood import ESTIMATORS
@@ -44,6 +44,7 @@ def block_options(
     weight_sharing: str,
     max_factor_size: int | None,
     statistics_dtype: torch.dtype | str | None,
+    recurrent: str,
 ) -> BlockOptions:
     """Check how Kronecker blocks are to be made; the arguments are those of :class:`KFAC`.
 
@@ -63,7 +64,17 @@ def block_options(
             "statistics_dtype must be a floating-point dtype such as torch.bfloat16, or None, got "
             f"{statistics_dtype!r}."
         )
-    return BlockOptions(stat_decay, inverse, weight_sharing, max_factor_size, dtype)
+    _check_choice("recurrent", recurrent, RECURRENT)
+    for option, value, only in (
+        ("inverse", inverse, "cholesky"),  # whose damping a chain's own inverse has
+        ("weight_sharing", weight_sharing, "expand"),
+    ):
+        if recurrent != "independent" and value != only:
+            raise ValueError(
+                f"recurrent={recurrent!r} goes with {option}={only!r} alone, got {option}={value!r}: "
+                "leave one out."
+            )
+    return BlockOptions(stat_decay, inverse, weight_sharing, max_factor_size, dtype, recurrent)
 
 
 def _check_choice(name: str, value: str, allowed: Sequence[str]) -> None:

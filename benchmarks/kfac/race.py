@@ -35,11 +35,11 @@ MOST = 3000  # steps, after which a run has not met its goal
 TUNING_SEED, SEEDS = 0, (1, 2, 3)
 # What AdamW at its best meets after some hundreds of steps; written down before anything else was run.
 GOALS: dict[str, float] = {"MLP": 0.01, "CNN": 0.01, "autoencoder": 17.0, "GRU": 1.4, "transformer": 1.4}
-Settings = dict[str, float]
+Settings = dict[str, Any]
 Step = Callable[[Tensor, Tensor], None]
 
 
-def _grid(**values: tuple[float, ...]) -> list[Settings]:
+def _grid(**values: tuple[Any, ...]) -> list[Settings]:
     return [dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())]
 
 
@@ -53,7 +53,7 @@ GRIDS: dict[str, list[Settings]] = {
 
 def stepper(name: str, task: Task, settings: Settings) -> Step:
     """Return what makes one step of an optimiser on a batch."""
-    if name == "K-FAC":
+    if name.startswith("K-FAC"):
         return _kfac_step(task, settings)
     model = task.model
     optimizer: torch.optim.Optimizer
@@ -140,13 +140,15 @@ def _loss(task: Task) -> float:
 
 
 def races(
-    tasks: list[str], done: dict[tuple[str, ...], dict[str, str]]
+    tasks: list[str],
+    done: dict[tuple[str, ...], dict[str, str]],
+    grids: dict[str, list[Settings]] = GRIDS,
 ) -> Iterator[tuple[dict[str, Any], Run]]:
     """Yield the line of each run that is not done, and the run."""
-    for task, optimizer in itertools.product(tasks, GRIDS):
+    for task, optimizer in itertools.product(tasks, grids):
         tuned = []
         most = MOST
-        for settings in GRIDS[optimizer]:
+        for settings in grids[optimizer]:
             key = (task, optimizer, shown(settings), str(TUNING_SEED))
             if key not in done:
                 found = run(task, optimizer, settings, TUNING_SEED, most)
@@ -169,7 +171,8 @@ def races(
 
 def shown(settings: Settings) -> str:
     """Return settings as a line of text."""
-    return " ".join(f"{key}={value:g}" for key, value in settings.items())
+    words = {key: x if isinstance(x, str) else f"{x:g}" for key, x in settings.items()}
+    return " ".join(f"{key}={word}" for key, word in words.items())
 
 
 def _line(key: tuple[str, ...], found: Run) -> dict[str, Any]:
@@ -196,10 +199,10 @@ def main(arguments: list[str] | None = None) -> None:
     done = {(r["network"], r["optimizer"], r["settings"], r["seed"]): r for r in existing(table)}
     for line, found in races(options.networks.split(","), done):
         print(*line.values(), flush=True)
-        _append(table, [line])
+        append(table, [line])
         if int(line["seed"]) != TUNING_SEED:
             keys = {key: line[key] for key in ("network", "optimizer", "seed")}
-            _append(
+            append(
                 curves,
                 [
                     {**keys, "steps": n, "seconds": f"{s:.3f}", "loss": f"{x:.5g}"}
@@ -208,7 +211,7 @@ def main(arguments: list[str] | None = None) -> None:
             )
 
 
-def _append(path: Path, rows: list[dict[str, Any]]) -> None:
+def append(path: Path, rows: list[dict[str, Any]]) -> None:
     fresh = not path.exists()
     with path.open("a", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))

@@ -1,0 +1,112 @@
+"""What it pays to take a recurrent layer's time steps for a chain: the three ways of ``recurrent=``.
+
+``python -m benchmarks.kfac.recurrent`` writes ``benchmarks/results/kfac/recurrent.csv``: the task "GRU"
+of :mod:`benchmarks.kfac.race` with its grid, rules and seeds, once for each. ``--fisher`` prints how far
+the blocks are from the dense Fisher of small networks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Normal
+
+from acktr.kfac import KFAC
+from acktr.kfac.blocks import RECURRENT
+from benchmarks.faults.measure import existing
+from benchmarks.kfac.race import GRIDS, RESULTS, append, races
+from benchmarks.markdown import markdown_table
+
+TABLE = RESULTS / "recurrent.csv"
+SAMPLES, STEPS = 32, 10  # of the small networks
+CHAINS = {
+    f"K-FAC {kind}": [{**settings, "recurrent": kind} for settings in GRIDS["K-FAC"]]
+    for kind in RECURRENT
+}
+
+
+class Small(nn.Module):
+    """A recurrent layer of 3 inputs and 4 states, and a linear one of 2 outputs at each step."""
+
+    def __init__(self, kind: type[nn.RNNBase]) -> None:
+        super().__init__()
+        self.layer, self.head = kind(3, 4, batch_first=True), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``(N, T, 2)`` of ``(N, T, 3)``."""
+        outputs: Tensor = self.head(self.layer(x)[0])
+        return outputs
+
+
+def inputs(samples: int, steps: int) -> Tensor:
+    """Return ``(N, T, 3)``: three signals that change slowly, one of them around 1."""
+    x = torch.randn(samples, steps, 3)
+    for t in range(1, steps):
+        x[:, t] = 0.8 * x[:, t - 1] + 0.6 * x[:, t]
+    x[..., 0] += 1.0
+    return x
+
+
+def distances(
+    kind: type[nn.RNNBase], last: bool, samples: int = 32, draws: int = 300
+) -> list[list[str]]:
+    """Return a row for each weight of a layer: the relative Frobenius errors of its three blocks.
+
+    :param last: whether the loss is of the last step alone
+    :param draws: of random signs, over which statistics are averaged
+    """
+    torch.manual_seed(0)
+    net, x = Small(kind), inputs(SAMPLES, STEPS)
+    first = STEPS - 1 if last else 0
+    errors: dict[str, list[str]] = {}
+    for chain in RECURRENT:
+        torch.manual_seed(1)
+        kfac = KFAC(net, stat_decay=1.0, factor_period=1, recurrent=chain)
+        for _ in range(draws):
+            with kfac.capture():
+                outputs = net(x)[:, first:]
+            kfac.update_curvature(Normal(outputs, 1.0))
+        for block in kfac._all_blocks():
+            if block.name.startswith("layer"):
+                exact = dense_fisher(net, x, first, list(block.params.values()))
+                error = (block.dense() - exact).norm() / exact.norm()
+                errors.setdefault(block.name, []).append(f"{float(error):.2f}")
+    loss = "last step" if last else "each step"
+    return [[kind.__name__, loss, f"`{name[6:]}`", *of] for name, of in errors.items()]
+
+
+def dense_fisher(net: Small, x: Tensor, first: int, params: list[nn.Parameter]) -> Tensor:
+    """Return the Fisher of a weight and its bias, on the matrix ``(out, in + 1)`` row by row."""
+    total = torch.zeros(())
+    for sample in x:
+        rows = []
+        for output in net(sample[None])[:, first:].flatten():
+            weight, bias = torch.autograd.grad(output, params, retain_graph=True)
+            rows.append(torch.cat([weight, bias.unsqueeze(-1)], -1).flatten())
+        jacobian = torch.stack(rows)
+        total = total + jacobian.T @ jacobian
+    return total / len(x)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run what is not done yet."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--fisher", action="store_true", help="print the distances, and train nothing")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    if options.fisher:
+        kinds = itertools.product((nn.RNN, nn.GRU, nn.LSTM), (False, True))
+        rows = [row for kind, last in kinds for row in distances(kind, last)]
+        print(markdown_table(["layer", "loss of", "weight", *RECURRENT], rows))
+        return
+    done = {(r["network"], r["optimizer"], r["settings"], r["seed"]): r for r in existing(TABLE)}
+    for line, _ in races(["GRU"], done, CHAINS):
+        print(*line.values(), flush=True)
+        append(TABLE, [line])
+
+
+if __name__ == "__main__":
+    main()
