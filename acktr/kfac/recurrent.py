@@ -76,7 +76,8 @@ def gamma(x: Tensor, steps: int) -> Tensor:
     """
     x = x.double().clamp(LOWEST, 1.0 - 1e-7)  # at 1 the fraction is 0 / 0
     rest = 1.0 - x
-    return 2.0 * (1.0 - x * (1.0 - x**steps) / (steps * rest)) / rest - 1.0
+    faded = torch.where(x > 0, -torch.expm1(steps * x.abs().log()), 1.0 - x**steps)  # 1 - x^T
+    return 2.0 * (1.0 - x * faded / (steps * rest)) / rest - 1.0
 
 
 class SymmetricChain(EigenInverse):
