@@ -2,7 +2,7 @@
 
 The gradient of one sample is ``sum_t w_t`` with ``w_t = vec(g_t a_t')``, so that the block is the sum of
 ``E[w_t w_s']`` over all pairs of steps. ``recurrent="independent"`` keeps the pairs ``t = s``. The other
-two take ``w_t`` for a stationary chain, linear with Gaussian noise (their sec. 3.5)::
+two take ``w_t`` for a stationary chain, linear with Gaussian noise::
 
     w_t = Psi w_(t-1) + noise,   V_0 = A_0 (x) G_0,   V_d = E[w_t w_(t-d)'] = Psi^d V_0
     Psi = Psi_A (x) Psi_G,   Psi_A = A_1 A_0^-1,   A_1 = E[a_t a_(t-1)'],   and so for G
@@ -57,9 +57,10 @@ def whiten(factor: Tensor, lagged: Tensor, shift: Tensor | float = 0.0) -> White
     :raises torch.linalg.LinAlgError: no decomposition
     """
     values, vectors = torch.linalg.eigh(factor)
-    values = values + shift
-    # What no row has a part in has no lag either: it is left out.
-    kept = values > values.max() * len(values) * torch.finfo(values.dtype).eps
+    # What no row has a part in has no lag either: without damping it is left out.
+    rounding = values.max() * len(values) * torch.finfo(values.dtype).eps
+    values = values.clamp_min(0.0) + shift
+    kept = (values > rounding) | (torch.as_tensor(shift) > 0)
     root = torch.where(kept, values, 0.0).sqrt()
     inverse = torch.where(kept, values, 1.0).rsqrt() * kept
     W = vectors * inverse
