@@ -254,7 +254,7 @@ class LinearGaussianBlock(KroneckerBlock):
         super().__init__(spec, params, options)
         self._chain = CHAINS[options.recurrent]
         self.inverse = SafeInverse(options.inverse, self._chain)
-        self._curvature: tuple[tuple[int, ...], list[Tensor]] = ((), [])
+        self._curvature: tuple[tuple[Tensor, ...], list[int], list[Tensor]] = ((), [], [])
 
     @property
     def needs_samples(self) -> bool:
@@ -270,6 +270,7 @@ class LinearGaussianBlock(KroneckerBlock):
         a, g = self._steps(uses, batch)
         dtype = self.options.statistics_dtype or self.like.dtype
         counted = counted_rows(g, axes=2) if batch.partial else g.new_ones(g.shape[:-1])
+        counted = counted.to(self.like)  # of which half precision would lose some
         both = (counted[:, 1:] * counted[:, :-1]).unsqueeze(-1)
         pairs, rows = both.sum(), counted.sum().clamp_min(1.0)
         a, g = a.to(dtype), g.to(dtype)
@@ -312,10 +313,14 @@ class LinearGaussianBlock(KroneckerBlock):
     def _undamped(self) -> list[Tensor]:
         """What the quadratic form is made of, as long as the averages stay what they are."""
         # Averages are written to in place, which their versions count.
-        state = tuple(y for x in self.average.values for y in (id(x), x._version))
-        if self._curvature[0] != state:
-            self._curvature = state, self._chain.curvature(self.pair)
-        return self._curvature[1]
+        values, versions = self.average.values, [x._version for x in self.average.values]
+        if self._curvature[0] is not values or self._curvature[1] != versions:
+            try:
+                curvature = self._chain.curvature(self.pair)
+            except torch.linalg.LinAlgError:
+                curvature = [x.to(self.like) for x in self._chain.curvature(self.pair.double())]
+            self._curvature = values, versions, curvature
+        return self._curvature[2]
 
     def quadratic(self, steps: Sequence[Tensor]) -> Tensor:
         """``D' F D`` of the chain without damping."""
