@@ -155,6 +155,7 @@ class ACKTR(Timed, AdaptedAlgorithm, RememberingAlgorithm, SafeAlgorithm):
         self.use_masking = use_masking
         self.natural, self.critic = replace(natural), replace(critic)  # with mappings of its own
         self.notes: list[str] = []  # what a user should know of how the model is built
+        self._last_lstm_states = None
         self._shared_moments: distributed.SharedMoments | None = None
         self.house = {"house", "_logger", "_clock_ahead", *self._set_since(before)}  # some by learn()
         if _init_setup_model:

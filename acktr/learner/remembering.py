@@ -26,7 +26,7 @@ class RememberingAlgorithm(OnPolicyAlgorithm):
 
     outputs: Outputs
     noise_color: float
-    _last_lstm_states: Any = None  # a pair, as Memory; None where nothing is remembered
+    _last_lstm_states: Any  # a pair, as Memory; None where nothing is remembered
 
     def sampler(self, n_steps: int, starts: np.ndarray) -> ActionSampler:
         """Return what draws the actions of a rollout.

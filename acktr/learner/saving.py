@@ -76,12 +76,13 @@ COUNTERS = (
     "_n_updates",
     "start_time",
 )
+MEMORY = "_last_lstm_states"  # what its policy remembers; the name is sb3-contrib's
 # Where its environments are.
 EPISODES = (
     "_last_obs",
     "_last_episode_starts",
     "_last_original_obs",
-    "_last_lstm_states",
+    MEMORY,
     "ep_info_buffer",
     "ep_success_buffer",
 )

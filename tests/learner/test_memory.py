@@ -1,14 +1,11 @@
 """Learning with a memory: gradients, steps, files, ranks, and a task that needs it."""
 
 import io
+import itertools
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from gymnasium import spaces
-from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.vec_env import DummyVecEnv
 
 from acktr import ACKTR, AdamCritic, Natural, NaturalCritic
 from acktr.errors import ConfigurationError
@@ -44,7 +41,7 @@ def episodes(told):
     """The same rollout as sequences of one episode each, and where they are."""
     for env in range(N):
         cuts = sorted({0, T, *told.starts[:, env].nonzero().flatten().tolist()})
-        for begin, end in zip(cuts[:-1], cuts[1:], strict=True):
+        for begin, end in itertools.pairwise(cuts):
             rows = torch.arange(begin, end) * N + env
             memory = Memory(*(tuple(s[:, env : env + 1] for s in states) for states in told.memory))
             starts = torch.zeros(end - begin, 1, dtype=torch.bool)
@@ -167,52 +164,3 @@ def test_predict_takes_its_state_as_that_of_sb3_contrib_does():
 def test_what_does_not_go_with_memory_is_refused(kwargs, message):
     with pytest.raises(ConfigurationError, match=message):
         make(**kwargs)
-
-
-# A task that needs it ----------------------------------------------------------------------------
-
-
-class TMaze(gym.Env):
-    """A corridor: its first cell shows where to turn at its end (Bakker 2002)."""
-
-    observation_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
-    action_space = spaces.Discrete(3)  # on, left, right
-
-    def __init__(self, length=6):
-        self.length = length
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.place, self.sign = 0, float(self.np_random.integers(2) * 2 - 1)
-        return np.array([self.sign, 0.0], np.float32), {}
-
-    def step(self, action):
-        at_end = self.place == self.length
-        if at_end or action != 0:
-            right = at_end and action == (1 if self.sign < 0 else 2)
-            return np.zeros(2, np.float32), float(right), True, False, {}
-        self.place += 1
-        return np.array([0.0, float(self.place == self.length)], np.float32), 0.0, False, False, {}
-
-
-def solve(policy, steps, **policy_kwargs):
-    env = DummyVecEnv([TMaze] * 8)
-    env.seed(0)
-    model = ACKTR(
-        policy, env, n_steps=64, seed=0, gamma=0.98, target_kl=0.03, ent_coef=0.01, device="cpu",
-        policy_kwargs={"net_arch": [16], **policy_kwargs},
-    )  # fmt: skip
-    model.learn(steps)
-    mean, _ = evaluate_policy(model, env, 40, warn=False)
-    return mean
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("policy", ["MlpLstmPolicy", "MlpGruPolicy"])
-def test_a_maze_that_needs_memory_is_solved_by_those_who_have_it(policy):
-    assert solve(policy, 30_000, lstm_hidden_size=16) > 0.95
-
-
-@pytest.mark.slow
-def test_without_memory_one_can_but_guess():
-    assert solve("MlpPolicy", 30_000) < 0.8
