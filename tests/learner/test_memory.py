@@ -3,9 +3,13 @@
 import io
 import itertools
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import DummyVecEnv
 
 from acktr import ACKTR, AdamCritic, Natural, NaturalCritic
 from acktr.errors import ConfigurationError
@@ -164,3 +168,48 @@ def test_predict_takes_its_state_as_that_of_sb3_contrib_does():
 def test_what_does_not_go_with_memory_is_refused(kwargs, message):
     with pytest.raises(ConfigurationError, match=message):
         make(**kwargs)
+
+
+# A task that needs it ----------------------------------------------------------------------------
+
+
+class Corridor(gym.Env):
+    """The first of its cells shows where to turn in the last (a T-maze of one's own accord walked)."""
+
+    observation_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
+    action_space = spaces.Discrete(2)
+    length = 5
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.place, self.sign = 0, int(self.np_random.integers(2))
+        return np.array([2.0 * self.sign - 1.0, 0.0], np.float32), {}
+
+    def step(self, action):
+        self.place += 1
+        at_end = self.place > self.length
+        obs = np.array([0.0, self.place / self.length if not at_end else 0.0], np.float32)
+        return obs, float(at_end and action == self.sign), at_end, False, {}
+
+
+def solve(policy, steps, **policy_kwargs):
+    env = DummyVecEnv([Corridor] * 8)
+    env.seed(0)
+    model = ACKTR(
+        policy, env, n_steps=64, seed=0, gamma=0.98, target_kl=0.03, ent_coef=0.01, device="cpu",
+        policy_kwargs={"net_arch": [16], **policy_kwargs},
+    )  # fmt: skip
+    model.learn(steps)
+    mean, _ = evaluate_policy(model, env, 40, warn=False)
+    return mean
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["MlpLstmPolicy", "MlpGruPolicy"])
+def test_a_corridor_that_needs_memory_is_solved_by_those_who_have_it(policy):
+    assert solve(policy, 12_000, lstm_hidden_size=16) > 0.95
+
+
+@pytest.mark.slow
+def test_without_memory_one_can_but_guess():
+    assert solve("MlpPolicy", 12_000) < 0.8
