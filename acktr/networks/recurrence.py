@@ -9,8 +9,9 @@ products are then made anew for all steps together, of states that are data, and
 stands for what the cells do with them. Its backward pass goes back in time (Werbos 1990): it returns the
 gradient of *all* later outputs in ``s_t``, through the later steps too. So the gradients of ``W_ih`` and
 ``W_hh`` are those of the unrolled network, and K-FAC finds two plain products with a row for each
-sample: the ``a`` and ``g`` of recurrent K-FAC (Martens, Ba & Johnson 2018), whose products are taken to
-be independent from one step to another: ``F = A ⊗ S``, averaged over steps.
+sample, ``F = A ⊗ S``. Recurrent K-FAC takes the steps to be independent of each other (Martens, Ba &
+Johnson 2018), and finds too little curvature the longer the memory is; to the statistics, gradients of
+whole sequences are shown (:func:`of_sequences`).
 
 The graph is the same for every rollout, however many episodes are in it, and its size does not grow with
 their length. It has no second derivative.
@@ -18,6 +19,7 @@ their length. It has no second derivative.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
@@ -27,9 +29,11 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from acktr.errors import ConfigurationError
+from acktr.kfac.passes import of_statistics
 
 State = tuple[Tensor, ...]  # h and c of an LSTM, h of a GRU: (n_layers, n_envs, hidden_size) each
 
+_SPAN = 128  # steps: the longest of the times for which units hold what they have, as they begin
 _REFUSED = {"bidirectional": False, "proj_size": 0, "batch_first": False}  # and what they must be
 
 
@@ -79,6 +83,7 @@ class Recurrent(nn.RNNBase):
     """
 
     n_states: ClassVar[int]
+    _keeps: ClassVar[int]  # the gate that holds a state, by its place in the biases
 
     def __init__(
         self, mode: str, input_size: int, hidden_size: int, num_layers: int, **kwargs: Any
@@ -90,6 +95,25 @@ class Recurrent(nn.RNNBase):
                     "first, and is as wide as lstm_hidden_size."
                 )
         super().__init__(mode, input_size, hidden_size, num_layers, **kwargs)
+
+    def reset_parameters(self) -> None:
+        """Draw weights as torch does, and let units hold what they have for times from 2 steps to 128.
+
+        With torch's biases a gate that holds a state begins at 1/2: of what was seen 20 steps ago a
+        millionth is left, and as much of its gradient. With ``log u`` it is ``u / (1 + u)``, which
+        forgets in about ``1 + u`` steps (Tallec & Ollivier 2018, arXiv 1804.11188, sec. 2). Here u goes
+        from 1 to 127 in equal ratios, one for each unit, so that short times are there too.
+        """
+        super().reset_parameters()
+        if not self.bias:
+            return
+        width = self.hidden_size
+        own = slice(self._keeps * width, (self._keeps + 1) * width)
+        with torch.no_grad():
+            for layer in range(self.num_layers):
+                getattr(self, f"bias_hh_l{layer}")[own] = 0.0
+                spans = torch.linspace(0.0, math.log(_SPAN - 1), width)
+                getattr(self, f"bias_ih_l{layer}")[own] = spans
 
     def zeros(self, n_envs: int) -> State:
         """Return the states of those who remember nothing, ``(n_layers, n_envs, H)`` each."""
@@ -117,14 +141,17 @@ class Recurrent(nn.RNNBase):
             b_ih, b_hh = biases or (None, None)
             if layer and self.dropout:
                 x = F.dropout(x, self.dropout, self.training)
-            of_input = F.linear(x, w_ih, b_ih)
             with torch.no_grad():
-                inputs = of_input.detach().view(steps, n_envs, -1)
+                inputs = F.linear(x, w_ih, b_ih).view(steps, n_envs, -1)
                 trace = self.scan(inputs, w_hh, b_hh, [s[layer] for s in state], resets)
-            x = trace.after[0]
+            below, x = x, trace.after[0]
             if torch.is_grad_enabled():
+                # Of data both, so that what K-FAC is shown of their outputs goes no further down.
+                of_input = F.linear(below.detach(), w_ih, b_ih)
                 of_state = F.linear(trace.before.flatten(0, 1), w_hh, b_hh)
-                x = _Steps.apply(of_input, of_state, w_hh.detach(), type(self), resets, trace)
+                through = F.linear(below, w_ih.detach()) if below.requires_grad else None
+                own = w_hh.detach(), type(self), resets, trace, below.detach(), self.bias
+                x = _Steps.apply(of_input, of_state, through, *own)
             x = x.flatten(0, 1)
             history.append(trace.after)
         if self.num_layers == 1:
@@ -165,6 +192,7 @@ class LSTM(Recurrent):
     """
 
     n_states = 2
+    _keeps = 1
 
     def __init__(self, input_size: int, hidden_size: int, num_layers: int = 1, **kwargs: Any) -> None:
         super().__init__("LSTM", input_size, hidden_size, num_layers, **kwargs)
@@ -224,6 +252,7 @@ class GRU(Recurrent):
     """
 
     n_states = 1
+    _keeps = 1
 
     def __init__(self, input_size: int, hidden_size: int, num_layers: int = 1, **kwargs: Any) -> None:
         super().__init__("GRU", input_size, hidden_size, num_layers, **kwargs)
@@ -276,20 +305,54 @@ class _Steps(torch.autograd.Function):
         ctx: Any,
         of_input: Tensor,
         of_state: Tensor,
+        through: Tensor | None,
         weight: Tensor,
         kind: Any,
         resets: Resets,
         trace: Trace,
+        inputs: Tensor,
+        bias: bool,
     ) -> Tensor:
-        ctx.kind, ctx.resets = kind, resets
-        ctx.save_for_backward(weight, trace.before, *trace.after, *trace.saved)
+        ctx.kind, ctx.resets, ctx.bias = kind, resets, bias
+        ctx.save_for_backward(weight, inputs, trace.before, *trace.after, *trace.saved)
         ctx.n_states = len(trace.after)
         return trace.after[0].clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
-        weight, before, *rest = ctx.saved_tensors
+        weight, inputs, before, *rest = ctx.saved_tensors
         trace = Trace(tuple(rest[ctx.n_states :]), before, tuple(rest[: ctx.n_states]))
         in_input, in_state = ctx.kind.back(grad, weight, ctx.resets, trace)
-        return in_input.flatten(0, 1), in_state.flatten(0, 1), None, None, None, None
+        through = in_input.flatten(0, 1) if ctx.needs_input_grad[2] else None
+        if of_statistics():
+            in_input = of_sequences(inputs.view(*before.shape[:2], -1), in_input, ctx.bias)
+            in_state = of_sequences(before, in_state, ctx.bias)
+        return in_input.flatten(0, 1), in_state.flatten(0, 1), through, *(None,) * 6
+
+
+def of_sequences(a: Tensor, g: Tensor, bias: bool) -> Tensor:
+    """Return gradients whose second moment is that of whole sequences, for K-FAC.
+
+    What one sample's log-probability says of a weight is a sum over all earlier steps,
+    ``sum_s g_s a_s'``. Steps that are alike do not cancel in it: those of a state that lasts, and of a
+    constant. K-FAC takes them as independent and leaves out what each has to do with the others, all the
+    more of it the longer the memory is. Cotangents have signs of their own for each sample, so that the
+    mean square of the sum over a sequence, ``G_n = sum_t g_t a_t'``, is the Fisher F itself. Its partial
+    trace over inputs, ``E[G_n G_n']``, takes the place of ``E[g g']``, in units in which the trace of
+    ``A ⊗ S`` is that of F (which Gao et al. 2021, arXiv 2011.10741, ask of independent samples too).
+
+    :param a: inputs of the product, ``(T, N, in)``
+    :param g: gradients of its outputs, ``(T, N, out)``
+    :param bias: whether a constant is one of the inputs
+    :return: ``(T, N, out)``, not in the order of the steps
+    """
+    a = a.transpose(0, 1)
+    if bias:
+        a = torch.cat((a, a.new_ones(*a.shape[:2], 1)), -1)
+    size = a.square().sum(-1).mean().clamp_min(torch.finfo(a.dtype).tiny)
+    columns = a.mT  # (N, in + 1, T)
+    if columns.shape[1] > columns.shape[2]:  # as many rows as there are steps have the same square
+        columns = torch.linalg.qr(columns, mode="r").R
+    sums = (columns @ g.transpose(0, 1)).transpose(0, 1) / size.sqrt()
+    return F.pad(sums, (0, 0, 0, 0, 0, len(g) - len(sums)))

@@ -117,26 +117,60 @@ class Sequence(nn.Module):
         return self.head(torch.cat(outputs))
 
 
-def factors(model, x, starts, state, seed=0):
-    """Of K-FAC, for a Gaussian output of standard deviation 1; the signs are those of the seed."""
-    kfac = KFAC(model, damping=0.1)
-    torch.manual_seed(seed)
+def factors(model, x, starts, state, below=None):
+    """Of K-FAC, for a Gaussian output of standard deviation 1; the signs are always the same."""
+    kfac = KFAC(model if below is None else nn.ModuleList([below, model]), damping=0.1)
+    torch.manual_seed(0)
     with kfac.capture():
-        mean = model(x, starts, state)
+        mean = model(x if below is None else below(x), starts, state)
     kfac.update_curvature(Normal(mean, torch.ones_like(mean)))
     return kfac.factors()
 
 
+@pytest.mark.parametrize("steps", [3, 7], ids=["fewer steps than inputs", "more"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_factors_are_those_that_the_graph_of_single_steps_has(kind):
+def test_blocks_have_the_trace_of_the_dense_fisher_and_its_partial_trace_over_inputs(
+    kind, steps, monkeypatch
+):
+    """Means over all signs of the cotangents: what the draws have for expectation."""
+    layer, _ = both(kind)
+    model = Sequence(layer)
+    model.head = nn.Linear(H, 1).double()
+    x, starts = rollout()[0][:steps, :1], torch.zeros(steps, 1, dtype=torch.bool)
+    starts[2] = True
+    state = layer.zeros(1)
+    names = {"weight_ih": IN + 1, "weight_hh": H + 1}
+    sums = dict.fromkeys(names, 0.0)
+    for signs in itertools.product((-1.0, 1.0), repeat=steps):
+        drawn = torch.tensor(signs, dtype=torch.float64).unsqueeze(1)
+        monkeypatch.setattr("acktr.kfac.likelihood.random_signs", lambda like, drawn=drawn: drawn)
+        found = factors(model, x, starts, state)
+        for name in names:
+            A, S = found[f"layer.{name}_l0"]
+            sums[name] += A.trace() * S / 2**steps
+    mean = model(x, starts, state)
+    for name, width in names.items():
+        params = [getattr(layer, f"{n}_l0") for n in (name, name.replace("weight", "bias"))]
+        dense = torch.zeros_like(sums[name])
+        for m in mean.flatten():
+            weight, bias = torch.autograd.grad(m, params, retain_graph=True)
+            joint = torch.cat((weight, bias.unsqueeze(1)), 1)
+            assert joint.shape[1] == width
+            dense += joint @ joint.T / steps
+        torch.testing.assert_close(sums[name], dense, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_lies_below_a_memory_has_the_statistics_of_single_steps(kind):
+    """What is shown of the memory's own products goes no further down."""
     layer, plain = both(kind)
     x, starts, generator = rollout()
     state = states_of(layer, generator)
+    below = nn.Linear(IN, IN).double()
     ours, theirs = Sequence(layer), Sequence(plain)
     theirs.head.load_state_dict(ours.head.state_dict())
-    found, expected = factors(ours, x, starts, state), factors(theirs, x, starts, state)
-    assert found.keys() == expected.keys()
-    for name in found:
+    found, expected = (factors(model, x, starts, state, below) for model in (ours, theirs))
+    for name in ("0", "1.head"):
         for of_ours, of_theirs in zip(found[name], expected[name], strict=True):
             torch.testing.assert_close(of_ours, of_theirs, rtol=0, atol=1e-12)
 
@@ -156,16 +190,16 @@ def test_the_input_factor_is_the_mean_over_steps_and_environments(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_blocks_are_those_of_the_dense_fisher_where_steps_are_independent(kind):
-    """Episodes of one step on copies of one sample, where a product of means is a mean of products."""
+def test_blocks_are_those_of_the_dense_fisher_of_single_steps(kind):
+    """Sequences of one step on copies of one sample, where a product of means is a mean of products."""
     layer, _ = both(kind)
     model = Sequence(layer)
     model.head = nn.Linear(H, 1).double()  # of one output each sign has the whole Fisher
-    x = rollout()[0][:1, :1].expand(T, N, IN)
-    starts = torch.ones(T, N, dtype=torch.bool)
+    x = rollout()[0][:1, :1].expand(1, T * N, IN)
+    starts = torch.ones(1, T * N, dtype=torch.bool)
     kfac = KFAC(model, damping=0.1)
     with kfac.capture():
-        mean = model(x, starts, layer.zeros(N))
+        mean = model(x, starts, layer.zeros(T * N))
     kfac.update_curvature(Normal(mean, torch.ones_like(mean)))
     blocks = kfac.fisher_blocks()
     params = [layer.weight_ih_l0, layer.bias_ih_l0]
@@ -190,3 +224,16 @@ def test_there_is_no_second_derivative():
     first = torch.autograd.grad(out.square().sum(), layer.weight_hh_l0, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         first[0].square().sum().backward()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_units_begin_with_times_from_2_steps_to_128(kind):
+    """With nothing seen and no weights of states, a state falls as its unit's time says."""
+    layer = KINDS[kind][0](IN, H, num_layers=2)
+    for level in range(2):
+        getattr(layer, f"weight_hh_l{level}").data.zero_()
+        own = {n: getattr(layer, f"{n}_l{level}").view(-1, H)[1] for n in ("bias_ih", "bias_hh")}
+        keeps = torch.sigmoid(own["bias_ih"] + own["bias_hh"])
+        torch.testing.assert_close(1 / (1 - keeps[[0, -1]]), torch.tensor([2.0, 128.0]))
+        assert (keeps.diff() > 0).all()
+    assert not KINDS[kind][0](IN, H, bias=False).bias
