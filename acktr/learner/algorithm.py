@@ -30,7 +30,7 @@ from acktr.learner.adapted import AdaptedAlgorithm
 from acktr.learner.figures import figures_of
 from acktr.learner.noise import begin_noise, resolve_log_std
 from acktr.learner.parts import build_parts
-from acktr.learner.remembering import RememberingAlgorithm, check_memory
+from acktr.learner.remembering import RememberingAlgorithm, check_memory, with_damping
 from acktr.learner.saving import SafeAlgorithm
 from acktr.learner.settings import Critic, Natural, NaturalCritic, check_arguments
 from acktr.learner.timing import Timed
@@ -173,6 +173,7 @@ class ACKTR(Timed, AdaptedAlgorithm, RememberingAlgorithm, SafeAlgorithm):
         if searches:
             begin_noise(self.policy)
         foreign.check_built_policy(self.policy)
+        self.natural, self.critic = with_damping(self.policy, self.natural, self.critic)
         check_memory(self.policy, self.natural, self.critic)
         self.masks_of(self.env)  # which may be none for these actions
         self.outputs = Outputs(self.policy)  # before normalised values, which all begin as 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor
 
 from acktr.errors import ConfigurationError
-from acktr.learner.settings import Critic, Natural
+from acktr.learner.settings import Critic, Natural, NaturalCritic
 from acktr.networks.outputs import Outputs
 from acktr.networks.recurrent import Memory, RecurrentPolicy
 from acktr.rollout.actions import ActionSampler
@@ -65,6 +66,20 @@ def fits(state: Any, memory: Memory) -> bool:
         )
         for found, wanted in zip(state, memory, strict=True)
     )
+
+
+def with_damping(policy: ActorCriticPolicy, natural: Natural, critic: Critic) -> tuple[Natural, Critic]:
+    """Choose the damping where the settings leave it open.
+
+    An observation reaches the outputs of a memory through gates that begin half open, and its weights
+    have so little curvature that 0.1 would be nearly all of it.
+    """
+    usual = 0.01 if isinstance(policy, RecurrentPolicy) else 0.1
+    if natural.damping is None:
+        natural = replace(natural, damping=usual)
+    if isinstance(critic, NaturalCritic) and critic.damping is None:
+        critic = replace(critic, damping=usual)
+    return natural, critic
 
 
 def check_memory(policy: ActorCriticPolicy, natural: Natural, critic: Critic) -> None:

@@ -97,14 +97,22 @@ class Recurrent(nn.RNNBase):
         super().__init__(mode, input_size, hidden_size, num_layers, **kwargs)
 
     def reset_parameters(self) -> None:
-        """Draw weights as torch does, and let units hold what they have for times from 2 steps to 128.
+        """Draw weights; let units hold what they have for times from 2 steps to 128.
 
         With torch's biases a gate that holds a state begins at 1/2: of what was seen 20 steps ago a
         millionth is left, and as much of its gradient. With ``log u`` it is ``u / (1 + u)``, which
         forgets in about ``1 + u`` steps (Tallec & Ollivier 2018, arXiv 1804.11188, sec. 2). Here u goes
         from 1 to 127 in equal ratios, one for each unit, so that short times are there too.
+
+        Input weights have variance ``1 / input_size``, so that pre-activations have the scale of what is
+        seen (LeCun et al. 1998, "Efficient BackProp", sec. 4.6). torch's is that of the hidden size, too
+        small for a few numbers; weights of states, and the other biases, are torch's.
         """
         super().reset_parameters()
+        with torch.no_grad():
+            for layer in range(self.num_layers):
+                w_ih = getattr(self, f"weight_ih_l{layer}")
+                w_ih.uniform_(-1.0, 1.0).mul_(math.sqrt(3.0 / w_ih.shape[1]))
         if not self.bias:
             return
         width = self.hidden_size

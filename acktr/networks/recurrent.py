@@ -93,7 +93,7 @@ class RecurrentPolicy(ActorCriticPolicy):
     def __init__(
         self,
         *args: Any,
-        lstm_hidden_size: int = 256,
+        lstm_hidden_size: int = 64,
         n_lstm_layers: int = 1,
         shared_lstm: bool = False,
         enable_critic_lstm: bool = True,

@@ -237,3 +237,12 @@ def test_units_begin_with_times_from_2_steps_to_128(kind):
         torch.testing.assert_close(1 / (1 - keeps[[0, -1]]), torch.tensor([2.0, 128.0]))
         assert (keeps.diff() > 0).all()
     assert not KINDS[kind][0](IN, H, bias=False).bias
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pre_activations_begin_with_the_scale_of_what_is_seen(kind):
+    torch.manual_seed(0)
+    layer = KINDS[kind][0](2, 256, num_layers=2)
+    for level, width in enumerate((2, 256)):
+        weight = getattr(layer, f"weight_ih_l{level}")
+        assert weight.square().mean().item() * width == pytest.approx(1.0, abs=0.1)
