@@ -355,12 +355,13 @@ def of_sequences(a: Tensor, g: Tensor, bias: bool) -> Tensor:
     :param bias: whether a constant is one of the inputs
     :return: ``(T, N, out)``, not in the order of the steps
     """
-    a = a.transpose(0, 1)
+    wide = torch.promote_types(g.dtype, torch.float32)  # no QR is in bfloat16
+    a, own = a.transpose(0, 1).to(wide), g.to(wide)
     if bias:
         a = torch.cat((a, a.new_ones(*a.shape[:2], 1)), -1)
     size = a.square().sum(-1).mean().clamp_min(torch.finfo(a.dtype).tiny)
     columns = a.mT  # (N, in + 1, T)
     if columns.shape[1] > columns.shape[2]:  # as many rows as there are steps have the same square
         columns = torch.linalg.qr(columns, mode="r").R
-    sums = (columns @ g.transpose(0, 1)).transpose(0, 1) / size.sqrt()
-    return F.pad(sums, (0, 0, 0, 0, 0, len(g) - len(sums)))
+    sums = (columns @ own.transpose(0, 1)).transpose(0, 1) / size.sqrt()
+    return F.pad(sums, (0, 0, 0, 0, 0, len(g) - len(sums))).to(g.dtype)

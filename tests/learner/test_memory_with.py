@@ -106,3 +106,11 @@ def test_damping_that_is_given_stays():
     assert model.critic_optimizer.param_groups[0]["damping"] == 0.3
     plain = ACKTR("MlpPolicy", env, device="cpu")
     assert (plain.natural.damping, plain.critic.damping) == (0.1, 0.1)
+
+
+def test_bfloat16(monkeypatch):
+    monkeypatch.setattr("acktr.networks.bfloat16.has_bfloat16", lambda device: True)
+    env = small_env("Discrete", VECTOR, n_envs=N)
+    model = make(env, natural=Natural(precision="bf16")).learn(4 * T * N)
+    assert model.used_precision == "bf16"
+    assert all(p.isfinite().all() for p in model.policy.parameters())
