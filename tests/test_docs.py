@@ -33,6 +33,7 @@ PAGES = (
     "docs/your-environment.md",
     "docs/policies.md",
     "docs/masks.md",
+    "docs/memory.md",
     "docs/migrating.md",
     "docs/environments.md",
     "docs/kfac.md",
