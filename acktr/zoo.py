@@ -9,11 +9,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import gymnasium as gym
 
-from acktr.envs.lookup import is_installed
+from acktr.envs.lookup import find_spec, is_atari, is_installed
 from acktr.errors import AcktrError, ConfigurationError
 from acktr.learner.algorithm import ACKTR
 from acktr.learner.settings import Natural
@@ -32,11 +32,15 @@ class _Hyperparams(dict[str, dict[str, Any]]):
     def __getitem__(self, env_id: str) -> dict[str, Any]:
         return dict(super().__getitem__(env_id))  # the Zoo changes what it takes
 
-    def __missing__(self, env_id: str) -> NoReturn:
-        raise ConfigurationError(
-            f"The Zoo asks for settings of {env_id!r}, and Atari's preset is made for acktr's own "
-            "environments: use `acktr train`."
-        )
+    def __missing__(self, env_id: str) -> dict[str, Any]:
+        raise _no_atari(env_id)
+
+
+def _no_atari(env_id: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"The Zoo asks for settings of {env_id!r}, and Atari's preset is made for acktr's own "
+        "environments: use `acktr train`."
+    )
 
 
 def settings_of(env_id: str, preset: str) -> dict[str, Any]:
@@ -101,15 +105,32 @@ def convert(drawn: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def register() -> None:
-    """Make ACKTR known to the Zoo in this process.
+def check_installed() -> None:
+    """Refuse to go on without the Zoo.
 
-    :raises ConfigurationError: the Zoo is not installed
+    :raises ConfigurationError: with the pip line
     """
     if not is_installed("rl_zoo3"):
         raise ConfigurationError(
             'The Zoo needs rl_zoo3, which is not installed: run `pip install "acktr[zoo]"`.'
         )
+
+
+def check_environment(env_id: str) -> None:
+    """Refuse an environment that the Zoo has no settings of.
+
+    :raises ConfigurationError: it is unknown, or one of Atari's
+    """
+    if is_atari(find_spec(env_id)):
+        raise _no_atari(env_id)
+
+
+def register() -> None:
+    """Make ACKTR known to the Zoo in this process.
+
+    :raises ConfigurationError: the Zoo is not installed
+    """
+    check_installed()
     from rl_zoo3 import ALGOS, hyperparams_opt
 
     ALGOS["acktr"] = ACKTR

@@ -17,6 +17,7 @@ from benchmarks.speed import report as speed_report
 from benchmarks.suites import figures as suite_figures
 from benchmarks.suites import tables as suite_tables
 from benchmarks.suites.data import SuiteData
+from benchmarks.suites.normalised import short_table
 from benchmarks.tuning import images as tuning_images
 from benchmarks.tuning import levers as tuning_levers
 from benchmarks.tuning import looks as tuning_looks
@@ -101,6 +102,13 @@ def summary(text: str) -> str:
     return _between_markers(text, content, SUMMARY_BEGIN, SUMMARY_END)
 
 
+def readme(text: str) -> str:
+    """Return the first page with the tables that sum up both suites made anew."""
+    begin, end = "<!-- general: python -m benchmarks.report -->", "<!-- end of general -->"
+    content = short_table(SuiteData("general", suites.load("general")))
+    return _between_markers(summary(text), content, begin, end)
+
+
 def speed_page(text: str) -> str:
     """Return the page of the speed benchmark with its tables made anew."""
     begin, end = "<!-- accelerator: python -m benchmarks.report -->", "<!-- end of accelerator -->"
@@ -161,7 +169,7 @@ def _between_markers(text: str, content: str, begin: str = BEGIN, end: str = END
 
 PAGES = {
     PAGE: lambda text: summary(page(text)),
-    README: summary,
+    README: readme,
     ALGORITHM_PAGE: summary,
     SPEED_PAGE: speed_page,
     FAULTS_PAGE: faults_page,

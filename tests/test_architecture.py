@@ -27,7 +27,7 @@ HIDDEN_EXTRAS = ("torch.utils.tensorboard", "gymnasium.envs.mujoco")
 
 # The rooms from top to bottom: each imports those below it only, annotations included.
 ROOMS = (
-    "zoo", "cli", "compare", "run", "presets", "learner", "rollout", "envs", "networks", "distributed",
+    "cli", "zoo", "compare", "run", "presets", "learner", "rollout", "envs", "networks", "distributed",
     "files", "kfac",
 )  # fmt: skip
 # Files beside them, which know no room.

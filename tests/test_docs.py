@@ -21,17 +21,19 @@ from acktr.presets.schema import setting_names
 from tests.helpers.recording import RecordingEngine
 
 ROOT = Path(__file__).parents[1]
+SHELL = ("nan", "share", "trackers")  # how-to pages without Python
 # Blocks of one page run one after another, as a reader would type them.
 PAGES = (
     "README.md",
     "acktr/kfac/README.md",
     "docs/index.md",
     "docs/acktr.md",
-    *sorted(f"docs/howto/{x.name}" for x in (ROOT / "docs" / "howto").glob("*.md") if x.stem != "nan"),
+    *sorted(f"docs/howto/{x.name}" for x in (ROOT / "docs/howto").glob("*.md") if x.stem not in SHELL),
     "docs/quickstart.md",
     "docs/your-environment.md",
     "docs/policies.md",
     "docs/masks.md",
+    "docs/memory.md",
     "docs/migrating.md",
     "docs/environments.md",
     "docs/kfac.md",

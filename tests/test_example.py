@@ -77,3 +77,11 @@ def test_masks_are_ahead_of_rules_that_have_to_be_found(example, capsys):
     scores = example.main(["--quick"])
     assert scores[True] > scores[False] + 0.2
     assert "without masks: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("example", ["memory"], indirect=True)
+def test_who_remembers_turns_right(example, capsys):
+    scores = example.main(["--quick"])
+    assert scores["MlpLstmPolicy"] > 0.9
+    assert scores["MlpPolicy"] < 0.7
+    assert "MlpPolicy: " in capsys.readouterr().out

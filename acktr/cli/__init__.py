@@ -1,4 +1,4 @@
-"""The command line: ``acktr train | evaluate | plot | record | report | export | compare``.
+"""The command line: train, evaluate, plot, record, report, export, push, pull, compare, sweep.
 
 Exit codes: 0 done, 2 bad arguments or configuration, 3 diverged, 4 checkpoint unusable, 5 an
 environment or its process failed, 130 saved and stopped by Ctrl-C, 143 saved and stopped by SIGTERM,
@@ -20,9 +20,12 @@ from acktr.cli.compare import compare
 from acktr.cli.evaluate import evaluate
 from acktr.cli.export import export
 from acktr.cli.plot import plot
+from acktr.cli.pull import pull
+from acktr.cli.push import push
 from acktr.cli.record import record
 from acktr.cli.report import report
 from acktr.cli.stop import INTERRUPTED, ignore_signals
+from acktr.cli.sweep import sweep
 from acktr.cli.train import train
 from acktr.errors import AcktrError, ConfigurationError
 from acktr.files.streams import dropping, occupy_standard_descriptors
@@ -34,7 +37,10 @@ _COMMANDS: dict[str, Callable[..., int]] = {
     "record": record,
     "report": report,
     "export": export,
+    "push": push,
+    "pull": pull,
     "compare": compare,
+    "sweep": sweep,
 }
 _DESCRIPTION = "Natural-gradient reinforcement learning with Kronecker-factored curvature."
 

@@ -1,11 +1,13 @@
 """``acktr record``: film episodes of a saved run."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 from tyro.conf import Positional, arg
 
 from acktr.cli.arguments import given_number
+from acktr.errors import ConfigurationError
 from acktr.run.units import whole_number
 
 
@@ -31,10 +33,12 @@ def record(
     """
     from acktr.run.directory import Run
     from acktr.run.play import record as record_run
+    from acktr.run.trackers import track_film
 
     count, number = whole_number("--episodes", episodes), given_number("--seed", seed)
+    opened = Run.open(run)
     path, evaluation = record_run(
-        Run.open(run),
+        opened,
         None if out is None else Path(out),
         best=best,
         episodes=count,
@@ -47,4 +51,8 @@ def record(
         for returned, length in zip(evaluation.returns, evaluation.lengths, strict=True)
     ]
     print(f"{path}: {', then '.join(played)}")
+    try:
+        track_film(opened, path)
+    except ConfigurationError as error:  # the film is there
+        print(f"acktr: {error}", file=sys.stderr)
     return 0

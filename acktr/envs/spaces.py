@@ -16,6 +16,7 @@ from acktr.envs.adapter import Adapter
 from acktr.errors import ConfigurationError
 from acktr.networks import policies
 from acktr.networks.extractors import MIN_IMAGE_SIDE, ImageNetwork, MixedExtractor, SmallCNN, is_large
+from acktr.networks.recurrent import POLICIES, RecurrentPolicy
 
 _OBSERVATIONS = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 _SUPPORTED = "Box, Discrete, MultiDiscrete and MultiBinary"
@@ -33,11 +34,6 @@ _OF_ONES_OWN = (
     "or a network of your own, --set policy_kwargs.features_extractor_class=module:Class "
     "--allow-import, in Python policy_kwargs=dict(features_extractor_class=...)"
 )
-_NAMES = {
-    "MlpPolicy": policies.MlpPolicy,
-    "CnnPolicy": policies.CnnPolicy,
-    "MultiInputPolicy": policies.MultiInputPolicy,
-}
 
 
 def check_spaces(
@@ -215,7 +211,7 @@ def _reader(
     ``None`` for a policy whose constructor or ``extract_features`` is its own: it may choose any. A
     :class:`SmallCNN` stands for one of :class:`~acktr.networks.policies.CnnPolicy`'s choice.
     """
-    kind = _NAMES.get(policy) if isinstance(policy, str) else policy
+    kind = POLICIES.get(policy) if isinstance(policy, str) else policy
     given = policy_kwargs.get("features_extractor_class")
     options = policy_kwargs.get("features_extractor_kwargs") or {}
     if kind is None or _owner(kind, "extract_features") not in _READERS:
@@ -226,7 +222,9 @@ def _reader(
 
 
 def _owner(kind: type, name: str) -> type | None:
-    return next((base for base in kind.__mro__ if name in vars(base)), None)
+    # A memory reads features, and not observations.
+    bases = (base for base in kind.__mro__ if base is not RecurrentPolicy)
+    return next((base for base in bases if name in vars(base)), None)
 
 
 def _policy_problem(

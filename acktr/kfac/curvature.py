@@ -18,6 +18,7 @@ from acktr.kfac.comm import Comm
 from acktr.kfac.factors import Gram, precise
 from acktr.kfac.graph import Graph
 from acktr.kfac.likelihood import Likelihood, OutputCotangent, random_signs, sample_count
+from acktr.kfac.passes import statistics
 from acktr.kfac.samples import Batch, choose, layouts, weights_of_samples
 from acktr.kfac.structure import Known, Structure
 from acktr.kfac.uses import Layout, Use, Used, read
@@ -258,9 +259,8 @@ def _pull_back(
     if not pairs or not inputs:
         return [None] * len(inputs)
     outputs, cotangents = zip(*pairs, strict=True)
-    return list(
-        torch.autograd.grad(outputs, inputs, cotangents, retain_graph=retain_graph, allow_unused=True)
-    )
+    with statistics():
+        return list(torch.autograd.grad(outputs, inputs, cotangents, retain_graph, allow_unused=True))
 
 
 def _squares_of_bare(

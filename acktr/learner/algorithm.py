@@ -30,17 +30,16 @@ from acktr.learner.adapted import AdaptedAlgorithm
 from acktr.learner.figures import figures_of
 from acktr.learner.noise import begin_noise, resolve_log_std
 from acktr.learner.parts import build_parts
+from acktr.learner.remembering import RememberingAlgorithm, check_memory, with_damping
 from acktr.learner.saving import SafeAlgorithm
 from acktr.learner.settings import Critic, Natural, NaturalCritic, check_arguments
 from acktr.learner.timing import Timed
 from acktr.networks.bfloat16 import available_precision, run_trunk_in_bfloat16
 from acktr.networks.images import standardize_images
 from acktr.networks.outputs import Outputs
-from acktr.networks.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
+from acktr.networks.recurrent import POLICIES, plain
 from acktr.networks.value_head import choose_value_head, exact_parameters
-from acktr.rollout.actions import ActionSampler
 from acktr.rollout.collect import End, collect_rollout
-from acktr.rollout.noise import ColoredNoise
 from acktr.rollout.steps import Translator
 from acktr.rollout.storage import RolloutStorage
 from acktr.schedules import Horizon, TraceDecay, as_schedule, clamped
@@ -49,7 +48,7 @@ _BATCH_SIZE, _LEAST_STEPS = 512, 16  # of a rollout, where n_steps is not given
 _COMPARE_PERIOD = 100  # updates between two comparisons of the parameters of all ranks
 
 
-class ACKTR(Timed, AdaptedAlgorithm, SafeAlgorithm):
+class ACKTR(Timed, AdaptedAlgorithm, RememberingAlgorithm, SafeAlgorithm):
     """Actor-critic with Kronecker-factored natural gradients inside a KL trust region.
 
     Where actor and critic share no parameter (``MlpPolicy``) each has its own optimiser and trust
@@ -59,7 +58,8 @@ class ACKTR(Timed, AdaptedAlgorithm, SafeAlgorithm):
     What may be a schedule is a callable of the share of training that is left, from 1 to 0, or an object
     of :mod:`acktr.schedules`.
 
-    :param policy: ``"MlpPolicy"``, ``"CnnPolicy"``, ``"MultiInputPolicy"`` or a policy class
+    :param policy: ``"MlpPolicy"``, ``"CnnPolicy"``, ``"MultiInputPolicy"``, one that remembers such as
+        ``"MlpLstmPolicy"`` (:mod:`acktr.networks.recurrent`), or a policy class
     :param env: environment, vector environment or registered id
     :param learning_rate: eta_max, the actor's largest step; number or schedule
     :param n_steps: steps of each environment per rollout; the batch is ``n_steps * n_envs``,
@@ -94,11 +94,7 @@ class ACKTR(Timed, AdaptedAlgorithm, SafeAlgorithm):
     :raises acktr.errors.ConfigurationError: an argument out of its range
     """
 
-    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
-        "MlpPolicy": MlpPolicy,
-        "CnnPolicy": CnnPolicy,
-        "MultiInputPolicy": MultiInputPolicy,
-    }
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = POLICIES
     learning_rate: Any
     gamma: Any
     gae_lambda: Any
@@ -159,6 +155,7 @@ class ACKTR(Timed, AdaptedAlgorithm, SafeAlgorithm):
         self.use_masking = use_masking
         self.natural, self.critic = replace(natural), replace(critic)  # with mappings of its own
         self.notes: list[str] = []  # what a user should know of how the model is built
+        self._last_lstm_states = None
         self._shared_moments: distributed.SharedMoments | None = None
         self.house = {"house", "_logger", "_clock_ahead", *self._set_since(before)}  # some by learn()
         if _init_setup_model:
@@ -176,6 +173,8 @@ class ACKTR(Timed, AdaptedAlgorithm, SafeAlgorithm):
         if searches:
             begin_noise(self.policy)
         foreign.check_built_policy(self.policy)
+        self.natural, self.critic = with_damping(self.policy, self.natural, self.critic)
+        check_memory(self.policy, self.natural, self.critic)
         self.masks_of(self.env)  # which may be none for these actions
         self.outputs = Outputs(self.policy)  # before normalised values, which all begin as 0
         normalizer = self.get_vec_normalize_env()
@@ -277,7 +276,9 @@ class ACKTR(Timed, AdaptedAlgorithm, SafeAlgorithm):
             normalize.gamma = gamma
         self.policy.set_training_mode(False)
         masks = self.masks_of(env)
-        rollout_buffer.begin(self.outputs, n_rollout_steps, masks is not None)
+        assert self._last_episode_starts is not None
+        sampler = self.sampler(n_rollout_steps, self._last_episode_starts)
+        rollout_buffer.begin(self.outputs, n_rollout_steps, masks is not None, sampler.memory)
         callback.update_locals({"self": self, "callback": callback})
         callback.on_rollout_start()
 
@@ -294,16 +295,11 @@ class ACKTR(Timed, AdaptedAlgorithm, SafeAlgorithm):
             self._last_obs, self._last_episode_starts = names["new_obs"], names["dones"]
             return goes_on
 
-        assert self._last_episode_starts is not None
         end = collect_rollout(
             env,
             rollout_buffer,
             self.outputs,
-            ActionSampler(
-                self.policy,
-                self.outputs.acts_by_forward,
-                ColoredNoise(self.noise_color, n_rollout_steps),
-            ),
+            sampler,
             Translator(self.adapter, self.device, masks),
             self._last_obs,
             self._last_episode_starts,
@@ -311,6 +307,7 @@ class ACKTR(Timed, AdaptedAlgorithm, SafeAlgorithm):
             self.num_timesteps,
             on_step,
         )
+        self.keep(end.memory)
         if end.complete:
             callback.update_locals(end.names)
             callback.on_rollout_end()
@@ -329,7 +326,7 @@ class ACKTR(Timed, AdaptedAlgorithm, SafeAlgorithm):
         storage = cast(RolloutStorage, self.rollout_buffer)
         batch = storage.batch()
         storage.close()  # it will be another policy
-        standardize_images(self.policy, batch.observations)
+        standardize_images(self.policy, plain(batch.observations))
         self.parts.value_scale.follow(batch, filter(None, (self.kfac, self.critic_optimizer)))
         normalized = self.parts.advantage_scale.begin(batch.advantages)
         losses, kl = {}, 0.0

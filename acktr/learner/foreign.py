@@ -144,8 +144,9 @@ def explain_arguments(init: Callable[_P, None]) -> Callable[_P, None]:
 
 _CALLED = {"get_distribution": 1, "predict_values": 1, "evaluate_actions": 2}  # with so many arguments
 _RECURRENT = (
-    "recurrent policies are not supported, because K-FAC learns from a rollout in one pass: stack "
-    "observations (VecFrameStack), or use sb3-contrib's RecurrentPPO"
+    "ACKTR asks its own recurrent policies of whole rollouts: give 'MlpLstmPolicy', 'CnnLstmPolicy', "
+    "'MultiInputLstmPolicy', or the same with Gru, with the arguments of sb3-contrib, or a subclass of "
+    "acktr.networks.recurrent.RecurrentPolicy"
 )
 _MASKED = (
     "ACKTR masks the distribution of any policy itself, by the action_masks() of its environments: give "
@@ -163,8 +164,6 @@ def check_policy(policy: Any, aliases: Mapping[str, type]) -> None:
     if isinstance(policy, str):
         if policy in aliases:
             return
-        if "lstm" in policy.lower():
-            raise ConfigurationError(f"There is no policy {policy!r}: {_RECURRENT}.")
         nearest = difflib.get_close_matches(policy, aliases, n=1)
         meant = f"did you mean {nearest[0]!r}?" if nearest else f"choose from {', '.join(aliases)}"
         raise ConfigurationError(_sentence(f"There is no policy {policy!r}: {meant}"))

@@ -78,6 +78,7 @@ def build_optimizers(
                 "coordinates: whole ones of that width are slow. "
                 "natural=Natural(kfac_kwargs=dict(max_factor_size=None)) keeps them whole."
             )
+        assert of.damping is not None  # with_damping
         return KFAC(policy, lr=rate, damping=of.damping, param_groups=[{"params": params}], **kwargs)
 
     actor = kfac(of_actor, rates[0], natural)

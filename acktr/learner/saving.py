@@ -46,7 +46,7 @@ from acktr.learner.foreign import REPLACED, own_arguments
 from acktr.learner.migrations import DERIVED_OBJECTS, current_data, is_ours
 from acktr.learner.parts import Parts
 from acktr.learner.settings import AdamCritic, Critic, Natural, NaturalCritic
-from acktr.networks import extractors, policies
+from acktr.networks import extractors, policies, recurrent
 from acktr.networks.value_head import is_normalized
 from acktr.rollout import storage
 from acktr.schedules import Horizon, Late, Linear, TraceDecay
@@ -55,7 +55,7 @@ _Self = TypeVar("_Self", bound="SafeAlgorithm")
 
 # What a file may name besides classes of torch's and SB3's.
 allow(
-    modules=(extractors, policies, storage),
+    modules=(extractors, policies, recurrent, storage),
     settings=(Natural, NaturalCritic, AdamCritic, Linear, Late, Horizon, TraceDecay),
     earlier={
         "acktr.policies": "acktr.networks.policies",
@@ -76,11 +76,13 @@ COUNTERS = (
     "_n_updates",
     "start_time",
 )
+MEMORY = "_last_lstm_states"  # what its policy remembers; the name is sb3-contrib's
 # Where its environments are.
 EPISODES = (
     "_last_obs",
     "_last_episode_starts",
     "_last_original_obs",
+    MEMORY,
     "ep_info_buffer",
     "ep_success_buffer",
 )

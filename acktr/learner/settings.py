@@ -25,6 +25,7 @@ Range = tuple[Callable[[Any], bool], str]
 _POSITIVE_WHOLE: Range = (lambda x: is_whole(x, 1), "must be at least 1")
 _NONE_OR_WHOLE: Range = (lambda x: x is None or is_whole(x, 1), "must be at least 1, or None")
 _FINITE: Range = (lambda x: 0 <= x < math.inf, "must be finite, 0 or more")
+_NONE_OR_FINITE: Range = (lambda x: x is None or 0 <= x < math.inf, _FINITE[1])
 _RATE: Range = (lambda x: callable(x) or x > 0, "must be positive")
 _STD: Range = (
     lambda x: x == "adaptive" or (not isinstance(x, str) and x > 0),
@@ -57,7 +58,8 @@ class _Checked:
 class Natural(_Checked):
     """The natural gradient: how it is computed, and what bounds its steps besides ``target_kl``.
 
-    :param damping: lambda of the actor's Fisher, or of the joint one
+    :param damping: lambda of the actor's Fisher, or of the joint one; ``None``: 0.1, of a policy that
+        remembers 0.01
     :param cg_iterations: conjugate-gradient iterations that correct K-FAC's direction for the actor, or
         for both on a shared trunk, by the exact Fisher of the batch (:mod:`acktr.kfac.exact`); 0 for
         K-FAC's own direction
@@ -77,7 +79,7 @@ class Natural(_Checked):
     :raises ConfigurationError: one is out of its range
     """
 
-    damping: float = 0.1
+    damping: float | None = None
     cg_iterations: int = 0
     sub_sampling_factor: int = 1
     kl_feedback: bool = True
@@ -89,7 +91,7 @@ class Natural(_Checked):
     argument: ClassVar[str] = "natural"
     schedules: ClassVar[tuple[str, ...]] = ("corrected_learning_rate",)
     ranges: ClassVar[Mapping[str, Range]] = {
-        "damping": _FINITE,
+        "damping": _NONE_OR_FINITE,
         "cg_iterations": (lambda x: is_whole(x, 0), "must be 0 or more"),
         "sub_sampling_factor": _POSITIVE_WHOLE,
         "kl_feedback": _SWITCH,
@@ -135,7 +137,7 @@ class NaturalCritic(_CheckedCritic):
     does not count.
 
     :param learning_rate: eta_max of a separate critic; number or schedule
-    :param damping: lambda of a separate critic's Gauss-Newton matrix
+    :param damping: lambda of a separate critic's Gauss-Newton matrix; ``None`` as for :class:`Natural`
     :param trust_region: bound on the KL of one update of a separate critic,
         ``E[(change of V)^2] / (2 sigma^2)``, as a fraction of its loss
         ``E[(return - V)^2] / (2 sigma^2)``, so that it does not depend on the scale of rewards;
@@ -156,7 +158,7 @@ class NaturalCritic(_CheckedCritic):
     """
 
     learning_rate: float | Schedule = 0.3
-    damping: float = 0.1
+    damping: float | None = None
     trust_region: float | None = 0.05
     cg_iterations: int = 0
     n_updates: int | None = None
@@ -168,7 +170,7 @@ class NaturalCritic(_CheckedCritic):
 
     ranges: ClassVar[Mapping[str, Range]] = {
         "learning_rate": _RATE,
-        "damping": _FINITE,
+        "damping": _NONE_OR_FINITE,
         "trust_region": (lambda x: x is None or x > 0, "must be positive, or None"),
         "cg_iterations": (lambda x: is_whole(x, 0), "must be 0 or more"),
         "n_updates": _NONE_OR_WHOLE,

@@ -25,6 +25,8 @@ from acktr.errors import ConfigurationError
 from acktr.networks.examples import as_stored, example_actions, example_observations
 from acktr.networks.masks import masking
 from acktr.networks.policies import CnnPolicy
+from acktr.networks.recurrence import State
+from acktr.networks.recurrent import Sequences
 
 
 class Evaluation(NamedTuple):
@@ -135,6 +137,13 @@ class Outputs:
         if self._values_by_forward:
             return self._policy.forward(obs, deterministic=True)[1].flatten()
         return self._policy.predict_values(obs).flatten()
+
+    def values_and_memory(self, obs: Any) -> tuple[Tensor, State | None]:
+        """Return values ``(B,)``, and the states behind those of sequences after each step."""
+        if not isinstance(obs, Sequences):
+            return self.values(obs), None
+        values, states = self._policy.values_and_memory(obs)  # type: ignore[operator]  # RecurrentPolicy's
+        return values.flatten(), states
 
     @contextmanager
     def quiet(self) -> Iterator[None]:

@@ -17,7 +17,7 @@ from acktr.envs.spaces import are_unread_pictures, describe, fits_convolutions
 from acktr.errors import ConfigurationError
 from acktr.files.reading import parse_yaml, read_yaml
 from acktr.learner.migrations import CRITICS
-from acktr.learner.moved import OF_BOTH_CRITICS
+from acktr.learner.moved import OF_BOTH_CRITICS, current_settings
 from acktr.learner.settings import Natural
 from acktr.presets.received import check_received
 from acktr.presets.schema import GROUPS, Configuration, setting_names, unknown_setting, validate
@@ -48,9 +48,10 @@ def resolve(
     """Find the preset of an environment and apply what the user changed.
 
     :param env_id: an id that :func:`acktr.envs.make_vec_env` accepts
-    :param preset: a family, a section of one, or the path of a YAML file; by default the family
-        that the id belongs to, or ``pixels`` with the override ``pixels=true``; for an id of no
-        family one that fits what the environment observes, for which one is built
+    :param preset: a family, a section of one, or the path of a YAML file, which a run's
+        ``config.yaml`` is too; by default the family that the id belongs to, or ``pixels`` with the
+        override ``pixels=true``; for an id of no family one that fits what the environment observes,
+        for which one is built
     :param overrides: ``key=value`` strings, each for one setting
     :param settings: what they say too, as values of Python; a mapping changes what it names, while
         ``Natural``, ``NaturalCritic`` and ``AdamCritic`` say all of their group
@@ -79,7 +80,7 @@ def resolve(
                 f"{env_id} observes a {describe(observed)}, which is flattened, for it is not of bytes "
                 "from 0 to 255: --set policy=CnnPolicy reads it as an image."
             )
-    sections, section, name = _find(preset, env_id, given.get("pixels") is True)
+    sections, section, name = _find(preset, env_id, given.get("pixels") is True, allow_import)
     merged = _merge(sections.get("default", {}), sections.get(section, {}))
     whole = {name for name, value in (settings or {}).items() if dataclasses.is_dataclass(value)}
     merged = {name: value for name, value in merged.items() if name not in whole}
@@ -106,6 +107,7 @@ CHANGEABLE = frozenset(
         "keep_last",
         "keep_best",
         "on_checkpoint_error",
+        "tracker",
     }
 )
 
@@ -135,7 +137,7 @@ def resolve_resumed(
     settings.update({key: value for key, value in given.items() if (key, value) != ("backend", "auto")})
     settings["env_id"] = env_id
     if preset is not None:
-        settings["preset"] = _find(preset, env_id, settings.get("pixels") is True)[2]
+        settings["preset"] = _find(preset, env_id, settings.get("pixels") is True, allow_import)[2]
     typed: dict[str, Any] = {"env_id": env_id}
     for override in overrides:
         _apply(typed, override)
@@ -174,10 +176,11 @@ def _pairs(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[
                 yield f"{key}.{name}", old[name], new[name]
 
 
-def _find(preset: str, env_id: str, pixels: bool) -> tuple[dict[str, Any], str, str]:
+def _find(preset: str, env_id: str, pixels: bool, allow_import: bool) -> tuple[dict[str, Any], str, str]:
     """Return the sections of a preset file, the section that applies, and a name for both.
 
     :param pixels: whether pictures are observed in the place of states
+    :param allow_import: as for :func:`resolve`
     """
     if preset == "other":
         raise ConfigurationError(
@@ -190,7 +193,7 @@ def _find(preset: str, env_id: str, pixels: bool) -> tuple[dict[str, Any], str, 
         if preset == PUBLISHED:
             section = "pixels" if pixels else str(lookup.family(env_id))
     elif preset.endswith((".yaml", ".yml")) or os.path.isfile(preset):
-        sections, section = _load_file(preset), env_id
+        sections, section = _load_file(preset, allow_import), env_id
     else:
         owners = {key: family for family in FAMILIES for key in _load_family(family)}
         owners.pop("default", None)
@@ -209,7 +212,7 @@ def _load_family(family: str) -> dict[str, Any]:
     return _check_sections(_parse(text, f"{family}.yaml"), f"{family}.yaml")
 
 
-def _load_file(path: str) -> dict[str, Any]:
+def _load_file(path: str, allow_import: bool) -> dict[str, Any]:
     try:
         sections = read_yaml(path)
     except OSError as error:
@@ -219,7 +222,19 @@ def _load_file(path: str) -> dict[str, Any]:
         ) from error
     except ValueError as error:
         raise _no_yaml(path, error) from error
+    if isinstance(sections, dict) and "env_id" in sections:
+        sections = {"default": _of_a_run(sections, path, allow_import)}
     return _check_sections(sections, path)
+
+
+def _of_a_run(settings: dict[str, Any], path: str, allow_import: bool) -> dict[str, Any]:
+    """Return what another run takes over of the settings of one, which may be somebody else's."""
+    check_received({**settings, "env_id": ""}, path, allow_import=allow_import)
+    try:
+        current, _ = current_settings(settings, path)
+    except (AttributeError, TypeError, ValueError) as error:  # of parts that are of other types
+        raise ConfigurationError(f"The preset file {path} cannot be used: {error}") from error
+    return {key: value for key, value in current.items() if key not in ("env_id", "preset")}
 
 
 def _check_sections(sections: Any, where: str) -> dict[str, Any]:

@@ -98,6 +98,8 @@ class Configuration(_Strict):
     """So many checkpoints with the best mean return of the last 100 episodes are kept too."""
     on_checkpoint_error: Literal["stop", "continue"] = "stop"
     """Whether to go on when a checkpoint cannot be written."""
+    tracker: Literal["tensorboard", "wandb", "mlflow"] | None = None
+    """Where what is logged goes besides; TensorBoard has it without, where it is installed."""
 
     def algorithm_arguments(self) -> dict[str, Any]:
         """Arguments for the ACKTR constructor, other than policy, env, seed and device.

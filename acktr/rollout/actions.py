@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from stable_baselines3.common.distributions import (
     BernoulliDistribution,
@@ -29,6 +30,7 @@ from torch.nn.modules import module as torch_module
 from acktr.errors import DivergenceError
 from acktr.networks.masks import freedom, mask_logits, masking
 from acktr.networks.policies import CnnPolicy
+from acktr.networks.recurrent import Memory
 from acktr.rollout.noise import ColoredNoise
 
 # The methods of SB3's policy that lead from an observation to an action.
@@ -44,6 +46,8 @@ class ActionSampler:
     :raises DivergenceError: if its standard deviation is not a finite positive number
     """
 
+    memory: Memory | None = None  # of before the rollout, where a policy has one
+
     def __init__(
         self, policy: ActorCriticPolicy, by_forward: bool = False, color: ColoredNoise | None = None
     ) -> None:
@@ -52,12 +56,19 @@ class ActionSampler:
         self._sampler: _Sampler | None = None
         self._layers: list[Callable[[Tensor], Tensor]] | None = None
         if _is_known(policy) and not by_forward:
-            self._sampler = _SAMPLERS[type(policy.action_dist)](policy, color or ColoredNoise(0.0, 1))
+            self._sampler = SAMPLERS[type(policy.action_dist)](policy, color or ColoredNoise(0.0, 1))
             assert isinstance(policy.action_net, nn.Linear)
             self._like, self._width = policy.action_net.weight, policy.action_net.out_features
             self._layers = _layers(policy)
         # On a shared trunk of their own the values cost a head: no second pass is needed for them.
         self._values = self._sampler is not None and self._layers is None and _shares_trunk(policy)
+
+    def seen(self, obs: Any) -> Any:
+        """Return observations as the policy is asked of them: with what it remembers, if it does."""
+        return obs
+
+    def ended(self, dones: np.ndarray) -> None:
+        """Take notice of which episodes have ended, ``(n_envs,)``, after each step."""
 
     def noise(self, n_envs: int) -> Tensor | None:
         """Draw what is random in one step of all environments.
@@ -198,7 +209,7 @@ def _race(output: Tensor, clocks: Tensor, allowed: Tensor | None) -> Tensor:
     return speeds.masked_fill_(~allowed, -1.0).argmax(-1)
 
 
-_SAMPLERS: dict[type, Callable[[ActorCriticPolicy, ColoredNoise], _Sampler]] = {
+SAMPLERS: dict[type, Callable[[ActorCriticPolicy, ColoredNoise], _Sampler]] = {
     DiagGaussianDistribution: _Gaussian,
     CategoricalDistribution: _Categorical,
     MultiCategoricalDistribution: _MultiCategorical,
@@ -213,7 +224,7 @@ def _is_known(policy: ActorCriticPolicy) -> bool:
         getattr(type(policy), name, None) is getattr(ours, name) and name not in vars(policy)
         for name in _METHODS
     )
-    return theirs and type(policy.action_dist) in _SAMPLERS and type(policy.action_net) is nn.Linear
+    return theirs and type(policy.action_dist) in SAMPLERS and type(policy.action_net) is nn.Linear
 
 
 def _features(policy: ActorCriticPolicy, obs: Any) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from itertools import compress
 from typing import Any, NamedTuple
 
@@ -14,8 +15,11 @@ from torch import Tensor
 
 from acktr.distributed import Flags
 from acktr.networks.outputs import Outputs
+from acktr.networks.recurrence import State
+from acktr.networks.recurrent import Memory, following
 from acktr.rollout.actions import ActionSampler
 from acktr.rollout.later import Later
+from acktr.rollout.memory import MemorySampler, memory_of_stopped, recalled_values
 from acktr.rollout.steps import Translator, last_observations, steps_of
 from acktr.rollout.storage import RolloutStorage
 
@@ -29,11 +33,13 @@ class End(NamedTuple):
     :param complete: whether it did, and nobody asked to stop
     :param endings: whether episodes were seen cut by time, and ended before
     :param names: what SB3's loop knows by name at the end
+    :param memory: what the policy remembers now; ``None`` if it has no memory
     """
 
     complete: bool
     endings: Flags
     names: dict[str, Any]
+    memory: Memory | None
 
 
 def collect_rollout(
@@ -71,15 +77,24 @@ def collect_rollout(
     n_rollout_steps, asked = rollout_buffer.buffer_size, rollout_buffer.asked
     truncated: list[tuple[int, int, object]] = []
     known: Tensor | None = None
+    states: State | None = None  # what values are made of, where that is remembered
+    value_of: Callable[..., Tensor] = asked.values
     cut, ended = endings
     steps = steps_of(sampler, translator, env, obs, n_rollout_steps, num_timesteps)
     for n_steps, (decision, result) in enumerate(steps):
         obs_tensor, action_tensor, actions, clipped_actions, known, action_masks, masks = decision
-        values: Any = asked.later(asked.values, obs_tensor) if known is None else known
-        log_probs: Any = asked.later(asked.log_probs, obs_tensor, action_tensor, masks)
+        seen = sampler.seen(obs_tensor)
+        if sampler.memory is not None:
+            value_of = partial(recalled_values, asked, rollout_buffer, n_steps)
+        values: Any = asked.later(value_of, seen) if known is None else known
+        log_probs: Any = asked.later(asked.log_probs, seen, action_tensor, masks)
         new_obs, rewards, dones, infos = result
         if not on_step(locals()):
-            return End(False, (cut, ended), {})
+            memory = None
+            if isinstance(sampler, MemorySampler):
+                rollout_buffer.write(n_steps, obs_tensor, action_tensor, rewards, episode_starts, masks)
+                memory = memory_of_stopped(sampler, outputs, rollout_buffer, dones)
+            return End(False, (cut, ended), {}, memory)
         for info in compress(infos, dones):
             by_time = bool(info.get("TimeLimit.truncated"))
             cut, ended = cut or by_time, ended or not by_time
@@ -93,17 +108,21 @@ def collect_rollout(
 
     with torch.no_grad():
         if known is None:
-            rollout_buffer.write_values(outputs.values(rollout_buffer.batch().observations))
-        values = outputs.values(translator.tensors(new_obs)).unsqueeze(1)
+            of_rollout, states = outputs.values_and_memory(rollout_buffer.batch().observations)
+            rollout_buffer.write_values(of_rollout)
+        last = following(translator.tensors(new_obs), states, -1, slice(None))
+        values = outputs.values(last).unsqueeze(1)
         if truncated:
             # A cut by time is no end: what would have come counts as gamma V (SB3 issue #633).
             at, indices, observations = map(list, zip(*truncated, strict=True))
-            end_values = outputs.values(translator.stacked(observations))
+            ends = following(translator.stacked(observations), states, at, indices)
+            end_values = outputs.values(ends)
             rollout_buffer.rewards[at, indices] += rollout_buffer.gamma * end_values.cpu().numpy()
     rollout_buffer.compute_returns_and_advantage(values, dones)
     if isinstance(env.action_space, spaces.Discrete):
         actions = actions.reshape(-1, 1)  # as SB3 leaves them
     n_steps = n_rollout_steps
     # As it was, but none that would be computed because the callback keeps it until the next rollout.
-    log_probs = Later(asked.log_probs, obs_tensor, action_tensor, masks)
-    return End(True, (cut, ended), locals())
+    log_probs = Later(asked.log_probs, seen, action_tensor, masks)
+    memory = sampler.remembered(states) if isinstance(sampler, MemorySampler) else None
+    return End(True, (cut, ended), locals(), memory)

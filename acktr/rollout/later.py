@@ -134,12 +134,12 @@ class Asked:
     def values(self, obs: Any) -> Tensor:
         """Return the critic's values, ``(B, 1)``."""
         with torch.no_grad():
-            return self._acting().values(obs).unsqueeze(1)
+            return self.acting().values(obs).unsqueeze(1)
 
     def log_probs(self, obs: Any, actions: Tensor, masks: Tensor | None = None) -> Tensor:
         """Return the logarithm of the probability of each action, ``(B,)``."""
         with torch.no_grad():
-            return self._acting().evaluate(obs, actions, masks).log_prob
+            return self.acting().evaluate(obs, actions, masks).log_prob
 
     def close(self) -> None:
         """Compute whatever somebody has kept unread, and let go of the policy, which will learn."""
@@ -150,7 +150,11 @@ class Asked:
     def __reduce__(self) -> Any:
         return Asked, (None,)  # a copy is of a rollout that is over
 
-    def _acting(self) -> Outputs:
+    def acting(self) -> Outputs:
+        """Return the outputs of the policy that acted.
+
+        :raises ConfigurationError: it has learned since
+        """
         if self._outputs is None:
             raise ConfigurationError(
                 "Values and log-probabilities of a rollout are computed when they are read, and the "

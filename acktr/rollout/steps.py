@@ -125,6 +125,7 @@ def steps_of(
         check_finite(env, result, num_timesteps)
         masks = action_masks, mask_tensor
         yield Decision(obs_tensor, drawn, actions, clipped_actions, values, *masks), result
+        sampler.ended(result.dones)
         obs = result.new_obs
         num_timesteps += env.num_envs * distributed.size()
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from acktr.envs.masks import part_sizes
 from acktr.errors import ConfigurationError
 from acktr.networks.outputs import Outputs
+from acktr.networks.recurrent import Memory, Sequences
 from acktr.rollout.batch import MaskedSamples, Observations, RolloutBatch
 from acktr.rollout.later import Asked
 
@@ -57,6 +58,7 @@ class RolloutStorage(RolloutBuffer):
         self.gae_lambda = gae_lambda
         self.gamma = gamma
         self.asked = Asked(None)  # what the policy that acts is asked, and answers when it is read
+        self.memory: Memory | None = None
         self._allocate()
         self.reset()
 
@@ -97,12 +99,15 @@ class RolloutStorage(RolloutBuffer):
         if self._shown:
             self._allocate()
 
-    def begin(self, outputs: Outputs, n_steps: int, masked: bool = False) -> None:
+    def begin(
+        self, outputs: Outputs, n_steps: int, masked: bool = False, memory: Memory | None = None
+    ) -> None:
         """Begin a new rollout of the policy that acts now.
 
         :param outputs: the policy's, to ask for what is not known, until :meth:`close`
         :param n_steps: of each environment
         :param masked: whether each step comes with masks
+        :param memory: of before the first step, of a policy that remembers
         :raises ConfigurationError: the storage is for another number of steps
         """
         if n_steps != self.buffer_size:
@@ -111,6 +116,7 @@ class RolloutStorage(RolloutBuffer):
                 f"{self.buffer_size}: give n_steps to ACKTR or to ACKTR.load."
             )
         self.reset()
+        self.memory = memory
         self._make_room_for_masks(masked)
         self._ask(outputs)
 
@@ -213,16 +219,21 @@ class RolloutStorage(RolloutBuffer):
         """Return the whole rollout as views, without a copy of the observations."""
         parts = (self._actions, self._values, self._advantages, self._returns)
         all_ = slice(None)
-        batch = RolloutBatch(self._flat_observations(all_), *(x.flatten(0, 1) for x in parts))
+        batch = RolloutBatch(self.seen(all_), *(x.flatten(0, 1) for x in parts))
         return batch._replace(masks=self._flat_masks(all_))
 
     def _flat_masks(self, steps: slice) -> Tensor | None:
         return None if self._masks is None else self._masks[steps].flatten(0, 1)
 
-    def _flat_observations(self, steps: slice) -> Observations:
+    def seen(self, steps: slice) -> Any:
+        """Return what policies are asked of some steps; with memory these are the first ones."""
         if isinstance(self._observations, dict):
-            return {k: v[steps].flatten(0, 1) for k, v in self._observations.items()}
-        return self._observations[steps].flatten(0, 1)
+            flat: Any = {k: v[steps].flatten(0, 1) for k, v in self._observations.items()}
+        else:
+            flat = self._observations[steps].flatten(0, 1)
+        if self.memory is None:
+            return flat
+        return Sequences(flat, torch.from_numpy(self.episode_starts[steps] > 0), self.memory)
 
     # ------------------------------------------------------------------ what SB3's offers
 
@@ -340,9 +351,10 @@ class RolloutStorage(RolloutBuffer):
         """Ask the policy for the steps that were written since it was asked last."""
         begin, end = self._known[name], self.pos
         if begin < end:
+            begin = begin if self.memory is None else 0
             steps = slice(begin, end)
             computed = compute(
-                self._flat_observations(steps),
+                self.seen(steps),
                 self._actions[steps].flatten(0, 1),
                 self._flat_masks(steps),
             )

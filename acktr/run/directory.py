@@ -13,6 +13,7 @@
     result.json            the figures that sum up the run
     learning_curve.png     return over steps
     tensorboard/           the same values as progress.csv, where TensorBoard is installed
+    tracker.json           by which name Weights & Biases or MLflow knows the run, and wandb/ its files
     run.lock               held while a process trains here
 """
 
@@ -156,7 +157,7 @@ class Run:
 
         :raises UnsafeCheckpointError: naming the first
         """
-        refuse_links(self.path / "checkpoints", self.path / "tensorboard")
+        refuse_links(*(self.path / name for name in ("checkpoints", "tensorboard", "wandb")))
 
     # Checkpoints ----------------------------------------------------------------------------
 
@@ -235,12 +236,14 @@ class Run:
         resumed: tuple[int, int] | None = None,
         keep: Kept | int = 0,
         errors: WriteErrors | None = None,
+        tracker: KVWriter | None = None,
     ) -> Logger:
         """Make the logger that writes ``progress.csv``, and TensorBoard where it is installed.
 
         :param resumed: the steps and iterations after which a run goes on
         :param keep: rows of ``progress.csv`` to keep
         :param errors: what is done if they cannot be written
+        :param tracker: one more that gets the values
         """
         steps, iterations = resumed or (0, 0)
         outputs: list[KVWriter] = [ProgressTable(self.path / "progress.csv", keep, errors)]
@@ -249,6 +252,7 @@ class Run:
 
             folder = self.path / "tensorboard"
             outputs.append(TensorBoard(folder, steps if resumed else None, errors))
+        outputs += [] if tracker is None else [tracker]
         return RunLogger(str(self.path), outputs, iterations)
 
     def episodes(self) -> dict[str, np.ndarray]:

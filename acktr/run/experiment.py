@@ -11,6 +11,7 @@ from acktr.envs.lookup import MAX_EVALUATION_ENVS
 from acktr.presets import Configuration
 from acktr.run.build import build_environment, build_model, choose_policy
 from acktr.run.directory import Run
+from acktr.run.trackers import check_tracker
 from acktr.run.training import Result, follow_training, run_training
 
 
@@ -23,6 +24,7 @@ class Experiment:
 
     def __init__(self, configuration: Configuration) -> None:
         check_device(configuration.device)  # ACKTR may take another, and the run would not say which
+        check_tracker(configuration.tracker)
         n_eval_envs = min(configuration.n_eval_episodes, MAX_EVALUATION_ENVS)
         with contextlib.ExitStack() as opened:
             # Each rank steps environments of its own.

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
-import logging
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +19,7 @@ from acktr.learner.algorithm import ACKTR
 from acktr.run.directory import Run
 from acktr.run.graph import ActionGraph, as_predict_takes
 from acktr.run.play import load_player
+from acktr.run.quiet import quiet
 
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 _CHECKED = 64  # observations on which a file is compared with ``predict`` before it is written
@@ -165,7 +162,7 @@ def _translate(graph: ActionGraph, metadata: dict[str, str]) -> bytes:
     example = tuple(torch.as_tensor(x) for x in draw_inputs(graph, 3, seed=0))
     batch = torch.export.Dim("batch", min=1)
     try:
-        with _quiet(), torch.no_grad():
+        with quiet(), torch.no_grad():
             program: Any = torch.onnx.export(
                 graph,
                 example,
@@ -204,24 +201,6 @@ def _reason(error: BaseException) -> str:
         error = cause
     line = next(iter(str(error).strip().splitlines()), "")
     return f"{type(error).__name__}: {line}"[:200].strip(" :.")
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep what torch's exporter says of itself and of packages that it misses off the terminal."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        said = io.StringIO()
-        with (
-            warnings.catch_warnings(),
-            contextlib.redirect_stdout(said),
-            contextlib.redirect_stderr(said),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)
 
 
 # The comparison with predict ----------------------------------------------------------------

@@ -19,7 +19,7 @@ _GRID_POINTS = 200
 # Settings in which runs of one group may differ: they change no training but by chance.
 _NOT_COMPARED = {
     "seed", "preset", "device", "backend", "eval_interval", "n_eval_episodes",
-    "n_final_eval_episodes", "verbose",
+    "n_final_eval_episodes", "verbose", "tracker",
 }  # fmt: skip
 _MAX_LABEL = 80
 _LETTER_INCHES, _HANDLE_INCHES = 0.085, 0.7  # of a legend

@@ -29,6 +29,7 @@ from acktr.errors import ConfigurationError
 from acktr.learner.algorithm import ACKTR
 from acktr.networks.masks import masking
 from acktr.networks.outputs import as_list, without_validation
+from acktr.networks.recurrent import RecurrentPolicy
 
 PLAIN = "observation"  # the name of an observation that is no Dict
 
@@ -39,13 +40,19 @@ class ActionGraph(nn.Module):
     :param model: a model with its environments; it has to be on the CPU, and gets no copy
     :param sampled: whether actions are drawn, with random numbers that the graph draws itself; else they
         are the most probable ones
-    :raises ConfigurationError: ``sampled``, and a policy that draws in a way of its own
+    :raises ConfigurationError: the policy remembers; or ``sampled``, and one that draws in a way of its
+        own
     """
 
     def __init__(self, model: ACKTR, sampled: bool = False) -> None:
         super().__init__()
         assert model.env is not None
         self.policy = model.policy
+        if isinstance(self.policy, RecurrentPolicy):
+            raise ConfigurationError(
+                f"{type(self.policy).__name__} remembers from step to step, and an exported file would "
+                "forget: play it with ACKTR.load and predict, which take its state along."
+            )
         self._sampled = sampled
         own = model.observation_space
         plain = model.adapter.observation_space

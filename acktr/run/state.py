@@ -29,7 +29,7 @@ from acktr.files.bundle import Packed, encode_part, pack_component
 from acktr.files.codec import Encoded, Unstorable
 from acktr.learner.claims import check_observations, check_parts, check_state
 from acktr.learner.fit import check_architecture
-from acktr.learner.saving import EPISODES, PARTS, SafeAlgorithm
+from acktr.learner.saving import EPISODES, MEMORY, PARTS, SafeAlgorithm
 
 # Of what a learner goes on with, that of each process.
 _DEQUES = ("ep_info_buffer", "ep_success_buffer")
@@ -139,7 +139,7 @@ def check_learner(model: SafeAlgorithm, components: Mapping[str, Any], where: st
         ):
             raise DamagedCheckpointError(f"{name} of {where} lacks a part, or is none.")
         attributes = own["attributes"]
-        if set(EPISODES) - attributes.keys():
+        if set(EPISODES) - {MEMORY} - attributes.keys():
             raise DamagedCheckpointError(f"{name} of {where} lacks an attribute.")
         check_state(model, {key: attributes[key] for key in _DEQUES}, (), where)
 
@@ -177,7 +177,7 @@ def restore_learner(
     check_observations(model, own["attributes"], model.env.num_envs, where)
     if own["environment"] is not None and _restore(model.env, own["environment"], problems):
         for name in EPISODES:
-            setattr(model, name, own["attributes"][name])
+            setattr(model, name, own["attributes"].get(name))  # older ones had no memory
     else:
         _begin_anew(model, own)
     if evaluation is not None and own["evaluation"] is not None:

@@ -24,6 +24,7 @@ from acktr.run.resume import Tell, find_checkpoint, origin, restore
 from acktr.run.saver import Follower, Saver, StopTraining, progress_table, restore_logger
 from acktr.run.state import restore_learner
 from acktr.run.tables import Kept
+from acktr.run.trackers import hyperparameters, open_tracker, tell_trackers
 from acktr.run.versions import versions
 
 
@@ -108,7 +109,8 @@ def run_training(
                 resumed = checkpoint.steps, checkpoint.info["updates"]
                 columns = state.get("progress_columns")
                 rows = Kept(state["progress_rows"], checkpoint.steps, columns)
-            model.set_logger(run.logger(resumed, rows, errors))
+            tracker = open_tracker(run, configuration, resumed is not None)
+            model.set_logger(run.logger(resumed, rows, errors, tracker))
             opened.callback(model.logger.close)
             tables = (episodes.table, evaluations.table, progress_table(model.logger))
             saver = Saver(
@@ -128,6 +130,9 @@ def run_training(
                 restore(model, evaluation_env, checkpoint, configuration, where_from, lost, tell)
                 with errors.about(store.path):
                     store.set_aside_after(checkpoint.steps)
+            if resumed is None:
+                shown = {"settings": hyperparameters(configuration.model_dump(mode="json"))}
+                tell_trackers(model.logger, shown, 0)
             try:
                 _learn(model, configuration, [saver, episodes, *callbacks, evaluations])
                 if distributed.any_of(evaluations.was_left)[0]:
@@ -139,6 +144,8 @@ def run_training(
                 evaluation = None if should_stop() else evaluations.final()
                 if evaluation is not None:
                     evaluations.write(evaluation)
+                    final = {f"final/{key}": value for key, value in evaluation.summary().items()}
+                    tell_trackers(model.logger, final, model.num_timesteps)
             except DivergenceError as error:
                 raise _with_model(run, model, error) from error
         result = Result(

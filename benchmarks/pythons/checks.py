@@ -62,6 +62,15 @@ subprocess.run(command, check=True)
 assert json.loads(pathlib.Path("stopped", "result.json").read_text())["steps"] >= 100_000
 """
 
+_TRACKED = """
+import os
+os.environ["WANDB_MODE"] = "offline"
+os.environ["MLFLOW_TRACKING_URI"] = "sqlite:///mlflow.db"
+from acktr.cli import main
+settings = ["--set", "tracker={}", "eval_interval=0", "n_final_eval_episodes=1"]
+assert main(["train", "CartPole-v1", "--steps", "2000", "--out", "run", "--no-progress", *settings]) == 0
+"""
+
 
 def readme_blocks(text: str | None = None) -> tuple[str, ...]:
     """Return the Python of the README, its training shortened.
@@ -142,7 +151,11 @@ def checks(python: str) -> Mapping[str, tuple[Check, ...]]:
         ),
         "hub": (
             Check("import huggingface_sb3", ("-c", "import acktr, huggingface_hub, huggingface_sb3")),
+            # Without a network: its client looks at the name first.
+            command("acktr pull", "pull", "a--b/c", exit_code=2, says="no name of a repository"),
         ),
+        "wandb": (Check("tracker=wandb", ("-c", _TRACKED.format("wandb"))),),
+        "mlflow": (Check("tracker=mlflow", ("-c", _TRACKED.format("mlflow"))),),
     }
 
 

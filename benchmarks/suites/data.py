@@ -103,6 +103,15 @@ class SuiteData:
             for row in self._rows(env, label, seeds)
         ]
 
+    def first_reached(self, env: str, label: str, target: float) -> int | None:
+        """Return the first point of the learning curves whose IQM over seeds is at least ``target``."""
+        curves = self.curves(env, label)
+        n_points = min(len(curve["return"]) for curve in curves)
+        returns = np.stack([curve["return"][:n_points] for curve in curves])
+        # Before each seed has had an episode there is no IQM; comparisons with NaN are false.
+        reached = np.flatnonzero(np.isfinite(returns).all(axis=0) & (iqm(returns, axis=0) >= target))
+        return int(reached[0]) if len(reached) else None
+
     def _rows(self, env: str, label: str, seeds: Collection[str] | None = None) -> list[Row]:
         rows = self.rows.get((env, label), [])
         return rows if seeds is None else [row for row in rows if row["seed"] in seeds]

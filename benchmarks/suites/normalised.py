@@ -45,6 +45,20 @@ def aggregate_table(data: SuiteData) -> str:
     return f"{markdown_table(header, rows)}\n\n{wins(data)}".rstrip() if rows else wins(data)
 
 
+def short_table(data: SuiteData) -> str:
+    """Return one row for each group of tasks: the normalised IQM of ours and PPO, and who is better."""
+    labels, rows = (data.ours, "ppo"), []
+    for group, envs in data.groups().items():
+        both = [env for env in envs if all((env, label) in data.rows for label in labels)]
+        found = [data.normalized(label) for label in labels]
+        if both := [env for env in both if all(env in own for own in found)]:
+            cells = [_iqm({env: own[env] for env in both}) for own in found]
+            better = _probability(data, "ppo", both).split(" on ")[0]
+            rows.append([group, str(len(both)), *cells, better])
+    header = ("tasks", "number", "ACKTR", "PPO", "probability that ACKTR is better [95 %]")
+    return markdown_table(header, rows) if rows else ""
+
+
 def wins(data: SuiteData) -> str:
     """Say on how many tasks the IQM of ours is at least that of each other algorithm, and of all."""
     others = [label for label in data.labels if label != data.ours]

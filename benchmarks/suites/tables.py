@@ -6,6 +6,7 @@ import numpy as np
 
 from benchmarks.markdown import difference, either, markdown_table, score, with_interval
 from benchmarks.statistics import estimate, iqm
+from benchmarks.suites import clock
 from benchmarks.suites.data import (
     ACKTR,
     PEERS,
@@ -54,6 +55,8 @@ def text(data: SuiteData) -> str:
         parts += ["**The larger batch**", batch_table(data)]
     if suite.compare_seconds and {data.ours, "ppo"} <= set(data.labels):
         parts += ["**Time to PPO's final return**", time_table(data)]
+    elif timed := clock.table(data):
+        parts += ["**Time to PPO's final return**", timed]
     return "\n\n".join(parts)
 
 
@@ -286,16 +289,6 @@ def time_table(data: SuiteData) -> str:
     return f"{markdown_table(header, rows)}\n\n{told}."
 
 
-def first_reached(data: SuiteData, env: str, label: str, target: float) -> int | None:
-    """Return the first point of the learning curves whose IQM over seeds is at least ``target``."""
-    curves = data.curves(env, label)
-    n_points = min(len(curve["return"]) for curve in curves)
-    returns = np.stack([curve["return"][:n_points] for curve in curves])
-    # Before each seed has had an episode there is no IQM; comparisons with NaN are false.
-    reached = np.flatnonzero(np.isfinite(returns).all(axis=0) & (iqm(returns, axis=0) >= target))
-    return int(reached[0]) if len(reached) else None
-
-
 def _iqm_ratio(*tasks: np.ndarray, axis: int = -1) -> np.ndarray:
     above, below = tasks
     return iqm(above, axis=axis) / iqm(below, axis=axis)
@@ -307,7 +300,7 @@ def _iqm_difference(*tasks: np.ndarray, axis: int = -1) -> np.ndarray:
 
 
 def _steps_to(data: SuiteData, env: str, target: float) -> int | None:
-    point = first_reached(data, env, data.ours, target)
+    point = data.first_reached(env, data.ours, target)
     return None if point is None else int(data.curves(env, data.ours)[0]["steps"][point])
 
 
@@ -321,7 +314,7 @@ def _seconds_to_ppo(data: SuiteData, env: str) -> tuple[float | None, float | No
     processor = data.processor_of(env, data.ours, "ppo")
     seconds: list[float | None] = []
     for label in (data.ours, "ppo"):
-        point = None if target is None else first_reached(data, env, label, target)
+        point = None if target is None else data.first_reached(env, label, target)
         curves = (
             [] if point is None else data.curves(env, label, turns or data.timed(env, label, processor))
         )

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.suites import Suite
+from benchmarks.suites import Suite, clock
 from benchmarks.suites import figures as suite_figures
 from benchmarks.suites import tables as suite_tables
 from benchmarks.suites.data import SuiteData, task_name
@@ -121,3 +121,19 @@ def test_ours_is_a_label():
     with pytest.raises(ValueError, match="ours is 'acktr', which is not among algorithms"):
         Suite(**fields, algorithms={"ppo": {}}, ours="acktr")
     assert SuiteData("odd", Suite(**fields, algorithms={"ppo": {}})).ours == "acktr"
+
+
+def test_time_of_runs_that_shared_their_cores_is_that_of_short_runs_in_turns(tmp_path):
+    data = two_halves(tmp_path, compare_seconds=False)
+    assert clock.table(data) == ""
+    with (data.path / "clock.csv").open("w") as file:
+        file.write("env,label,round,steps,cpu_seconds,settings\n")
+        for label, seconds in (("acktr defaults", 2.0), ("ppo", 8.0)):
+            for i, factor in enumerate((1.0, 1.5)):
+                file.write(f"{CHEETAH},{label},{i},1000,{seconds * factor},x\n")
+    (row,) = lines(clock.table(data), CHEETAH)
+    # Ours has PPO's 3715 after 80 % of as many steps.
+    assert row[1:2] == ["3715"]
+    assert row[4:] == ["400", "100", "5.0"]
+    (row,) = lines(suite_tables.text(data), CHEETAH, "3715")
+    assert row[-1] == "5.0"

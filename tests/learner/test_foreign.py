@@ -196,11 +196,13 @@ class Needy(ActorCriticPolicy):
 @pytest.mark.parametrize(
     ("policy", "says"),
     [
-        ("MlpLstmPolicy", "recurrent policies are not supported"),
-        ("CnnLstmPolicy", "RecurrentPPO"),
+        ("MlpLstmPolcy", "did you mean 'MlpLstmPolicy'"),
         ("MlpPolcy", "did you mean 'MlpPolicy'"),
         ("xyz", "choose from MlpPolicy, CnnPolicy, MultiInputPolicy"),
-        (RecurrentActorCriticPolicy, "RecurrentActorCriticPolicy needs lstm_states, episode_starts"),
+        (
+            RecurrentActorCriticPolicy,
+            "RecurrentActorCriticPolicy needs lstm_states.* give 'MlpLstmPolicy'",
+        ),
         (MaskableActorCriticPolicy, "MaskableActorCriticPolicy takes action_masks"),
         (Masked, "Masked takes action_masks"),
         (Needy, "predict_values of the policy Needy needs weather"),

@@ -389,5 +389,5 @@ def test_settings_are_those_of_one_model():
     options["momentum"] = 0.5
     assert natural.kfac_kwargs == {"stat_decay": 0.9}
     make().natural.kfac_kwargs["momentum"] = 0.5
-    assert make().natural == Natural()
+    assert make().natural == Natural(damping=0.1)
     assert len({natural, Natural(kfac_kwargs={"stat_decay": 0.9}), NaturalCritic(), AdamCritic()}) == 3

@@ -211,7 +211,7 @@ def test_bad_preset_file(tmp_path, content, message):
         ("seed=-1", "seed = -1 is not valid"),
         ("normalize.clip_obs=-1", "normalize.clip_obs = -1 is not valid"),
         ("normalize.norm_rewards=true", "'norm_rewards' in normalize: did you mean 'norm_reward'"),
-        ("policy=MlpPolicies", "no policy 'MlpPolicies': choose from auto, CnnPolicy, MlpPolicy"),
+        ("policy=MlpPolicies", "no policy 'MlpPolicies': choose from auto, CnnGruPolicy, CnnLstmPolicy"),
         ("policy_kwargs.net_arc=[8]", "'net_arc' in policy_kwargs: did you mean 'net_arch'"),
         ("policy_kwargs.activation_fn=Tahn", "'Tahn' for activation_fn: did you mean 'Tanh'"),
         ("policy_kwargs.activation_fn=os.system", "Unknown class 'os.system'"),

@@ -145,6 +145,7 @@ class Counts(ActorCriticPolicy):
         (Branches, False, "Branches does something that ONNX cannot"),
         (Counts, False, "The graph of Counts answers otherwise than predict, for "),
         (Counts, True, "Counts draws its actions in a way of its own"),
+        ("MlpLstmPolicy", False, "MlpLstmPolicy remembers from step to step"),
     ],
 )
 def test_a_policy_that_cannot_be_one_is_refused(policy, sampled, message, tmp_path, capfd):
