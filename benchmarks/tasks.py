@@ -23,7 +23,7 @@ from acktr.envs.lookup import is_installed
 from acktr.errors import ConfigurationError
 
 MODULE = "benchmarks.tasks"
-MODULES = (MODULE, "benchmarks.masked_tasks")
+MODULES = (MODULE, "benchmarks.masked_tasks", "benchmarks.memory_tasks")
 DM_CONTROL = ("finger-spin", "walker-walk", "cartpole-swingup", "cheetah-run", "ball_in_cup-catch")
 MINATAR = ("breakout", "space_invaders")
 MINIGRID = ("DoorKey-5x5", "Empty-8x8")

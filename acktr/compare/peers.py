@@ -1,4 +1,4 @@
-"""SB3's A2C and PPO and sb3-contrib's TRPO and MaskablePPO, built as RL Baselines3 Zoo builds them."""
+"""A2C and PPO of SB3, TRPO, MaskablePPO and RecurrentPPO of sb3-contrib, as the Zoo builds them."""
 
 import re
 from collections.abc import Mapping
@@ -28,9 +28,10 @@ from acktr.errors import ConfigurationError
 from acktr.presets.classes import resolve_classes
 from acktr.schedules import parse
 
-PEERS = ("a2c", "ppo", "trpo", "ppo_mask")
+PEERS = ("a2c", "ppo", "trpo", "ppo_mask", "ppo_lstm")
 MASKED = "ppo_mask"  # sb3-contrib's MaskablePPO, by the name of its module
-_OF_CONTRIB = ("trpo", MASKED)
+RECURRENT = "ppo_lstm"  # its RecurrentPPO, by the Zoo's name
+_OF_CONTRIB = ("trpo", MASKED, RECURRENT)
 _SCHEDULES = ("learning_rate", "clip_range")
 _NOT_ARGUMENTS = (
     "n_timesteps",
@@ -99,6 +100,8 @@ def build_model(algo: str, env_id: str, settings: Mapping[str, Any], seed: int) 
             f"{MASKED} learns with masks, and {env_id} has no action_masks(): leave {MASKED} out."
         )
     policy = _fitting_policy(settings["policy"], env.observation_space)
+    if algo == RECURRENT and "Lstm" not in policy:
+        policy = policy.replace("Policy", "LstmPolicy")
     arguments = {key: value for key, value in settings.items() if key not in _NOT_ARGUMENTS}
     for key in _SCHEDULES:
         if isinstance(arguments.get(key), str):
@@ -106,7 +109,7 @@ def build_model(algo: str, env_id: str, settings: Mapping[str, Any], seed: int) 
     if "policy_kwargs" in arguments:
         arguments["policy_kwargs"] = _with_classes(arguments["policy_kwargs"])
     # Small networks gain nothing from an accelerator, and SB3 warns of one.
-    device = "auto" if policy == "CnnPolicy" else "cpu"
+    device = "auto" if policy.startswith("Cnn") else "cpu"
     try:
         model = _class(algo)(policy, env, seed=seed, device=device, **arguments)
     except (AssertionError, TypeError, ValueError) as error:
@@ -192,9 +195,9 @@ def _fitting_policy(policy: str, observation_space: spaces.Space) -> str:
 def _class(algo: str) -> type[OnPolicyAlgorithm]:
     classes: dict[str, type[OnPolicyAlgorithm]] = {"a2c": A2C, "ppo": PPO}
     if algo in _OF_CONTRIB:
-        from sb3_contrib import TRPO, MaskablePPO
+        from sb3_contrib import TRPO, MaskablePPO, RecurrentPPO
 
-        classes |= {"trpo": TRPO, MASKED: MaskablePPO}
+        classes |= {"trpo": TRPO, MASKED: MaskablePPO, RECURRENT: RecurrentPPO}
     return classes[algo]
 
 

@@ -23,6 +23,7 @@ SMALL = {
     "ppo": {"n_steps": 32, "batch_size": 32},
     "trpo": {"n_steps": 32, "batch_size": 32},
     "ppo_mask": {"n_steps": 32, "batch_size": 32},
+    "ppo_lstm": {"n_steps": 32, "batch_size": 32, "policy_kwargs": {"lstm_hidden_size": 8}},
 }
 
 
@@ -217,7 +218,10 @@ def test_complete_settings():
 @pytest.mark.parametrize(
     ("one", "message"),
     [
-        (trial("sac"), "There is no algorithm 'sac': choose from acktr, a2c, ppo, trpo, ppo_mask"),
+        (
+            trial("sac"),
+            "There is no algorithm 'sac': choose from acktr, a2c, ppo, trpo, ppo_mask, ppo_lstm",
+        ),
         (trial(env_id="CartPol-v1"), "CartPole-v1"),
         (trial(settings={"n_step": 3}), "did you mean 'n_steps'"),
     ],
