@@ -11,7 +11,7 @@ from acktr.envs.masks import draw_allowed
 from benchmarks import suites
 from benchmarks.suites.data import RANDOM_POLICY
 
-SUITES = ("mujoco", "general", "masks")
+SUITES = ("mujoco", "general", "masks", "memory")
 EPISODES = 100
 SEED = 0
 

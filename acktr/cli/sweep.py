@@ -5,13 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from matplotlib.figure import Figure
 from tyro.conf import Positional, arg
 
-from acktr.compare.plot import save
 from acktr.errors import ConfigurationError
 from acktr.run.units import whole_number
-from acktr.schedules import written
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -101,6 +98,7 @@ def _changes(env: str, params: dict[str, Any]) -> list[str]:
     """Return what a trial had and the preset has not, as ``--set`` takes it."""
     from acktr import zoo
     from acktr.presets import resolve
+    from acktr.schedules import written
 
     known = resolve(env).configuration.algorithm_arguments()
     found = zoo.convert(params)
@@ -111,7 +109,10 @@ def _changes(env: str, params: dict[str, Any]) -> list[str]:
 
 def _draw(study: Study, path: Path) -> Path:
     """Draw the share of the scores' variance that each setting accounts for (PED-ANOVA)."""
+    from matplotlib.figure import Figure
     from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+
+    from acktr.compare.plot import save
 
     found = get_param_importances(study, evaluator=PedAnovaImportanceEvaluator())
     figure = Figure(figsize=(6, 0.5 * len(found) + 1), layout="constrained")

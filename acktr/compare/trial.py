@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 ALGORITHMS = ("acktr", *peers.PEERS)
 # ACKTR's settings that are not the same for all tasks and machines though the preset is, and what only
 # says who launches the same updates.
-_NOT_HASHED = ("env_id", "seed", "preset", "device", "natural.cuda_graphs")
+_NOT_HASHED = ("env_id", "seed", "preset", "device", "tracker", "natural.cuda_graphs")
 # Settings that came after results, and the value that means what was before: it is left out, so that
 # those results stay the results of their settings.
 _CAME_LATER: Mapping[str, Any] = {
@@ -103,7 +103,14 @@ def comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
         group = kept[groups[0]] if groups else kept
         if key in _NOT_HASHED or group[name] == _CAME_LATER[key]:
             del group[name]
+    for group in (kept["natural"], kept["critic"]):
+        if "damping" in group and group["damping"] is None and not _remembers(kept["policy"]):
+            group["damping"] = 0.1  # the default of before it was left open
     return kept
+
+
+def _remembers(policy: str) -> bool:
+    return "Lstm" in policy or "Gru" in policy
 
 
 def settings_hash(settings: Mapping[str, Any]) -> str:

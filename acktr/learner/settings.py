@@ -314,6 +314,10 @@ def _check_policy_kwargs(kwargs: Mapping[str, Any]) -> None:
         )
 
 
+# What is chosen when a model is built, if nobody says it.
+_LEFT_OPEN = ("critic.normalize_targets", "natural.damping", "critic.damping")
+
+
 def check_kept(name: str, now: Any, built: Any) -> None:
     """Refuse a change of what a model was built with; schedules of a group may change.
 
@@ -327,8 +331,9 @@ def check_kept(name: str, now: Any, built: Any) -> None:
         parts = [f.name for f in fields(built) if f.name not in built.schedules]  # type: ignore[arg-type]
         pairs = [(f"{name}.{part}", getattr(now, part), getattr(built, part)) for part in parts]
     for changed, value, before in pairs:
-        chosen = changed == "critic.normalize_targets" and value is None  # as it was
-        if not chosen and value != before:
+        if value is None and changed in _LEFT_OPEN:
+            continue  # as it was
+        if value != before:
             raise ConfigurationError(
                 f"{changed} is {value!r} now, and the model was built with {before!r}: build a new one "
                 "with it."

@@ -35,7 +35,7 @@ from acktr.learner.migrations import CRITICS, parsed
 from acktr.learner.moved import GONE, MOVED, gone, new_key
 from acktr.learner.settings import Natural, valid_range
 from acktr.presets.classes import check_policy
-from acktr.schedules import TraceDecay
+from acktr.schedules import TraceDecay, written
 
 # What the run itself decides about the constructor's arguments.
 _NOT_ARGUMENTS = {"self", "policy", "env", "seed", "device", "tensorboard_log", "_init_setup_model"}
@@ -156,7 +156,7 @@ def complete_model() -> type[Configuration]:
         "critic": (Annotated[critics[0] | critics[1], Field(discriminator="kind")], critics[0]()),
     }
     fields: dict[str, Any] = {
-        name: groups.get(name, (_typed(hints.get(name, Any)), parameter.default))
+        name: groups.get(name, (_typed(hints.get(name, Any)), written(parameter.default)))
         for name, parameter in inspect.signature(ACKTR.__init__).parameters.items()
         if name not in _NOT_ARGUMENTS
     }

@@ -56,7 +56,7 @@ def run_directory(tmp_path_factory):
         (["train", TOY, "--set", "target_kl="], 2, "target_kl = None is not valid"),
         (["train", TOY, "--set", "target_kl=None"], 2, "it must be positive (nats)"),
         (["train", TOY, "--set", "target_kl=[1]"], 2, "it must be positive (nats)"),
-        (["train", TOY, "--set", "natural.damping=None"], 2, "natural.damping = None is not valid"),
+        (["train", TOY, "--set", "natural.precision=None"], 2, "natural.precision = None is not valid"),
         (["train", TOY, "--set", "n_steps=many"], 2, "it must be at least 1, or None"),
         (["train", TOY, "--set", "critic.damping=.inf"], 2, "critic.damping must be finite, 0 or more"),
         (["train", TOY, "--set", "ent_coef=.inf"], 2, "ent_coef must be finite, 0 or more"),

@@ -85,7 +85,11 @@ def test_contradicting_settings_are_named(tmp_path, capsys):
     assert train(tmp_path, *contradictions, "--resume") == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    for part in ("seed is 7 and was 0", "gamma is 0.5 and was 0.99", "preset is 'mujoco: default'"):
+    for part in (
+        "seed is 7 and was 0",
+        "gamma is 0.5 and was 'early_0.99_0.998'",
+        "preset is 'mujoco: default'",
+    ):
         assert part in error
     assert train(tmp_path, "--resume", env_id="CartPole-v1") == 2
     assert "env_id is 'CartPole-v1' and was" in capsys.readouterr().err

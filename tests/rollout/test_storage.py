@@ -266,7 +266,7 @@ def test_the_loop_of_stable_baselines_fills_it_too(action, observation):
     stored = []
     for own in (True, False):
         name = "MlpPolicy" if observation is VECTOR else "MultiInputPolicy"
-        model = ACKTR(name, small_env(action, observation, ends="both"), n_steps=6, seed=0)
+        model = ACKTR(name, small_env(action, observation, ends="both"), n_steps=6, seed=0, gamma=0.99)
         _, callback = model._setup_learn(24)
         kind = DictRolloutBuffer if observation is MIXED else RolloutBuffer
         kind = RolloutStorage if own else kind
