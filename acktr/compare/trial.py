@@ -104,7 +104,7 @@ def comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
         if key in _NOT_HASHED or group[name] == _CAME_LATER[key]:
             del group[name]
     for group in (kept["natural"], kept["critic"]):
-        if "damping" in group and group["damping"] is None and not _remembers(kept["policy"]):
+        if "damping" in group and group["damping"] is None and not _remembers(str(kept["policy"])):
             group["damping"] = 0.1  # the default of before it was left open
     return kept
 
