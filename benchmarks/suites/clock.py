@@ -49,8 +49,8 @@ def table(data: SuiteData) -> str:
         if (own := [ratios[env] for env in envs if env in ratios])
     ]
     return (
-        f"{markdown_table(header, rows)}\n\nWhere the curve of PPO itself stays below its IQM, its whole "
-        f"training counts. Median of the tasks where ours reaches it: {'; '.join(told)}."
+        f"{markdown_table(header, rows)}\n\nWhere the curve of PPO itself stays below its IQM, its "
+        f"whole training counts. Median of the tasks where ours reaches it: {'; '.join(told)}."
     )
 
 
