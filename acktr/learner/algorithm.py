@@ -33,7 +33,7 @@ from acktr.learner.parts import build_parts
 from acktr.learner.remembering import RememberingAlgorithm, check_memory, with_damping
 from acktr.learner.saving import SafeAlgorithm
 from acktr.learner.settings import Critic, Natural, NaturalCritic, check_arguments
-from acktr.learner.timing import Timed
+from acktr.learner.timing import ACTOR, COLLECTING, CRITIC, REST, Timed, counted
 from acktr.networks.bfloat16 import available_precision, run_trunk_in_bfloat16
 from acktr.networks.images import standardize_images
 from acktr.networks.outputs import Outputs
@@ -238,6 +238,7 @@ class ACKTR(Timed, AdaptedAlgorithm, RememberingAlgorithm, SafeAlgorithm):
 
     # ------------------------------------------------------------------ learning
 
+    @counted(COLLECTING)
     def collect_rollouts(
         self,
         env: VecEnv,
@@ -288,7 +289,8 @@ class ACKTR(Timed, AdaptedAlgorithm, RememberingAlgorithm, SafeAlgorithm):
             if self.parts.noise.searches:
                 paid = names["rewards"] if normalize is None else normalize.get_original_reward()
                 self.parts.noise.look(paid, names["infos"], names["dones"])
-            goes_on = callback.on_step()
+            with self._stopwatch.doing(REST):
+                goes_on = callback.on_step()
             if goes_on:
                 self._update_info_buffer(names["infos"], names["dones"])
             # Who goes on learning after a stop begins where the environments are.
@@ -332,12 +334,14 @@ class ACKTR(Timed, AdaptedAlgorithm, RememberingAlgorithm, SafeAlgorithm):
         losses, kl = {}, 0.0
         try:
             if self.parts.critic_update is not None and self.parts.critic_update.learns:
-                losses["value_loss"] = self.parts.critic_update.fit(batch, critic_rate)
+                with self._stopwatch.doing(CRITIC):
+                    losses["value_loss"] = self.parts.critic_update.fit(batch, critic_rate)
             # What this sent has travelled with the critic's first message.
             batch = batch._replace(advantages=normalized())
             tells = self.parts.noise.search(self.policy, len(batch.returns) * distributed.size())
             if self.parts.actor_update.learns and tells:
-                of_actor, kl = self.parts.actor_update.update(batch, limits)
+                with self._stopwatch.doing(ACTOR):
+                    of_actor, kl = self.parts.actor_update.update(batch, limits)
                 losses.update(of_actor)
         except DivergenceError as error:
             raise DivergenceError(f"At step {self.num_timesteps:,}: {error}") from error

@@ -27,7 +27,7 @@ from acktr.files.reading import read_plain
 from acktr.run.charts import colour_of, interactive, still
 from acktr.run.directory import Run
 from acktr.run.health import MIN_EPISODES, advise_run
-from acktr.run.panels import Panel, panels_of
+from acktr.run.panels import Panel, panels_of, seconds_of
 from acktr.run.tables import SCORE_WINDOW
 from acktr.run.units import duration
 
@@ -88,19 +88,23 @@ class Page(NamedTuple):
     :param title: of the page
     :param subtitle: a sentence below it
     :param summary: the figures
+    :param missing: what could not be read, sentences
     :param notes: what is plainly wrong with each run
     :param sections: what is drawn
     :param films: what is shown
     :param tables: what is folded away at the end
+    :param times: where the time went, if that is known
     """
 
     title: str
     subtitle: str
     summary: Table
+    missing: Sequence[str]
     notes: Sequence[Note]
     sections: Sequence[Section]
     films: Sequence[Film]
     tables: Sequence[Table]
+    times: Table | None = None
 
 
 def report(runs: Sequence[Run], out: Path) -> Path:
@@ -114,6 +118,7 @@ def report(runs: Sequence[Run], out: Path) -> Path:
     :raises CheckpointError: a run's files cannot be used
     """
     check_page(out)
+    runs = [Run(run.path, leave_out=True) for run in runs]
     names = short_names([run.path for run in runs])
     settings = [run.read_configuration() for run in runs]
     summary = _summary(runs, names, settings)
@@ -122,10 +127,12 @@ def report(runs: Sequence[Run], out: Path) -> Path:
         title=f"ACKTR on {_cell(', '.join(env_ids))}",
         subtitle=f"{len(runs)} run{'s' * (len(runs) > 1)}, by acktr {acktr.__version__}.",
         summary=summary,
+        missing=missing_of(runs, names),
         notes=notes_of(runs, names),
         sections=[Section("How it went", names, panels_of(runs))],
         films=films_of(runs, names),
         tables=tables_of(runs, names, settings),
+        times=times_of(runs, names),
     )
     return write_page(page, out)
 
@@ -168,6 +175,28 @@ def notes_of(runs: Sequence[Run], names: Sequence[str]) -> list[Note]:
             well = f"Of {episodes} episodes nothing can be told yet."
         notes.append(Note(owner, name, advise_run(run.path), well))
     return notes
+
+
+def missing_of(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
+    """Tell what of the tables of runs cannot be read, a sentence for each table."""
+    several = len(runs) > 1
+    return [
+        f"{name}, {sentence}" if several else sentence
+        for run, name in zip(runs, names, strict=True)
+        for sentence in run.left_out()
+    ]
+
+
+def times_of(runs: Sequence[Run], names: Sequence[str]) -> Table | None:
+    """Return where the time of runs went; ``None`` where none of them has logged it."""
+    rows, owners = [], []
+    for owner, (run, name) in enumerate(zip(runs, names, strict=True)):
+        seconds = seconds_of(run)
+        whole = sum(seconds.values())
+        if whole:
+            rows.append([name, duration(whole), *(f"{x / whole:.0%}" for x in seconds.values())])
+            owners.append(owner)
+    return Table("Where the time goes", _TIMES, rows, owners) if rows else None
 
 
 def films_of(runs: Sequence[Run], names: Sequence[str]) -> list[Film]:
@@ -252,6 +281,9 @@ _FIGURES = (
     "steps/s",
     "",
 )
+
+
+_TIMES = ("run", "time", "collecting", "critic's update", "actor's update", "rest")
 
 
 def _summary(runs: Sequence[Run], names: Sequence[str], settings: Sequence[Mapping[str, Any]]) -> Table:
