@@ -220,7 +220,8 @@ def test_complete_settings():
     [
         (
             trial("td3"),
-            "There is no algorithm 'td3': choose from acktr, a2c, ppo, trpo, ppo_mask, ppo_lstm, sac, tqc",
+            "There is no algorithm 'td3': "
+            "choose from acktr, a2c, ppo, trpo, ppo_mask, ppo_lstm, sac, tqc",
         ),
         (trial(env_id="CartPol-v1"), "CartPole-v1"),
         (trial(settings={"n_step": 3}), "did you mean 'n_steps'"),
