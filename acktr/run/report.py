@@ -12,7 +12,7 @@ import contextlib
 import json
 import re
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ import acktr
 from acktr.envs.lookup import is_installed
 from acktr.errors import ConfigurationError, printable
 from acktr.files.durable import write_file
-from acktr.files.reading import read_plain
+from acktr.files.reading import parse_json, read_plain
 from acktr.run.charts import colour_of, interactive, still
 from acktr.run.directory import Run
 from acktr.run.health import MIN_EPISODES, advise_run
@@ -292,7 +292,7 @@ def _summary(runs: Sequence[Run], names: Sequence[str], settings: Sequence[Mappi
         episodes = run.episodes()
         if not len(episodes["return"]):
             raise ConfigurationError(
-                f"There is nothing to report: {run.path} has not finished an episode."
+                f"There is nothing to report: {run.path} has not finished an episode{_though(run)}."
             )
         result = _read_json(run.path / "result.json")
         raw = result.get("evaluation")
@@ -315,6 +315,11 @@ def _summary(runs: Sequence[Run], names: Sequence[str], settings: Sequence[Mappi
             ]
         )
     return Table("Figures", _FIGURES, rows, range(len(rows)))
+
+
+def _though(run: Run) -> str:
+    lost = [sentence.rstrip(".") for sentence in run.left_out() if sentence.startswith("episodes")]
+    return f" that can be read ({lost[0]})" if lost else ""
 
 
 def _differing(title: str, names: Sequence[str], found: Sequence[Mapping[str, Any]]) -> Table:
@@ -346,9 +351,8 @@ def _number(value: Any) -> float | None:
 
 def _read_json(path: Path) -> dict[str, Any]:
     """Return an object of a file; an empty one where there is none."""
-    read: Callable[[bytes], Any] = json.loads
-    with contextlib.suppress(OSError, ValueError, RecursionError):
-        content = read(read_plain(path, _MAX_JSON))
+    with contextlib.suppress(OSError, ValueError):
+        content = parse_json(read_plain(path, _MAX_JSON))
         if isinstance(content, dict):
             return content
     return {}

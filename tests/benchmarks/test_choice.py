@@ -28,8 +28,9 @@ def test_returns_after_the_same_seconds(tmp_path):
     ]
     assert missing(data) == (
         "Not measured yet: acktr on HalfCheetah-v5 (2 of 4 seeds), "
-        "ppo on HalfCheetah-v5 (2 of 4 seeds), trpo on HalfCheetah-v5 (4 of 4 seeds), acktr on Reacher-v5 (4 of 4 seeds), "
-        "ppo on Reacher-v5 (4 of 4 seeds), trpo on Reacher-v5 (4 of 4 seeds)."
+        "ppo on HalfCheetah-v5 (2 of 4 seeds), trpo on HalfCheetah-v5 (4 of 4 seeds), "
+        "acktr on Reacher-v5 (4 of 4 seeds), ppo on Reacher-v5 (4 of 4 seeds), "
+        "trpo on Reacher-v5 (4 of 4 seeds)."
     )
 
 

@@ -214,7 +214,7 @@ def test_what_cannot_be_read_of_a_table_is_told_and_the_rest_drawn(copy, finishe
     assert f"{copy.name}, {name}: 2 of" in made([copy, finished], tmp_path / "two.html")
 
 
-def test_a_table_without_its_first_row_is_told(copy, tmp_path):
+def test_a_table_without_its_first_row_is_told(copy, finished, tmp_path):
     (copy / "progress.csv").write_bytes(GARBAGE * 3)
     told = "progress.csv is left out: its first row does not name time/total_timesteps."
     assert told in made([copy], tmp_path / "page.html")
@@ -223,7 +223,19 @@ def test_a_table_without_its_first_row_is_told(copy, tmp_path):
     (copy / "episodes.csv").write_bytes(GARBAGE * 3)
     with pytest.raises(CheckpointError, match=r"episodes\.csv is damaged"):
         report([Run(copy)], tmp_path / "none.html")
+    header = (finished / "episodes.csv").read_bytes().splitlines(keepends=True)[0]
+    (copy / "episodes.csv").write_bytes(header + GARBAGE * 3)
+    lost = r"has not finished an episode that can be read \(episodes\.csv: 3 of 3 rows"
+    with pytest.raises(ConfigurationError, match=lost):
+        report([Run(copy)], tmp_path / "none.html")
     assert not (tmp_path / "none.html").exists()
+
+
+@pytest.mark.parametrize("name", ["result.json", "versions.json"])
+def test_figures_that_are_none_are_left_out(copy, name, tmp_path):
+    for data in (b"[" * 100_000, GARBAGE, b"null", b'{"steps": [], "evaluation": 3}'):
+        (copy / name).write_bytes(data)
+        made([copy], tmp_path / "page.html")
 
 
 def test_speed_is_that_between_episodes(copy):
