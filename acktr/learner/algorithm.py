@@ -33,7 +33,7 @@ from acktr.learner.parts import build_parts
 from acktr.learner.remembering import RememberingAlgorithm, check_memory, with_damping
 from acktr.learner.saving import SafeAlgorithm
 from acktr.learner.settings import Critic, Natural, NaturalCritic, check_arguments
-from acktr.learner.timing import ACTOR, COLLECTING, CRITIC, REST, Timed, counted
+from acktr.learner.timing import ACTOR, COLLECTING, CRITIC, REST, Timed
 from acktr.networks.bfloat16 import available_precision, run_trunk_in_bfloat16
 from acktr.networks.images import standardize_images
 from acktr.networks.outputs import Outputs
@@ -238,7 +238,6 @@ class ACKTR(Timed, AdaptedAlgorithm, RememberingAlgorithm, SafeAlgorithm):
 
     # ------------------------------------------------------------------ learning
 
-    @counted(COLLECTING)
     def collect_rollouts(
         self,
         env: VecEnv,
@@ -250,7 +249,8 @@ class ACKTR(Timed, AdaptedAlgorithm, RememberingAlgorithm, SafeAlgorithm):
         if self._shared_moments is None or self._shared_moments.env is not self._vec_normalize_env:
             self._shared_moments = distributed.SharedMoments(self._vec_normalize_env)
         try:
-            end = self._collect(env, callback, rollout_buffer, n_rollout_steps)
+            with self._stopwatch.doing(COLLECTING):
+                end = self._collect(env, callback, rollout_buffer, n_rollout_steps)
         except Exception as error:
             try:
                 distributed.vote(distributed.FAILED, self.parts.discount.endings, self._shared_moments)

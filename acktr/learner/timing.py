@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import wraps
-from typing import Any, TypeVar, cast
+from typing import Any
 
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 # What an algorithm is doing; the rest is callbacks (evaluations, checkpoints, tables) and the log.
 COLLECTING, CRITIC, ACTOR, REST = "collecting", "critic", "actor", "rest"
 ACTIVITIES = (COLLECTING, CRITIC, ACTOR, REST)
-_Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
 class Stopwatch:
@@ -77,20 +75,6 @@ class Timed(OnPolicyAlgorithm):
         for activity, seconds in self._stopwatch.lap().items():
             self.logger.record(f"time/{activity}", round(seconds, 6))
         super().dump_logs(iteration)
-
-
-def counted(activity: str) -> Callable[[_Method], _Method]:
-    """Count a method of :class:`Timed` as one of :data:`ACTIVITIES`."""
-
-    def decorate(method: _Method) -> _Method:
-        @wraps(method)
-        def call(self: Timed, *args: Any, **kwargs: Any) -> Any:
-            with self._stopwatch.doing(activity):
-                return method(self, *args, **kwargs)
-
-        return cast(_Method, call)
-
-    return decorate
 
 
 def _ahead() -> int:
