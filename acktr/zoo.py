@@ -7,6 +7,7 @@ program does the rest. It takes :data:`hyperparams`, which are the presets' sett
 from __future__ import annotations
 
 import argparse
+import runpy
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -22,6 +23,7 @@ from acktr.presets.classes import resolve_classes
 from acktr.schedules import Linear
 
 _COMMANDS = ("train", "enjoy", "plot_train", "plot_from_file", "all_plots")
+_RECORD = "record_video"  # the Zoo has it as a module, and not among its program's commands
 _MUJOCO = "gymnasium.envs.mujoco"
 _NOT_ARGUMENTS = {"stats_window_size", "verbose"}  # the Zoo gives one of them, and none needs the other
 
@@ -149,21 +151,31 @@ def main(arguments: Sequence[str]) -> int:
     try:
         command, *rest = arguments or [""]
         if command in ("-h", "--help"):
-            print(f"python -m acktr.zoo {{{','.join(_COMMANDS)}}} ...: RL Baselines3 Zoo, with ACKTR.")
+            names = ",".join((*_COMMANDS, _RECORD))
+            print(f"python -m acktr.zoo {{{names}}} ...: RL Baselines3 Zoo, with ACKTR.")
             return 0
-        if command not in _COMMANDS:
-            raise ConfigurationError(f"The Zoo has no {command!r} here: use {', '.join(_COMMANDS)}.")
+        if command not in (*_COMMANDS, _RECORD):
+            known = ", ".join((*_COMMANDS, _RECORD))
+            raise ConfigurationError(f"The Zoo has no {command!r} here: use {known}.")
         register()
+        if command == _RECORD and not is_installed("moviepy"):
+            raise ConfigurationError(
+                'A film needs moviepy, which is not installed: run `pip install "acktr[video]"`.'
+            )
         from rl_zoo3.cli import main as run
 
         # Before what the user says, which comes last and counts.
         if command == "train" and _algorithm(rest) == "acktr":
             rest = ["--conf-file", "acktr.zoo", *rest]
-        if command in ("train", "enjoy", "plot_train"):
+        if command in ("train", "enjoy", "plot_train", _RECORD):
             rest = ["--algo", "acktr", *rest]
         before, sys.argv = sys.argv, ["rl_zoo3", command, *rest]
         try:
-            run()
+            if command == _RECORD:
+                sys.argv = sys.argv[1:]
+                runpy.run_module("rl_zoo3.record_video", run_name="__main__")
+            else:
+                run()
         finally:
             sys.argv = before
     except AcktrError as error:

@@ -14,6 +14,7 @@ from benchmarks.faults import report as fault_report
 from benchmarks.kfac import report as kfac_report
 from benchmarks.pythons import report as pythons_report
 from benchmarks.speed import report as speed_report
+from benchmarks.suites import choice as suite_choice
 from benchmarks.suites import figures as suite_figures
 from benchmarks.suites import tables as suite_tables
 from benchmarks.suites.data import SuiteData
@@ -28,6 +29,7 @@ RESULTS = ROOT / "results" / "0.1.0" / "presets.csv"
 PAGE = ROOT.parent / "docs" / "results.md"
 README = ROOT.parent / "README.md"
 ALGORITHM_PAGE = ROOT.parent / "docs" / "acktr.md"
+CHOICE_PAGE = ROOT.parent / "docs" / "choice.md"
 SPEED_PAGE = ROOT.parent / "docs" / "speed.md"
 FAULTS_PAGE = ROOT.parent / "docs" / "reliability.md"
 ABLATIONS_PAGE = ROOT.parent / "docs" / "ablations.md"
@@ -109,6 +111,13 @@ def readme(text: str) -> str:
     return _between_markers(summary(text), content, begin, end)
 
 
+def choice_page(text: str) -> str:
+    """Return the page that helps to choose an algorithm with its table made anew."""
+    begin, end = "<!-- choice: python -m benchmarks.report -->", "<!-- end of choice -->"
+    content = suite_choice.text(SuiteData("off_policy", suites.load("off_policy")))
+    return _between_markers(text, content, begin, end)
+
+
 def speed_page(text: str) -> str:
     """Return the page of the speed benchmark with its tables made anew."""
     begin, end = "<!-- accelerator: python -m benchmarks.report -->", "<!-- end of accelerator -->"
@@ -171,6 +180,7 @@ PAGES = {
     PAGE: lambda text: summary(page(text)),
     README: readme,
     ALGORITHM_PAGE: summary,
+    CHOICE_PAGE: choice_page,
     SPEED_PAGE: speed_page,
     FAULTS_PAGE: faults_page,
     SCALING_PAGE: scaling_page,

@@ -94,6 +94,22 @@ def test_links_from_outside_the_documentation_lead_somewhere(page):
     assert not missing
 
 
+@pytest.mark.parametrize("page", sorted((ROOT / "docs/howto").glob("*.md")), ids=lambda path: path.stem)
+def test_a_how_to_is_a_page_of_one_screen(page):
+    assert len(page.read_text(encoding="utf-8").split()) < 400
+
+
+@pytest.mark.parametrize(
+    ("words", "page"),
+    [("continue training", "continue"), ("custom network", "network"), ("nan", "nan")],
+)
+def test_a_newcomer_is_two_clicks_away(words, page):
+    """From the README to the first page of the documentation, and from there."""
+    assert "(docs/index.md)" in read("README.md")
+    links = re.findall(r"\[([^]]+)\]\(([^)]+)\)", read("docs/index.md"))
+    assert f"howto/{page}.md" in [target for text, target in links if words in text.lower()]
+
+
 def test_the_page_for_migrants_has_every_argument_of_a2c_and_ppo():
     section = read("docs/migrating.md").split("## Arguments")[1].split("\n## ")[0]
     rows = "\n".join(re.findall(r"^\| (`.*?) \|", section, re.MULTILINE))

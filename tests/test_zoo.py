@@ -1,5 +1,6 @@
 """RL Baselines3 Zoo with ACKTR: it trains, plays and tunes, with the settings of the presets."""
 
+import csv
 import subprocess
 import sys
 from unittest import mock
@@ -7,6 +8,7 @@ from unittest import mock
 import pytest
 
 from acktr import zoo
+from acktr.cli import main
 from acktr.errors import ConfigurationError
 from acktr.presets import resolve
 from acktr.schedules import Linear
@@ -17,6 +19,7 @@ from acktr.zoo import main
 few = ["--env", "Pendulum-v1", "-n", "512", "--eval-freq", "-1", "--seed", "0"]
 assert main(["train", *few]) == 0
 assert main(["enjoy", "--env", "Pendulum-v1", "-f", "logs", "--no-render", "-n", "201"]) == 0
+assert main(["record_video", "--env", "Pendulum-v1", "-f", "logs", "-n", "3"]) == 0
 trials = ["-optimize", "--n-trials", "2", "--n-evaluations", "1", "--eval-episodes", "1"]
 assert main(["train", *few, *trials, "--no-optim-plots"]) == 0
 """
@@ -25,12 +28,46 @@ assert main(["train", *few, *trials, "--no-optim-plots"]) == 0
 def test_it_trains_plays_and_tunes(tmp_path):
     pytest.importorskip("rl_zoo3")
     pytest.importorskip("requests")
+    pytest.importorskip("moviepy")
     command = [sys.executable, "-W", "ignore", "-c", PROGRAM]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "logs" / "acktr" / "Pendulum-v1_1" / "Pendulum-v1.zip").is_file()
     assert "Episode Length 200" in done.stdout
+    assert list(tmp_path.glob("logs/acktr/Pendulum-v1_1/videos/*.mp4"))
     assert "Number of finished trials:  2" in done.stdout
+
+
+SAME = """
+from acktr.zoo import main
+
+shared = ["-n", "1500", "--seed", "3", "--num-threads", "1", "-f", "logs", "--verbose", "0"]
+evaluated = ["--eval-freq", "500", "--eval-episodes", "1", "--n-eval-envs", "1"]
+for env_id in ("CartPole-v1", "InvertedPendulum-v5"):
+    assert main(["train", "--env", env_id, *shared, *evaluated]) == 0
+"""
+
+
+def test_it_trains_as_acktr_train_does_episode_by_episode(tmp_path):
+    """With the Zoo's environments, normalisation and evaluations: the pendulum's are scaled."""
+    pytest.importorskip("rl_zoo3")
+    pytest.importorskip("mujoco")
+    command = [sys.executable, "-W", "ignore", "-c", SAME]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    for env_id in ("CartPole-v1", "InvertedPendulum-v5"):
+        out = tmp_path / env_id
+        quick = ["--steps", "1500", "--seed", "3", "--backend", "gymnasium", "--no-progress"]
+        quick += ["--set", "n_final_eval_episodes=0", "n_eval_episodes=1"]
+        assert main(["train", env_id, "--out", str(out), *quick]) == 0
+        with (out / "episodes.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert len(rows) > 8
+        for index in range(8):
+            own = [[row["return"], row["length"]] for row in rows if row["env"] == str(index)]
+            monitor = tmp_path / "logs" / "acktr" / f"{env_id}_1" / f"{index}.monitor.csv"
+            theirs = [line.split(",")[:2] for line in monitor.read_text().splitlines()[2:]]
+            assert own == theirs
 
 
 @pytest.mark.parametrize(
@@ -71,10 +108,13 @@ def test_what_cannot_be_run_is_said(capsys):
     assert zoo.main(["fly"]) == 2
     with mock.patch("acktr.zoo.is_installed", return_value=False):
         assert zoo.main(["train"]) == 2
-    empty, fly, missing = capsys.readouterr().err.splitlines()
+    with mock.patch("acktr.zoo.is_installed", side_effect=lambda name: name != "moviepy"):
+        assert zoo.main(["record_video"]) == 2
+    empty, fly, missing, no_films = capsys.readouterr().err.splitlines()
     assert "use train, enjoy" in empty
     assert "no 'fly' here" in fly
     assert 'pip install "acktr[zoo]"' in missing
+    assert 'pip install "acktr[video]"' in no_films
 
 
 def test_help_is_given(capsys):

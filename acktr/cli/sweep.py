@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from acktr.errors import ConfigurationError
+from acktr.errors import ConfigurationError, printable
 from acktr.run.units import whole_number
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def sweep(
         if counts[name] < least:
             raise ConfigurationError(f"--{name} must be at least {least}, not {counts[name]}.")
     from acktr import zoo
+    from acktr.compare.search import JOURNAL, open_study
     from acktr.presets import resolve
     from acktr.run.experiment import Experiment
 
@@ -49,23 +50,32 @@ def sweep(
     module, _, env_id = env.rpartition(":")
     folder = Path("sweeps") / env_id if out is None else Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    before = len(_study(folder, env_id).trials) if (folder / "study.log").exists() else 0
+    before = 0
+    if (folder / JOURNAL).exists():
+        study = open_study(folder)
+        if study.study_name != env_id:
+            raise ConfigurationError(
+                f"{folder / JOURNAL} is a study of {printable(study.study_name)}, not of {env_id}: give "
+                "another --out."
+            )
+        before = len(study.trials)
     command = ["train", "--env", env_id, "-n", str(counts["steps"])]
     # With the same seed a search that goes on would draw again what it has drawn.
     command += ["--seed", str(counts["seed"] + before)]
     command += ["-optimize", "--no-optim-plots", "--max-total-trials", str(counts["trials"])]
     # A journal of JSON, which a search that was cut goes on from; the Zoo's pickles are never read.
-    command += ["--storage", str(folder / "study.log"), "--study-name", env_id]
+    command += ["--storage", str(folder / JOURNAL), "--study-name", env_id]
     command += ["--log-folder", str(folder / "zoo")]
     code = zoo.main([*command, *(["--gym-packages", module] if module else [])])
     return code or _conclude(folder, env)
 
 
 def _conclude(folder: Path, env: str) -> int:
-    from optuna.trial import TrialState
+    from acktr.compare.search import finished, open_study, report_study
+    from acktr.envs.lookup import is_installed
 
-    study = _study(folder, env.rpartition(":")[2])
-    done = study.get_trials(states=[TrialState.COMPLETE])
+    study = open_study(folder)
+    done = finished(study)
     if not done:
         raise ConfigurationError(
             f"No trial of {folder} came to its end, all were pruned or failed: give --trials more, or "
@@ -76,22 +86,9 @@ def _conclude(folder: Path, env: str) -> int:
     print(f"acktr train {env} --set {' '.join(_changes(env, best.params))}")
     if len(done) > 1:
         print(_draw(study, folder / "importance.png"))
+    if is_installed("bokeh"):
+        print(report_study(study, folder / "report.html"))
     return 0
-
-
-def _study(folder: Path, env_id: str) -> Study:
-    import optuna
-    from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
-
-    try:
-        storage = JournalStorage(JournalFileBackend(str(folder / "study.log")))
-        return optuna.load_study(study_name=env_id, storage=storage)
-    except Exception as error:  # whatever Optuna says of a file that is none of its own
-        raise ConfigurationError(
-            f"{folder / 'study.log'} is no study of {env_id} that Optuna can read ({error!r}): "
-            "remove it, or give another --out."
-        ) from error
 
 
 def _changes(env: str, params: dict[str, Any]) -> list[str]:
@@ -108,13 +105,13 @@ def _changes(env: str, params: dict[str, Any]) -> list[str]:
 
 
 def _draw(study: Study, path: Path) -> Path:
-    """Draw the share of the scores' variance that each setting accounts for (PED-ANOVA)."""
+    """Draw the share of the scores' variance that each setting accounts for."""
     from matplotlib.figure import Figure
-    from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
     from acktr.compare.plot import save
+    from acktr.compare.search import importances
 
-    found = get_param_importances(study, evaluator=PedAnovaImportanceEvaluator())
+    found = importances(study)
     figure = Figure(figsize=(6, 0.5 * len(found) + 1), layout="constrained")
     axes = figure.subplots()
     axes.barh(list(found)[::-1], list(found.values())[::-1])

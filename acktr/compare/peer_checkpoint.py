@@ -2,11 +2,14 @@
 
 import io
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from acktr.compare.curve import LearningCurve
 from acktr.envs.normalization import normalization_state, set_normalization_state
@@ -20,8 +23,9 @@ SECONDS_BETWEEN = 300.0
 class PeerCheckpoint(BaseCallback):
     """Saves a peer and its learning curve, between an update and the next rollout.
 
-    The file holds the parameters, the state of their optimiser, what ``VecNormalize`` has measured, and
-    the curve. It does not hold environments and random numbers: a peer goes on in new episodes.
+    The file holds the parameters, the state of their optimiser, what ``VecNormalize`` has measured, the
+    curve, and what an off-policy peer has in its replay buffer. It does not hold environments and random
+    numbers: a peer goes on in new episodes.
 
     :param folder: where the file :data:`FILE` is written
     :param curve: of the same training
@@ -51,6 +55,8 @@ class PeerCheckpoint(BaseCallback):
             {
                 "num_timesteps": self.model.num_timesteps,
                 "parameters": self.model.get_parameters(),
+                "variables": _variables(self.model),
+                "replay": _replay(self.model),
                 "statistics": None if normalize is None else normalization_state(normalize),
                 "curve": self._curve.state_dict(),
             },
@@ -66,7 +72,7 @@ class PeerCheckpoint(BaseCallback):
         self._saved_at = time.monotonic()
 
 
-def restore(model: OnPolicyAlgorithm, curve: LearningCurve, folder: Path, seed: int) -> None:
+def restore(model: BaseAlgorithm, curve: LearningCurve, folder: Path, seed: int) -> None:
     """Put a new model and a new curve where a :class:`PeerCheckpoint` saved them, if it did.
 
     :param model: made with the settings and the environments of the one that was saved
@@ -80,6 +86,9 @@ def restore(model: OnPolicyAlgorithm, curve: LearningCurve, folder: Path, seed: 
     with open_plain(path) as file:
         saved = torch.load(file, map_location=model.device, weights_only=True)
     model.set_parameters(saved["parameters"], device=model.device)
+    for name, value in saved["variables"].items():
+        getattr(model, name).data.copy_(value)
+    _put_replay(model, saved["replay"])
     model.num_timesteps = saved["num_timesteps"]
     normalize = model.get_vec_normalize_env()
     if normalize is not None:
@@ -87,3 +96,47 @@ def restore(model: OnPolicyAlgorithm, curve: LearningCurve, folder: Path, seed: 
     curve.load_state_dict(saved["curve"])
     curve.resumed_at.append(model.num_timesteps)
     model.set_random_seed(seed + model.num_timesteps)
+
+
+_OF_STEPS = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
+
+
+def _variables(model: BaseAlgorithm) -> dict[str, Any]:
+    """Return the tensors that are in no network: the logarithm of SAC's entropy coefficient."""
+    names = model._get_torch_save_params()[1]
+    found = {name: getattr(model, name, None) for name in names}
+    return {name: value.detach() for name, value in found.items() if value is not None}
+
+
+def _replay(model: BaseAlgorithm) -> dict[str, Any] | None:
+    """Return the part of a replay buffer that is filled; ``None`` where a peer has none."""
+    buffer = model.replay_buffer if isinstance(model, OffPolicyAlgorithm) else None
+    if buffer is None:
+        return None
+    n = buffer.size()
+
+    def filled(values: Any) -> Any:
+        # Observations may be a mapping of arrays.
+        if isinstance(values, Mapping):
+            return {key: filled(value) for key, value in values.items()}
+        return torch.from_numpy(values[:n])
+
+    steps = {name: filled(getattr(buffer, name)) for name in _OF_STEPS}
+    return {"pos": buffer.pos, "full": buffer.full, "steps": steps}
+
+
+def _put_replay(model: BaseAlgorithm, saved: Mapping[str, Any] | None) -> None:
+    buffer = model.replay_buffer if isinstance(model, OffPolicyAlgorithm) else None
+    if buffer is None or saved is None:
+        return
+
+    def put(into: Any, values: Any) -> None:
+        if isinstance(values, Mapping):
+            for key, value in values.items():
+                put(into[key], value)
+        else:
+            into[: len(values)] = values.numpy()
+
+    for name, values in saved["steps"].items():
+        put(getattr(buffer, name), values)
+    buffer.pos, buffer.full = saved["pos"], saved["full"]

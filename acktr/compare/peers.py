@@ -1,4 +1,4 @@
-"""A2C and PPO of SB3, TRPO, MaskablePPO and RecurrentPPO of sb3-contrib, as the Zoo builds them."""
+"""Peers of ACKTR as the Zoo builds them: A2C, PPO and SAC of SB3, the others of sb3-contrib."""
 
 import re
 from collections.abc import Mapping
@@ -11,10 +11,10 @@ import numpy as np
 import torch
 import yaml
 from gymnasium import spaces
-from stable_baselines3 import A2C, PPO
+from stable_baselines3 import A2C, PPO, SAC
 from stable_baselines3.common.atari_wrappers import AtariWrapper
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
 from torch import nn
@@ -28,10 +28,11 @@ from acktr.errors import ConfigurationError
 from acktr.presets.classes import resolve_classes
 from acktr.schedules import parse
 
-PEERS = ("a2c", "ppo", "trpo", "ppo_mask", "ppo_lstm")
+OFF_POLICY = ("sac", "tqc")
+PEERS = ("a2c", "ppo", "trpo", "ppo_mask", "ppo_lstm", *OFF_POLICY)
 MASKED = "ppo_mask"  # sb3-contrib's MaskablePPO, by the name of its module
 RECURRENT = "ppo_lstm"  # its RecurrentPPO, by the Zoo's name
-_OF_CONTRIB = ("trpo", MASKED, RECURRENT)
+_OF_CONTRIB = ("trpo", MASKED, RECURRENT, "tqc")
 _SCHEDULES = ("learning_rate", "clip_range")
 _NOT_ARGUMENTS = (
     "n_timesteps",
@@ -79,13 +80,13 @@ def peer_settings(
         raise ConfigurationError(
             f"The Zoo has no settings {entry!r} for {algo}: zoo_entry is one of {', '.join(entries)}."
         )
-    # What the Zoo does not know is normalised, as MuJoCo's tasks are.
-    unknown = found == "default" and family(env_id) is None
+    # What the Zoo does not know is normalised, as MuJoCo's tasks are, but for off-policy methods.
+    unknown = found == "default" and family(env_id) is None and algo not in OFF_POLICY
     normalize = {"normalize": "auto"} if unknown else {}
     return {"zoo_entry": entry, **entries[entry], **normalize, **overrides, "n_timesteps": n_timesteps}
 
 
-def build_model(algo: str, env_id: str, settings: Mapping[str, Any], seed: int) -> OnPolicyAlgorithm:
+def build_model(algo: str, env_id: str, settings: Mapping[str, Any], seed: int) -> BaseAlgorithm:
     """Build a peer with its environments.
 
     :param settings: what :func:`peer_settings` returned
@@ -163,7 +164,7 @@ def build_env(
     if depth > 1:
         env = VecFrameStack(env, depth)
     # SB3 puts image channels first; training and evaluation must be wrapped in the same way.
-    return OnPolicyAlgorithm._wrap_env(env)
+    return BaseAlgorithm._wrap_env(env)
 
 
 @cache
@@ -192,12 +193,12 @@ def _fitting_policy(policy: str, observation_space: spaces.Space) -> str:
     return policy if fitting == "MlpPolicy" else fitting
 
 
-def _class(algo: str) -> type[OnPolicyAlgorithm]:
-    classes: dict[str, type[OnPolicyAlgorithm]] = {"a2c": A2C, "ppo": PPO}
+def _class(algo: str) -> type[BaseAlgorithm]:
+    classes: dict[str, type[BaseAlgorithm]] = {"a2c": A2C, "ppo": PPO, "sac": SAC}
     if algo in _OF_CONTRIB:
-        from sb3_contrib import TRPO, MaskablePPO, RecurrentPPO
+        from sb3_contrib import TQC, TRPO, MaskablePPO, RecurrentPPO
 
-        classes |= {"trpo": TRPO, MASKED: MaskablePPO, RECURRENT: RecurrentPPO}
+        classes |= {"trpo": TRPO, "tqc": TQC, MASKED: MaskablePPO, RECURRENT: RecurrentPPO}
     return classes[algo]
 
 

@@ -10,7 +10,17 @@ from acktr.compare.plot import Curve, mean_and_range, stack, summarize
 from acktr.errors import CheckpointError, printable
 from acktr.run.directory import Run
 from acktr.run.panels import STEPS, Line, Panel, line, panels_of
-from acktr.run.report import Page, Section, Table, films_of, notes_of, tables_of, write_page
+from acktr.run.report import (
+    Page,
+    Section,
+    Table,
+    films_of,
+    missing_of,
+    notes_of,
+    tables_of,
+    times_of,
+    write_page,
+)
 from acktr.run.units import duration
 
 COLUMNS = ("algorithm", "seed", "steps", "last 100 episodes", "evaluation", "time", "steps/s", "")
@@ -45,10 +55,12 @@ def write_report(
         summary=Table(
             "Figures", COLUMNS, [cells(row) for row in rows], [names.index(row["label"]) for row in rows]
         ),
+        missing=missing_of(inside, labels),
         notes=notes_of(inside, labels),
         sections=sections,
         films=films_of(inside, labels),
         tables=tables_of(inside, labels, [run.read_configuration() for run in inside]) if inside else [],
+        times=times_of(inside, labels),
     )
     return write_page(page, out)
 
@@ -69,7 +81,7 @@ def _panels(groups: Mapping[str, Sequence[Curve]]) -> list[Panel]:
 def _usable(path: Path) -> Run | None:
     """Return a run that has something to show; a training may have been stopped before it had."""
     try:
-        run = Run.open(path)
+        run = Run(Run.open(path).path, leave_out=True)
         run.read_configuration()
         return run if len(run.episodes()["return"]) else None
     except CheckpointError:

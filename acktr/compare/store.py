@@ -27,7 +27,7 @@ from acktr.compare.trial import Outcome, Trial, file_name, settings_hash
 from acktr.errors import CheckpointError, ConfigurationError
 from acktr.files.durable import WriteErrors, refuse_links, write_file
 from acktr.files.lock import Lock
-from acktr.files.reading import read_plain
+from acktr.files.reading import parse_json, read_plain
 from acktr.run.tables import read_table
 from acktr.run.versions import versions
 
@@ -180,7 +180,13 @@ class Store:
     def manifest(self) -> dict[str, Any]:
         """Read the manifest: a mapping for each session."""
         path = self.path / "manifest.json"
-        return json.loads(_read(path)) if path.exists() else {}
+        try:
+            content = parse_json(_read(path)) if path.exists() else {}
+        except ValueError as error:
+            raise CheckpointError(f"{path} is damaged ({error}): restore it.") from error
+        if not isinstance(content, dict):
+            raise CheckpointError(f"{path} is no manifest: restore it.")
+        return content
 
     def _add(self, rows: Sequence[Mapping[str, str]], sessions: Mapping[str, Any]) -> None:
         """Write rows and their sessions; the rows last, for what has a row is complete."""

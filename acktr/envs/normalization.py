@@ -10,7 +10,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from acktr.errors import DamagedCheckpointError
 from acktr.files.durable import write_file
-from acktr.files.reading import read_plain
+from acktr.files.reading import parse_json, read_plain
 
 _MAX_FILE = 2**26  # bytes
 _SETTINGS = (
@@ -79,8 +79,8 @@ def load_normalization(env: VecNormalize, path: Path) -> None:
     :raises DamagedCheckpointError: if the file is missing, damaged, or of other shapes
     """
     try:
-        content = json.loads(read_plain(path, _MAX_FILE))
-    except (OSError, ValueError, RecursionError) as error:
+        content = parse_json(read_plain(path, _MAX_FILE))
+    except (OSError, ValueError) as error:
         raise _refusal(str(path), error) from error
     put_normalization(env, content, str(path))
 

@@ -1,8 +1,9 @@
-"""Reading of files that others may have written: plain, of bounded size; YAML that stays small."""
+"""Reading of files that others may have written: plain, of bounded size; JSON; YAML that stays small."""
 
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import stat
@@ -35,6 +36,17 @@ def read_plain(path: str | os.PathLike[str], limit: int) -> bytes:
     if max(about.st_size, len(data)) > limit:
         raise OSError(errno.EFBIG, f"it has more than {limit:,} bytes", str(path))
     return data
+
+
+def parse_json(data: bytes | str) -> Any:
+    """Read JSON.
+
+    :raises ValueError: it is none, or its lists and mappings lie too deep within each other
+    """
+    try:
+        return json.loads(data)
+    except RecursionError as error:
+        raise ValueError("it has too many levels of lists and mappings") from error
 
 
 def read_yaml(path: str | os.PathLike[str]) -> Any:

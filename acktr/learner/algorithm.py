@@ -33,7 +33,7 @@ from acktr.learner.parts import build_parts
 from acktr.learner.remembering import RememberingAlgorithm, check_memory, with_damping
 from acktr.learner.saving import SafeAlgorithm
 from acktr.learner.settings import Critic, Natural, NaturalCritic, check_arguments
-from acktr.learner.timing import Timed
+from acktr.learner.timing import ACTOR, COLLECTING, CRITIC, REST, Timed
 from acktr.networks.bfloat16 import available_precision, run_trunk_in_bfloat16
 from acktr.networks.images import standardize_images
 from acktr.networks.outputs import Outputs
@@ -254,7 +254,8 @@ class ACKTR(Timed, AdaptedAlgorithm, RememberingAlgorithm, SafeAlgorithm):
         if self._shared_moments is None or self._shared_moments.env is not self._vec_normalize_env:
             self._shared_moments = distributed.SharedMoments(self._vec_normalize_env)
         try:
-            end = self._collect(env, callback, rollout_buffer, n_rollout_steps)
+            with self._stopwatch.doing(COLLECTING):
+                end = self._collect(env, callback, rollout_buffer, n_rollout_steps)
         except Exception as error:
             try:
                 distributed.vote(distributed.FAILED, self.parts.discount.endings, self._shared_moments)
@@ -293,7 +294,8 @@ class ACKTR(Timed, AdaptedAlgorithm, RememberingAlgorithm, SafeAlgorithm):
             if self.parts.noise.searches:
                 paid = names["rewards"] if normalize is None else normalize.get_original_reward()
                 self.parts.noise.look(paid, names["infos"], names["dones"])
-            goes_on = callback.on_step()
+            with self._stopwatch.doing(REST):
+                goes_on = callback.on_step()
             if goes_on:
                 self._update_info_buffer(names["infos"], names["dones"])
             # Who goes on learning after a stop begins where the environments are.
@@ -337,12 +339,14 @@ class ACKTR(Timed, AdaptedAlgorithm, RememberingAlgorithm, SafeAlgorithm):
         losses, kl = {}, 0.0
         try:
             if self.parts.critic_update is not None and self.parts.critic_update.learns:
-                losses["value_loss"] = self.parts.critic_update.fit(batch, critic_rate)
+                with self._stopwatch.doing(CRITIC):
+                    losses["value_loss"] = self.parts.critic_update.fit(batch, critic_rate)
             # What this sent has travelled with the critic's first message.
             batch = batch._replace(advantages=normalized())
             tells = self.parts.noise.search(self.policy, len(batch.returns) * distributed.size())
             if self.parts.actor_update.learns and tells:
-                of_actor, kl = self.parts.actor_update.update(batch, limits)
+                with self._stopwatch.doing(ACTOR):
+                    of_actor, kl = self.parts.actor_update.update(batch, limits)
                 losses.update(of_actor)
         except DivergenceError as error:
             raise DivergenceError(f"At step {self.num_timesteps:,}: {error}") from error

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 import acktr
 from acktr.errors import printable
+from acktr.files.reading import parse_json
 
 _FENCE = "`" * 8  # longer than any that a setting is likely to hold
 
@@ -130,7 +130,7 @@ def _shell(env_id: str) -> str:
 def _mapping(data: bytes | None) -> dict[str, Any]:
     """Return what a file of JSON says; nothing where it is none: the card does without."""
     try:
-        content = json.loads(data or b"{}")
+        content = parse_json(data or b"{}")
     except ValueError:
         return {}
     return content if isinstance(content, dict) else {}

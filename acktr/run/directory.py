@@ -43,7 +43,7 @@ from acktr.files.model_file import NORMALIZATION, ModelPath, read_component
 from acktr.files.reading import read_yaml
 from acktr.learner.moved import current_settings
 from acktr.learner.saving import SafeAlgorithm
-from acktr.run.tables import Kept, ProgressTable, RunLogger, read_table
+from acktr.run.tables import Kept, ProgressTable, RunLogger, left_out, read_table
 from acktr.run.versions import versions
 
 EPISODE_COLUMNS = ("steps", "return", "length", "seconds", "env")
@@ -60,10 +60,12 @@ class Run:
     """A run directory that exists; :meth:`create` makes a new one, :meth:`open` reads an old one.
 
     :param path: the directory
+    :param leave_out: read tables without their rows that cannot be read, in place of an error
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, leave_out: bool = False) -> None:
         self.path = path
+        self._leave_out = leave_out
 
     @classmethod
     def create(cls, env_id: str, out: str | os.PathLike[str] | None = None) -> "Run":
@@ -261,11 +263,22 @@ class Run:
         :return: a column of ``episodes.csv`` for each name; ``return`` is the undiscounted,
             unclipped and unnormalised sum of rewards, ``steps`` counts all environments together
         """
-        return read_table(self.path / "episodes.csv", EPISODE_COLUMNS)
+        return read_table(self.path / "episodes.csv", EPISODE_COLUMNS, leave_out=self._leave_out)
 
     def evaluations(self) -> dict[str, np.ndarray]:
         """Read the evaluations, as :meth:`episodes` does."""
-        return read_table(self.path / "evaluations.csv", EVALUATION_COLUMNS)
+        path = self.path / "evaluations.csv"
+        return read_table(path, EVALUATION_COLUMNS, leave_out=self._leave_out)
+
+    def left_out(self) -> list[str]:
+        """Tell which rows of which table cannot be read, a sentence for each table that has such."""
+        path = self.path
+        sentences = (
+            left_out(path / "episodes.csv", EPISODE_COLUMNS),
+            left_out(path / "evaluations.csv", EVALUATION_COLUMNS),
+            left_out(path / "progress.csv", ["time/total_timesteps"], may_be_empty=True),
+        )
+        return [sentence for sentence in sentences if sentence is not None]
 
     def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
         write_file(self.path / name, (json.dumps(content, indent=2) + "\n").encode())

@@ -105,8 +105,8 @@ def export_model(
         difference, wrong = compare(model, graph, data, _CHECKED)
         if wrong > _TIES:
             raise ConfigurationError(
-                f"The graph of {type(graph.policy).__name__} answers otherwise than predict, for "
-                f"{wrong:.0%} of {_CHECKED} observations: what the policy does there depends on "
+                f"The graph of {type(graph.policy).__name__} answers otherwise than predict, or NaN, "
+                f"for {wrong:.0%} of {_CHECKED} observations: what the policy does there depends on "
                 "something beside its observations, which ONNX cannot know."
             )
     try:
@@ -256,5 +256,5 @@ def compare(
     wide = np.ones(1)
     if isinstance(space, spaces.Box):
         wide = (space.high.astype(float) - space.low.astype(float)).ravel()
-    off = (difference > _TOLERANCE * wide).any(1)
+    off = ~(difference <= _TOLERANCE * wide).all(1)  # nor is NaN an answer
     return float(difference.max()), float(off.mean())

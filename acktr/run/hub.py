@@ -20,7 +20,7 @@ from acktr.envs.lookup import is_installed
 from acktr.errors import AcktrError, CheckpointError, ConfigurationError, UnsafeCheckpointError
 from acktr.files.bundle import largest_file
 from acktr.files.model_file import foreign_refusal, is_foreign, read_model
-from acktr.files.reading import MAX_TEXT, read_plain
+from acktr.files.reading import MAX_TEXT, parse_json, read_plain
 from acktr.presets.schema import complete
 from acktr.run.card import card
 from acktr.run.directory import Run
@@ -177,7 +177,7 @@ def _collect(run: Run, repo: str) -> dict[str, bytes]:
 def _without_command(data: bytes) -> bytes:
     """Leave out how the run was started: paths of a user's own machine; the card says it by settings."""
     try:
-        versions = json.loads(data)
+        versions = parse_json(data)
         versions.pop("command", None)
     except (AttributeError, ValueError):
         return b"{}\n"

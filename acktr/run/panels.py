@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from acktr.files.reading import read_plain
+from acktr.learner.timing import ACTIVITIES
 from acktr.run.directory import Run
 from acktr.run.figures import in_short, window_means, window_of
 from acktr.run.tables import SCORE_WINDOW, read_columns
@@ -177,6 +178,16 @@ def _speed(runs: Sequence[Run]) -> Panel:
             rate = np.where(passed > 0, np.diff(places) / passed, np.nan)
         lines += line(owner, places[1:], rate)
     return Panel("Speed", "Environment steps a second, evaluations included.", STEPS, lines)
+
+
+def seconds_of(run: Run) -> dict[str, float]:
+    """Return the seconds that a run has spent on each of :data:`~acktr.learner.timing.ACTIVITIES`.
+
+    :return: empty for a run from before they were logged
+    """
+    found = _columns(run, *(f"time/{name}" for name in ACTIVITIES))
+    known = found[:, ((found >= 0) & (found < _LARGEST)).all(0)]
+    return dict(zip(ACTIVITIES, map(float, known.sum(1)), strict=True)) if known.size else {}
 
 
 def _histogram(runs: Sequence[Run]) -> Panel:

@@ -12,7 +12,7 @@ import contextlib
 import json
 import re
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,11 +23,11 @@ import acktr
 from acktr.envs.lookup import is_installed
 from acktr.errors import ConfigurationError, printable
 from acktr.files.durable import write_file
-from acktr.files.reading import read_plain
+from acktr.files.reading import parse_json, read_plain
 from acktr.run.charts import colour_of, interactive, still
 from acktr.run.directory import Run
 from acktr.run.health import MIN_EPISODES, advise_run
-from acktr.run.panels import Panel, panels_of
+from acktr.run.panels import Panel, panels_of, seconds_of
 from acktr.run.tables import SCORE_WINDOW
 from acktr.run.units import duration
 
@@ -88,19 +88,23 @@ class Page(NamedTuple):
     :param title: of the page
     :param subtitle: a sentence below it
     :param summary: the figures
+    :param missing: what could not be read, sentences
     :param notes: what is plainly wrong with each run
     :param sections: what is drawn
     :param films: what is shown
     :param tables: what is folded away at the end
+    :param times: where the time went, if that is known
     """
 
     title: str
     subtitle: str
     summary: Table
+    missing: Sequence[str]
     notes: Sequence[Note]
     sections: Sequence[Section]
     films: Sequence[Film]
     tables: Sequence[Table]
+    times: Table | None = None
 
 
 def report(runs: Sequence[Run], out: Path) -> Path:
@@ -114,6 +118,7 @@ def report(runs: Sequence[Run], out: Path) -> Path:
     :raises CheckpointError: a run's files cannot be used
     """
     check_page(out)
+    runs = [Run(run.path, leave_out=True) for run in runs]
     names = short_names([run.path for run in runs])
     settings = [run.read_configuration() for run in runs]
     summary = _summary(runs, names, settings)
@@ -122,10 +127,12 @@ def report(runs: Sequence[Run], out: Path) -> Path:
         title=f"ACKTR on {_cell(', '.join(env_ids))}",
         subtitle=f"{len(runs)} run{'s' * (len(runs) > 1)}, by acktr {acktr.__version__}.",
         summary=summary,
+        missing=missing_of(runs, names),
         notes=notes_of(runs, names),
         sections=[Section("How it went", names, panels_of(runs))],
         films=films_of(runs, names),
         tables=tables_of(runs, names, settings),
+        times=times_of(runs, names),
     )
     return write_page(page, out)
 
@@ -168,6 +175,28 @@ def notes_of(runs: Sequence[Run], names: Sequence[str]) -> list[Note]:
             well = f"Of {episodes} episodes nothing can be told yet."
         notes.append(Note(owner, name, advise_run(run.path), well))
     return notes
+
+
+def missing_of(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
+    """Tell what of the tables of runs cannot be read, a sentence for each table."""
+    several = len(runs) > 1
+    return [
+        f"{name}, {sentence}" if several else sentence
+        for run, name in zip(runs, names, strict=True)
+        for sentence in run.left_out()
+    ]
+
+
+def times_of(runs: Sequence[Run], names: Sequence[str]) -> Table | None:
+    """Return where the time of runs went; ``None`` where none of them has logged it."""
+    rows, owners = [], []
+    for owner, (run, name) in enumerate(zip(runs, names, strict=True)):
+        seconds = seconds_of(run)
+        whole = sum(seconds.values())
+        if whole:
+            rows.append([name, duration(whole), *(f"{x / whole:.0%}" for x in seconds.values())])
+            owners.append(owner)
+    return Table("Where the time goes", _TIMES, rows, owners) if rows else None
 
 
 def films_of(runs: Sequence[Run], names: Sequence[str]) -> list[Film]:
@@ -254,13 +283,16 @@ _FIGURES = (
 )
 
 
+_TIMES = ("run", "time", "collecting", "critic's update", "actor's update", "rest")
+
+
 def _summary(runs: Sequence[Run], names: Sequence[str], settings: Sequence[Mapping[str, Any]]) -> Table:
     rows = []
     for run, name, found in zip(runs, names, settings, strict=True):
         episodes = run.episodes()
         if not len(episodes["return"]):
             raise ConfigurationError(
-                f"There is nothing to report: {run.path} has not finished an episode."
+                f"There is nothing to report: {run.path} has not finished an episode{_though(run)}."
             )
         result = _read_json(run.path / "result.json")
         raw = result.get("evaluation")
@@ -283,6 +315,11 @@ def _summary(runs: Sequence[Run], names: Sequence[str], settings: Sequence[Mappi
             ]
         )
     return Table("Figures", _FIGURES, rows, range(len(rows)))
+
+
+def _though(run: Run) -> str:
+    lost = [sentence.rstrip(".") for sentence in run.left_out() if sentence.startswith("episodes")]
+    return f" that can be read ({lost[0]})" if lost else ""
 
 
 def _differing(title: str, names: Sequence[str], found: Sequence[Mapping[str, Any]]) -> Table:
@@ -314,9 +351,8 @@ def _number(value: Any) -> float | None:
 
 def _read_json(path: Path) -> dict[str, Any]:
     """Return an object of a file; an empty one where there is none."""
-    read: Callable[[bytes], Any] = json.loads
-    with contextlib.suppress(OSError, ValueError, RecursionError):
-        content = read(read_plain(path, _MAX_JSON))
+    with contextlib.suppress(OSError, ValueError):
+        content = parse_json(read_plain(path, _MAX_JSON))
         if isinstance(content, dict):
             return content
     return {}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,7 +19,7 @@ from acktr.errors import (
 )
 from acktr.files.bundle import decoding
 from acktr.files.checkpoints import Checkpoint
-from acktr.files.reading import MAX_TEXT, read_plain
+from acktr.files.reading import MAX_TEXT, parse_json, read_plain
 from acktr.learner.algorithm import ACKTR
 from acktr.presets import Configuration
 from acktr.presets.loader import differences
@@ -189,7 +188,7 @@ def _had_checkpoint(run: Run) -> str | None:
     steps = None
     if (run.path / "result.json").exists():
         try:
-            steps = json.loads(read_plain(run.path / "result.json", MAX_TEXT))["steps"]
+            steps = parse_json(read_plain(run.path / "result.json", MAX_TEXT))["steps"]
         except (OSError, ValueError, LookupError, TypeError):
             return "result.json"
         if steps != 0:  # a run that was stopped before its first update saves none

@@ -197,21 +197,25 @@ class RunLogger(Logger):
         super().record(key, value + self._iterations if key == "time/iterations" else value, exclude)
 
 
-def read_table(path: Path, columns: Sequence[str]) -> dict[str, np.ndarray]:
+def read_table(path: Path, columns: Sequence[str], *, leave_out: bool = False) -> dict[str, np.ndarray]:
     """Read a csv file of numbers; a last row that is not yet, or no longer, a whole one is left out.
 
     :param path: the file; one that does not exist is an empty table
     :param columns: the header that it must have
+    :param leave_out: leave out all rows that cannot be read, which :func:`left_out` tells
     :raises CheckpointError: if it is damaged
     """
     if not os.path.lexists(path):
         return {name: np.zeros(0) for name in columns}
     try:
         header, *lines = list(_read_lines(path)) or [",".join(columns).encode()]
-        places = [_split(header).index(name) for name in columns]
+        names = _split(header)
+        places = [names.index(name) for name in columns]
         rows: list[list[float]] = []
         for number, line in enumerate(lines, start=2):
             fields = _split(line)
+            if leave_out and not _is_whole(line, names, columns):
+                continue
             try:
                 rows.append([float(fields[place]) for place in places])
             except (IndexError, ValueError) as error:
@@ -226,6 +230,8 @@ def read_table(path: Path, columns: Sequence[str]) -> dict[str, np.ndarray]:
 def read_columns(path: Path, columns: Sequence[str]) -> Iterator[tuple[float | None, ...]]:
     """Yield columns of a table row by row, ``None`` where there is no number; nothing if there is none.
 
+    Rows that are not whole are left out (:func:`left_out`): what is at a place may be of another column.
+
     :param path: the file
     :param columns: their names
     """
@@ -233,8 +239,44 @@ def read_columns(path: Path, columns: Sequence[str]) -> Iterator[tuple[float | N
         lines = _read_lines(path)
         header = _split(next(lines, b""))
         for line in lines:
-            row = dict(zip(header, _split(line), strict=False))
-            yield tuple(_to_number(row.get(name, "")) for name in columns)
+            if _is_whole(line, header):
+                row = dict(zip(header, _split(line), strict=True))
+                yield tuple(_to_number(row.get(name, "")) for name in columns)
+
+
+def left_out(path: Path, columns: Sequence[str], *, may_be_empty: bool = False) -> str | None:
+    """Tell in a sentence how many rows of a table cannot be read; ``None`` if all can.
+
+    :param path: the file
+    :param columns: that have to be numbers
+    :param may_be_empty: whether a row may say nothing of them
+    """
+    try:
+        lines = list(_read_lines(path))
+    except OSError as error:
+        lost = os.path.lexists(path)
+        return f"{path.name} is left out: {error.strerror or error}." if lost else None
+    header = _split(lines[0]) if lines else []
+    if lines and (missing := [name for name in columns if name not in header]):
+        return f"{path.name} is left out: its first row does not name {missing[0]}."
+    rows = lines[1:]
+    wrong = sum(not _is_whole(line, header, columns, may_be_empty) for line in rows)
+    are = "row cannot be read and is" if wrong == 1 else "rows cannot be read and are"
+    return f"{path.name}: {wrong} of {len(rows)} {are} left out." if wrong else None
+
+
+def _is_whole(
+    line: bytes, header: Sequence[str], numbers: Sequence[str] = (), may_be_empty: bool = False
+) -> bool:
+    """Whether a row has its end, is text, has a field for each column, and numbers where it must."""
+    fields = _split(line)
+    # Zeros before a row are what a power cut left; within one they are in the place of something.
+    if not line.endswith(b"\n") or b"\0" in line.lstrip(b"\0") or len(fields) != len(header):
+        return False
+    if any("\ufffd" in field for field in fields):  # bytes that are no text
+        return False
+    found = [fields[header.index(name)] for name in numbers]
+    return all(_to_number("0" if may_be_empty and not x else x) is not None for x in found)
 
 
 def _to_number(text: str) -> float | None:

@@ -31,7 +31,7 @@ from stable_baselines3.common.logger import (
 from acktr.envs.lookup import is_installed
 from acktr.errors import ConfigurationError
 from acktr.files.durable import write_file
-from acktr.files.reading import MAX_TEXT, read_plain
+from acktr.files.reading import MAX_TEXT, parse_json, read_plain
 from acktr.presets import Configuration
 from acktr.run.directory import Run
 from acktr.run.quiet import quiet
@@ -281,7 +281,7 @@ def tracked(run: Run, name: str) -> str | None:
     :param name: of the tracker
     """
     try:
-        content = json.loads(read_plain(run.path / "tracker.json", MAX_TEXT))
+        content = parse_json(read_plain(run.path / "tracker.json", MAX_TEXT))
         ident = content["id"] if content["tracker"] == name else None
     except (OSError, ValueError, LookupError, TypeError):
         return None

@@ -36,6 +36,7 @@ from typing import Any
 
 from acktr.errors import CheckpointError
 from acktr.files.checkpoints import CheckpointStore, read_checkpoint
+from acktr.learner.timing import ACTIVITIES
 from acktr.run.directory import versions
 
 OUT = Path(__file__).resolve().parents[1] / "results" / "faults"
@@ -54,7 +55,7 @@ RUNS = (
     ),
     ("HalfCheetah-v5", "envpool", 12_000, ("checkpoint_steps=1000",)),
 )
-_CLOCKS = {"seconds", "time/fps", "time/time_elapsed"}
+_CLOCKS = {"seconds", "time/fps", "time/time_elapsed", *(f"time/{x}" for x in ACTIVITIES)}
 _MARK = "ACKTR_FAULTS_EXECUTED"
 
 

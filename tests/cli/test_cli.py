@@ -92,9 +92,9 @@ def run_directory(tmp_path_factory):
         (["plot"], 2, "name at least one run"),
         (["compare", "--help"], 0, ""),
         (
-            ["compare", TOY, "--algos", "acktr,sac"],
+            ["compare", TOY, "--algos", "acktr,td3"],
             2,
-            "'sac': choose from acktr, a2c, ppo, trpo, ppo_mask, ppo_lstm.",
+            "'td3': choose from acktr, a2c, ppo, trpo, ppo_mask, ppo_lstm, sac, tqc.",
         ),
         (["compare", TOY, "--algos", ","], 2, "nothing to compare"),
         (["compare", "HalfChetah-v5", "--algos", "a2c"], 2, "HalfCheetah-v5"),

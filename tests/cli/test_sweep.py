@@ -36,8 +36,11 @@ def test_wrong_input_is_one_sentence_and_leaves_nothing(
 def test_a_file_that_is_no_study_is_refused_and_kept(tmp_path, capsys):
     (tmp_path / "study.log").write_text("my notes")
     assert main(["sweep", "CartPole-v1", "--out", str(tmp_path)]) == 2
-    assert "is no study of CartPole-v1 that Optuna can read" in capsys.readouterr().err
+    assert "is no study that Optuna can read" in capsys.readouterr().err
+    assert main(["report", str(tmp_path)]) == 2
+    assert "is no study that Optuna can read" in capsys.readouterr().err
     assert (tmp_path / "study.log").read_text() == "my notes"
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_search_goes_on_and_says_what_to_train_with(tmp_path):
@@ -61,3 +64,4 @@ def test_a_search_goes_on_and_says_what_to_train_with(tmp_path):
         drawn[int(found[1].split("by trial ")[1].split()[0]), "damping"]
     )
     assert (tmp_path / "found" / "importance.png").stat().st_size > 5000
+    assert (tmp_path / "found" / "report.html").stat().st_size > 100_000

@@ -92,3 +92,15 @@ def test_refusals(tmp_path):
         Store(tmp_path).rows()
     with pytest.raises(ConfigurationError, match="cannot be written"):
         Store(tmp_path / "runs.csv").prepare()
+
+
+@pytest.mark.parametrize("text", ["{", "[" * 100_000, "[]", "null"])
+def test_a_manifest_that_is_none_is_refused(tmp_path, text):
+    store = Store(tmp_path)
+    add(store)
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"manifest\.json is (damaged|no manifest)"):
+        store.manifest()
+    with pytest.raises(CheckpointError, match=r"manifest\.json"):
+        add(store, 1)
+    assert len(store.rows()) == 1

@@ -219,8 +219,9 @@ def test_complete_settings():
     ("one", "message"),
     [
         (
-            trial("sac"),
-            "There is no algorithm 'sac': choose from acktr, a2c, ppo, trpo, ppo_mask, ppo_lstm",
+            trial("td3"),
+            "There is no algorithm 'td3': "
+            "choose from acktr, a2c, ppo, trpo, ppo_mask, ppo_lstm, sac, tqc",
         ),
         (trial(env_id="CartPol-v1"), "CartPole-v1"),
         (trial(settings={"n_step": 3}), "did you mean 'n_steps'"),

@@ -3,6 +3,7 @@
 import csv
 import warnings
 
+from acktr.learner.timing import ACTIVITIES
 from acktr.presets import resolve
 from acktr.run.directory import Run
 from acktr.run.experiment import Experiment
@@ -22,7 +23,7 @@ SMALL = (
 SCHEDULES = ("target_kl=lin_0.02", "gamma=auto_0.99_0.998", "std_scale=late_1_0.5")
 # As few evaluations and checkpoints as there can be.
 QUICK = ("n_timesteps=160", "eval_interval=64", "checkpoint_steps=64", "n_final_eval_episodes=0")
-TIMES = {"seconds", "time/fps", "time/time_elapsed"}
+TIMES = {"seconds", "time/fps", "time/time_elapsed", *(f"time/{x}" for x in ACTIVITIES)}
 
 
 def train(path, env_id, *overrides, stop_at=None, **arguments):

@@ -139,11 +139,21 @@ class Counts(ActorCriticPolicy):
         return super()._predict(observation * (-1.0) ** Counts.calls, deterministic)
 
 
+class Lost(ActorCriticPolicy):
+    """Has lost its numbers."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        with torch.no_grad():
+            self.action_net.bias.fill_(torch.nan)
+
+
 @pytest.mark.parametrize(
     ("policy", "sampled", "message"),
     [
         (Branches, False, "Branches does something that ONNX cannot"),
-        (Counts, False, "The graph of Counts answers otherwise than predict, for "),
+        (Counts, False, "The graph of Counts answers otherwise than predict, or NaN, for "),
+        (Lost, False, "The graph of Lost answers otherwise than predict, or NaN, for 100%"),
         (Counts, True, "Counts draws its actions in a way of its own"),
         ("MlpLstmPolicy", False, "MlpLstmPolicy remembers from step to step"),
     ],

@@ -225,6 +225,9 @@ BAD = {
     "rl_zoo3's": ({"config.yaml": b"!!python/tuple [1]"}, "cannot be read", 4),
     "unknown settings": ({"config.yaml": f"{SETTINGS}n_epochs: 4\n".encode()}, "n_epochs", 4),
     "a later configuration": ({"config.yaml": b"env_id: A\n"}, "'preset' is missing", 4),
+    "a configuration of lists in lists": ({"config.yaml": b"[" * 5000}, "cannot be read", 4),
+    "a configuration of bytes": ({"config.yaml": bytes(range(256))}, "cannot be read", 4),
+    "an empty model": ({"model.zip": b""}, "model.zip is no readable zip", 4),
     "a large configuration": ({"config.yaml": b" " * (2**20 + 1)}, "more than the 1,048,576", 4),
 }
 
@@ -240,6 +243,17 @@ def test_bad_repositories(changes, message, code, shared, tmp_path, capsys):
     assert message in error
     assert str(tmp_path) not in error  # where it was looked at is nobody's concern
     assert set(tmp_path.iterdir()) == before
+
+
+def test_figures_that_are_none_are_left_out(shared, tmp_path, capsys):
+    """Lists in lists are refused by Python's JSON with an error of their own."""
+    for name in ("result.json", "versions.json"):
+        shared.repos[REPO][name] = b"[" * 100_000
+    out = tmp_path / "pulled"
+    assert main(["pull", REPO, "--out", str(out)]) == 0
+    assert main(["push", str(out), REPO]) == 0
+    assert shared.repos[REPO]["versions.json"] == b"{}\n"
+    assert "| return, deterministic policy" not in shared.repos[REPO]["README.md"].decode()
 
 
 def test_other_files_stay_where_they_are(shared, tmp_path):

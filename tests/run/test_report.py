@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import yaml
 
-from acktr.errors import ConfigurationError
+from acktr.errors import CheckpointError, ConfigurationError
+from acktr.learner.timing import ACTIVITIES
 from acktr.run.directory import EPISODE_COLUMNS, Run
-from acktr.run.panels import POINTS, line, panels_of
-from acktr.run.report import films_of, report, short_names
+from acktr.run.panels import POINTS, line, panels_of, seconds_of
+from acktr.run.report import films_of, report, short_names, times_of
 from tests.helpers.browser import CHROMIUM, chromium, look
 
 pytest.importorskip("bokeh")
@@ -176,6 +177,65 @@ def test_the_band_is_one_standard_deviation(copy):
     assert shown.y == pytest.approx([2.0, 5.0])
     assert shown.high - shown.y == pytest.approx([1.0, 0.0])
     assert shown.y - shown.low == pytest.approx([1.0, 0.0])
+
+
+def test_where_the_time_goes(finished, copy, tmp_path):
+    seconds = seconds_of(Run(finished))
+    assert list(seconds) == list(ACTIVITIES)
+    assert all(value > 0 for value in seconds.values())
+    assert "<h2>Where the time goes</h2>" in made([finished], tmp_path / "page.html")
+    (copy / "progress.csv").write_text(
+        ",".join(f"time/{name}" for name in ACTIVITIES) + "\n1,2,3,4\n,,,\n1,0,1,nan\n1,2,3,4\n"
+    )
+    assert seconds_of(Run(copy)) == {"collecting": 2, "critic": 4, "actor": 6, "rest": 8}
+    assert times_of([Run(copy)], ["a"]).rows == [["a", "20 s", "10%", "20%", "30%", "40%"]]
+    (copy / "progress.csv").write_text("time/total_timesteps\n1\n")  # from before
+    assert times_of([Run(copy)], ["a"]) is None
+
+
+GARBAGE = bytes(range(128, 256)) + b"\n"
+
+
+@pytest.mark.parametrize("name", ["episodes.csv", "progress.csv", "evaluations.csv"])
+def test_what_cannot_be_read_of_a_table_is_told_and_the_rest_drawn(copy, finished, name, tmp_path):
+    header, *rows = (finished / name).read_bytes().splitlines(keepends=True)
+    half = rows[-1][: rows[-1].rindex(b",")]
+    (copy / name).write_bytes(b"".join([header, rows[0], GARBAGE, *rows[1:], half]))
+    text = made([copy], tmp_path / "page.html")
+    told = f"{name}: 2 of {len(rows) + 2} rows cannot be read and are left out."
+    assert f'<p class="missing">{told}</p>' in text
+
+    def drawn(run):
+        return [
+            (p.title, [x.y.tolist() for x in p.lines]) for p in panels_of([Run(run, leave_out=True)])
+        ]
+
+    assert drawn(copy) == drawn(finished)
+    assert f"{copy.name}, {name}: 2 of" in made([copy, finished], tmp_path / "two.html")
+
+
+def test_a_table_without_its_first_row_is_told(copy, finished, tmp_path):
+    (copy / "progress.csv").write_bytes(GARBAGE * 3)
+    told = "progress.csv is left out: its first row does not name time/total_timesteps."
+    assert told in made([copy], tmp_path / "page.html")
+    (copy / "progress.csv").unlink()
+    assert "left out" not in made([copy], tmp_path / "page.html")
+    (copy / "episodes.csv").write_bytes(GARBAGE * 3)
+    with pytest.raises(CheckpointError, match=r"episodes\.csv is damaged"):
+        report([Run(copy)], tmp_path / "none.html")
+    header = (finished / "episodes.csv").read_bytes().splitlines(keepends=True)[0]
+    (copy / "episodes.csv").write_bytes(header + GARBAGE * 3)
+    lost = r"has not finished an episode that can be read \(episodes\.csv: 3 of 3 rows"
+    with pytest.raises(ConfigurationError, match=lost):
+        report([Run(copy)], tmp_path / "none.html")
+    assert not (tmp_path / "none.html").exists()
+
+
+@pytest.mark.parametrize("name", ["result.json", "versions.json"])
+def test_figures_that_are_none_are_left_out(copy, name, tmp_path):
+    for data in (b"[" * 100_000, GARBAGE, b"null", b'{"steps": [], "evaluation": 3}'):
+        (copy / name).write_bytes(data)
+        made([copy], tmp_path / "page.html")
 
 
 def test_speed_is_that_between_episodes(copy):
