@@ -94,7 +94,7 @@ def run_directory(tmp_path_factory):
         (
             ["compare", TOY, "--algos", "acktr,sac"],
             2,
-            "'sac': choose from acktr, a2c, ppo, trpo, ppo_mask, ppo_lstm.",
+            "'sac': choose from acktr, a2c, ppo, trpo, ppo_mask, ppo_lstm, acktr_lstm, acktr_gru.",
         ),
         (["compare", TOY, "--algos", ","], 2, "nothing to compare"),
         (["compare", "HalfChetah-v5", "--algos", "a2c"], 2, "HalfCheetah-v5"),
