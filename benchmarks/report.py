@@ -122,6 +122,8 @@ def speed_page(text: str) -> str:
     """Return the page of the speed benchmark with its tables made anew."""
     begin, end = "<!-- accelerator: python -m benchmarks.report -->", "<!-- end of accelerator -->"
     text = _between_markers(text, speed_report.tables(speed_report.ACCELERATOR), begin, end)
+    begin, end = "<!-- memory: python -m benchmarks.report -->", "<!-- end of memory -->"
+    text = _between_markers(text, speed_report.memory_tables(), begin, end)
     return _between_markers(text, speed_report.tables(speed_report.RESULTS))
 
 

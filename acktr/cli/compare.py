@@ -32,8 +32,8 @@ def compare(
     Given again, the command goes on where it was stopped.
 
     :param env: a gymnasium id, or module:id to import module first
-    :param algos: some of acktr, a2c, ppo, trpo, ppo_lstm, for continuous actions sac and tqc, and
-        ppo_mask for an environment with action_masks()
+    :param algos: some of acktr, acktr_lstm, acktr_gru, a2c, ppo, trpo, ppo_lstm, for continuous actions
+        sac and tqc, and ppo_mask for an environment with action_masks()
     :param steps: environment steps of each training (default: the preset's)
     :param seeds: trainings of each algorithm, with the seeds 0, 1, ...
     :param jobs: trainings at a time, each with one thread (default: one a core)

@@ -9,9 +9,14 @@ from acktr.compare.report import write_report
 from acktr.compare.runner import Summary, choose_cores, run_trials
 from acktr.compare.store import Store
 from acktr.compare.trial import ALGORITHMS, Trial, check_algorithm
+from acktr.envs.make import try_environment
+from acktr.envs.spaces import fitting_policy
 from acktr.errors import ConfigurationError
-from acktr.presets import resolve
+from acktr.presets import Configuration, resolve
 from acktr.run.report import check_page
+
+REMEMBERING = {"acktr_lstm": "Lstm", "acktr_gru": "Gru"}  # ACKTR with a memory, and of what kind
+CHOICES = (*ALGORITHMS, *REMEMBERING)
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ def compare(
     already holds is not trained again.
 
     :param env_id: an id that :func:`acktr.envs.make_vec_env` accepts
-    :param algos: of :data:`acktr.compare.trial.ALGORITHMS`
+    :param algos: of :data:`CHOICES`
     :param n_timesteps: environment steps of each training; by default those of ACKTR's preset
     :param n_seeds: seeds 0, 1, ... of each algorithm
     :param jobs: trainings at a time; by default one a core
@@ -63,15 +68,17 @@ def compare(
     """
     algos = list(dict.fromkeys(algos))
     if not algos:
-        raise ConfigurationError(f"There is nothing to compare: choose from {', '.join(ALGORITHMS)}.")
+        raise ConfigurationError(f"There is nothing to compare: choose from {', '.join(CHOICES)}.")
     for algo in algos:
-        check_algorithm(algo)
+        if algo not in REMEMBERING:
+            check_algorithm(algo, CHOICES)
     for name, value in (("--steps", n_timesteps), ("--seeds", n_seeds)):
         if value is not None and value < 1:
             raise ConfigurationError(f"{name} is {value}: at least 1 is needed.")
     cores = choose_cores(jobs)
     preset = resolve(env_id).configuration
     steps, episodes = n_timesteps or preset.n_timesteps, preset.n_final_eval_episodes
+    settings = {algo: {"policy": _with_memory(algo, preset)} for algo in algos if algo in REMEMBERING}
     name = env_id.replace("/", "-").replace(":", "-")
     store = Store(out or Path("runs") / f"compare-{name}")
     page = store.path / "report.html"
@@ -79,21 +86,32 @@ def compare(
         check_page(page)
     # All algorithms with the first seed first: a comparison that is stopped early has all of them.
     trials = [
-        Trial(env_id, algo, seed, steps, algo, eval_episodes=episodes)
+        Trial(
+            env_id, "acktr" if algo in settings else algo, seed, steps, algo,
+            settings.get(algo, {}), eval_episodes=episodes,
+        )
         for seed in range(n_seeds)
         for algo in algos
-    ]
+    ]  # fmt: skip
     summary = run_trials(trials, store, cores, command=command, tell=tell)
     found = {trial.key: row for trial in trials if (row := store.find(trial)) is not None}
     groups = {
-        algo: [store.curve(trial.key) for trial in trials if trial.algo == algo and trial.key in found]
+        algo: [store.curve(trial.key) for trial in trials if trial.label == algo and trial.key in found]
         for algo in algos
     }
     groups = {algo: curves for algo, curves in groups.items() if curves}
     picture = plot_comparison(env_id, groups, store.path / "comparison.png") if groups else None
-    rows = [found[t.key] for algo in algos for t in trials if t.algo == algo and t.key in found]
+    rows = [found[t.key] for algo in algos for t in trials if t.label == algo and t.key in found]
     if report and groups:
         of_acktr = [t for t in trials if t.algo == "acktr" and t.key in found]
-        runs = {f"acktr, seed {t.seed}": store.folder(t) / "run" for t in of_acktr}
+        runs = {f"{t.label}, seed {t.seed}": store.folder(t) / "run" for t in of_acktr}
         write_report(env_id, rows, groups, runs, page)
     return Comparison(rows, summary, store.table, picture, page if report and groups else None)
+
+
+def _with_memory(algo: str, preset: Configuration) -> str:
+    """Name the policy with the memory that an algorithm asks for, for what the environment observes."""
+    policy = preset.policy
+    if policy == "auto":
+        policy = fitting_policy(try_environment(preset.env_id, preset.env_kwargs))
+    return policy.replace("Policy", f"{REMEMBERING[algo]}Policy")

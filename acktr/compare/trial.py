@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -75,13 +75,15 @@ class Outcome:
     curve: LearningCurve
 
 
-def check_algorithm(algo: str) -> None:
+def check_algorithm(algo: str, choices: Sequence[str] = ALGORITHMS) -> None:
     """Refuse an algorithm that is unknown, or whose package is not installed.
 
+    :param algo: its name
+    :param choices: for the message
     :raises ConfigurationError: naming the known ones, or with the pip line
     """
     if algo not in ALGORITHMS:
-        raise ConfigurationError(f"There is no algorithm {algo!r}: choose from {', '.join(ALGORITHMS)}.")
+        raise ConfigurationError(f"There is no algorithm {algo!r}: choose from {', '.join(choices)}.")
     peers.check_installed(algo)
 
 

@@ -42,7 +42,7 @@ from acktr.kfac.samples import (
 from acktr.kfac.uses import ElementwiseUse, TableUse, Used
 
 WEIGHT_SHARING = ("expand", "reduce")
-RECURRENT = ("independent", "lgm-1", "lgm-2")
+RECURRENT = ("independent", "lgm-1", "lgm-2", "diagonal")
 
 
 class BlockOptions(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -105,7 +106,10 @@ def draw_statistics(
     weighted: list[Tensor | None] = []
     if asked:
         weighted = _pull_back([(p.output, _weighted(p.cotangent, batch)) for p in fed], edges, True)
-    grads = _pull_back([(p.output, p.cotangent) for p in fed], [*edges, *bare], retain_graph)
+    inputs = [*edges, *bare]
+    # What is shown to Kronecker blocks of a memory is no gradient of its weights.
+    shown = nullcontext() if structure.diagonal_memory else statistics()
+    grads = _pull_back([(p.output, p.cotangent) for p in fed], inputs, retain_graph, shown)
     with torch.no_grad():
         for w in asked:
             at = order[w.task.site.node]
@@ -253,13 +257,19 @@ def _all_finite(tensors: list[Tensor]) -> Tensor:
 
 
 def _pull_back(
-    pairs: list[tuple[Tensor, Tensor]], inputs: list[Any], retain_graph: bool
+    pairs: list[tuple[Tensor, Tensor]],
+    inputs: list[Any],
+    retain_graph: bool,
+    shown: AbstractContextManager[None] | None = None,
 ) -> list[Tensor | None]:
-    """Return ``J' v`` for each input, summed over pairs; ``None`` where no output depends on it."""
+    """Return ``J' v`` for each input, summed over pairs; ``None`` where no output depends on it.
+
+    :param shown: what the pass is of; of the statistics, if it is not given
+    """
     if not pairs or not inputs:
         return [None] * len(inputs)
     outputs, cotangents = zip(*pairs, strict=True)
-    with statistics():
+    with shown or statistics():
         return list(torch.autograd.grad(outputs, inputs, cotangents, retain_graph, allow_unused=True))
 
 

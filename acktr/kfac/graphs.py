@@ -36,6 +36,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from acktr.kfac.blocks import KroneckerBlock
 from acktr.kfac.optimizer import KFAC
+from acktr.kfac.recurrent import CHAINS
 from acktr.kfac.trust_region import StepInfo
 
 WARM_UPS = 2  # of each kind of update, on the very stream that records it: libraries set themselves up
@@ -218,7 +219,7 @@ def check_capturable(kfac: KFAC) -> None:
     adapts = any(group["adapt_damping"] for group in kfac.param_groups)
     for holds, option in (
         (kind != "cholesky", f"inverse={kind!r}, whose decomposition waits for the device"),
-        (chain != "independent", f"recurrent={chain!r}, whose decompositions wait for the device"),
+        (chain in CHAINS, f"recurrent={chain!r}, whose decompositions wait for the device"),
         (kfac.inverse_refresh == "background", "inverse_refresh='background', which is for CPUs"),
         (adapts, "adapt_damping, which looks at the loss"),
         (not kfac._comm.alone, "several processes, whose messages it cannot hold"),

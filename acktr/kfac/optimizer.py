@@ -74,8 +74,8 @@ class KFAC(Optimizer):
     :param inverse: ``"cholesky"``, ``"eigen"``, or ``"ekfac"``, see :mod:`acktr.kfac.inverses`
     :param weight_sharing: what positions of a convolution or sequence do to each other: ``"expand"``
         takes them as independent (KFC), ``"reduce"`` sums them up, see :mod:`acktr.kfac.blocks`
-    :param recurrent: what time steps of a recurrent layer do to each other: ``"independent"``, or chains
-        ``"lgm-1"``, ``"lgm-2"``, see :mod:`acktr.kfac.recurrent`
+    :param recurrent: what time steps of a recurrent layer do to each other: ``"independent"``, chains
+        ``"lgm-1"``, ``"lgm-2"`` (:mod:`acktr.kfac.recurrent`), or ``"diagonal"``: no Kronecker block
     :param factor_period: statistics are taken at every so many-th call of :meth:`update_curvature`
     :param inverse_period: inverses are refreshed at every so many-th step
     :param burn_in: in so many first calls and steps both periods are 1

@@ -236,11 +236,16 @@ def is_chain(spec: Spec, module: type[nn.Module], options: BlockOptions) -> bool
     :param spec: of the block
     :param module: the type of the module that holds its weight
     """
-    if options.recurrent == "independent" or spec.form is None or spec.form.view is None:
+    if options.recurrent not in CHAINS or spec.form is None or spec.form.view is None:
         return False
     bound = options.max_factor_size
     fits = bound is None or max(spec.form.shape[-2], spec.form.shape[-1] + 1) <= bound
-    return fits and issubclass(module, nn.RNNBase | nn.RNNCellBase)
+    return fits and is_recurrent(module)
+
+
+def is_recurrent(module: type[nn.Module]) -> bool:
+    """Whether a type of module is a recurrent layer, or a cell of one."""
+    return issubclass(module, nn.RNNBase | nn.RNNCellBase)
 
 
 class LinearGaussianBlock(KroneckerBlock):

@@ -26,7 +26,7 @@ from acktr.kfac.ekfac import EigenvalueCorrectedBlock
 from acktr.kfac.forms import Form, of_legacy
 from acktr.kfac.graph import Graph, Sites, trace
 from acktr.kfac.likelihood import OutputCotangent
-from acktr.kfac.recurrent import LinearGaussianBlock, is_chain
+from acktr.kfac.recurrent import LinearGaussianBlock, is_chain, is_recurrent
 from acktr.kfac.uses import Layout
 
 _MAX_KNOWN = 64  # graphs, before what is known of them is forgotten
@@ -91,6 +91,15 @@ class Structure:
     def __iter__(self) -> Iterator[Block]:
         return itertools.chain.from_iterable(self.blocks)
 
+    @property
+    def diagonal_memory(self) -> bool:
+        """Whether recurrent layers have diagonal blocks: mean squares of the gradients of batches.
+
+        Cotangents have signs of their own for each sample, so that these are unbiased, whatever the
+        steps of a sample have to do with each other.
+        """
+        return self.options.recurrent == "diagonal"
+
     def without_block(self, group: int) -> list[nn.Parameter]:
         """Return the parameters of a group that no captured pass has used so far."""
         if self._without is None:
@@ -143,6 +152,9 @@ class Structure:
             alone.append(one)
             if one:
                 bare.update(id(p) for leaf, p in sites.leaves.items() if leaf in below)
+        if self.diagonal_memory:
+            types = {id(s.parameter): self.parameters.holder(s.parameter)[0] for s in found}
+            bare |= {i for i, name in types.items() if is_recurrent(self.parameters.type_of(name))}
         planner = Planner(self.parameters, graph, found, bare)
         planned = planner.plan()
         warn_of(self.parameters, planner.strange, self._warned)

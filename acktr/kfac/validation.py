@@ -14,6 +14,7 @@ from acktr.kfac.blocks import RECURRENT, WEIGHT_SHARING, Block, BlockOptions
 from acktr.kfac.damping import MAX_DAMPING, MIN_DAMPING
 from acktr.kfac.inverses import INVERSES
 from acktr.kfac.likelihood import ESTIMATORS
+from acktr.kfac.recurrent import CHAINS
 from acktr.kfac.schedule import REFRESHES, Periods
 from acktr.kfac.structure import Structure
 
@@ -69,7 +70,7 @@ def block_options(
         ("inverse", inverse, "cholesky"),  # whose damping a chain's own inverse has
         ("weight_sharing", weight_sharing, "expand"),
     ):
-        if recurrent != "independent" and value != only:
+        if recurrent in CHAINS and value != only:
             raise ValueError(
                 f"recurrent={recurrent!r} goes with {option}={only!r} alone, got {option}={value!r}: "
                 "leave one out."

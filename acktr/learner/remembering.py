@@ -11,6 +11,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor
 
 from acktr.errors import ConfigurationError
+from acktr.kfac.recurrent import CHAINS
 from acktr.learner.settings import Critic, Natural, NaturalCritic
 from acktr.networks.outputs import Outputs
 from acktr.networks.recurrent import Memory, RecurrentPolicy
@@ -97,6 +98,11 @@ def check_memory(policy: ActorCriticPolicy, natural: Natural, critic: Critic) ->
             raise ConfigurationError(
                 f"{of}.{exact} needs the exact Fisher, a second derivative, which the memory of {name} "
                 "does not have: leave it out."
+            )
+        if getattr(settings, "kfac_kwargs", {}).get("recurrent") in CHAINS:
+            raise ConfigurationError(
+                f"{of}.kfac_kwargs has recurrent={settings.kfac_kwargs['recurrent']!r}, and K-FAC sees "
+                f"whole sequences of {name} already: leave it out, or give 'diagonal'."
             )
     if natural.sub_sampling_factor > 1:
         raise ConfigurationError(

@@ -19,6 +19,7 @@ from acktr.files.reading import parse_yaml, read_yaml
 from acktr.learner.migrations import CRITICS
 from acktr.learner.moved import OF_BOTH_CRITICS, current_settings
 from acktr.learner.settings import Natural
+from acktr.networks.recurrent import POLICIES, RecurrentPolicy
 from acktr.presets.received import check_received
 from acktr.presets.schema import GROUPS, Configuration, setting_names, unknown_setting, validate
 from acktr.schedules import written
@@ -27,6 +28,14 @@ FAMILIES = ("classic", "mujoco", "atari", "pixels")
 PUBLISHED = "paper"  # a preset for all families, with a section for each that differs
 DEFAULTS = "defaults"  # of what belongs to no family: the constructor's
 IMAGE_FALLBACK = "images"  # a section of the preset for Atari
+
+
+# Of a preset, what whole sequences cannot have, or the weights of a memory have another measure of.
+WITHOUT_MEMORY = {
+    "natural": ("damping", "cg_iterations", "sub_sampling_factor"),
+    "critic": ("damping", "batch_size"),
+}
+MEMORIES = frozenset(name for name, cls in POLICIES.items() if issubclass(cls, RecurrentPolicy))
 
 
 class Resolution(NamedTuple):
@@ -82,6 +91,14 @@ def resolve(
             )
     sections, section, name = _find(preset, env_id, given.get("pixels") is True, allow_import)
     merged = _merge(sections.get("default", {}), sections.get(section, {}))
+    if given.get("policy") in MEMORIES and preset != PUBLISHED:
+        merged, left_out = _for_memory(merged)
+        left = [name for name in left_out if not _is_given(given, name)]
+        if left:
+            notes.append(
+                f"{given['policy']} remembers: {', '.join(left)} of the preset are left out, which are "
+                "for policies that do not (--set gives them)."
+            )
     whole = {name for name, value in (settings or {}).items() if dataclasses.is_dataclass(value)}
     merged = {name: value for name, value in merged.items() if name not in whole}
     merged = _merge(merged, _plain_settings(settings or {}))
@@ -93,6 +110,23 @@ def resolve(
     if family is None and not (tried or configuration.pixels):
         try_environment(env_id, configuration.env_kwargs)  # nobody here has seen it
     return Resolution(configuration, notes)
+
+
+def _for_memory(settings: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Return the settings of a preset for a policy that remembers, and the names of what is gone."""
+    kept, gone = dict(settings), []
+    for group, names in WITHOUT_MEMORY.items():
+        of_group = settings.get(group) or {}
+        # How many minibatches there were says nothing of passes over whole rollouts.
+        more = ("n_updates",) if of_group.get("batch_size") else ()
+        gone += [f"{group}.{name}" for name in (*names, *more) if name in of_group]
+        kept[group] = {k: v for k, v in of_group.items() if k not in (*names, *more)}
+    return kept, gone
+
+
+def _is_given(settings: Mapping[str, Any], name: str) -> bool:
+    group, _, key = name.partition(".")
+    return key in (settings.get(group) or {})
 
 
 # What may change at a resume: how long to train, where, and how often to save.

@@ -102,29 +102,29 @@ def run_and_kill(arguments: list[str], path: Path, seconds: float) -> None:
         process.kill()
 
 
-def measure_kills(numbers: range, seed: int) -> Iterator[dict[str, Any]]:
+def measure_kills(numbers: range, seed: int, runs: tuple[Any, ...] = RUNS) -> Iterator[dict[str, Any]]:
     """Kill runs of each kind in turn, each at a moment between the beginning and the end of training."""
     with tempfile.TemporaryDirectory() as folder:
         whole: dict[int, tuple[tuple[str, list[Any]], float]] = {}
         for number in numbers:
-            kind = number % len(RUNS)
+            kind = number % len(runs)
             if kind not in whole:
                 path = Path(folder, f"whole-{kind}")
-                run(command(path, *RUNS[kind]))
+                run(command(path, *runs[kind]))
                 seconds = json.loads((path / "result.json").read_text())["seconds"]
                 whole[kind] = fingerprint(path), seconds
             (learned, tables), duration = whole[kind]
             moment = random.Random(f"{seed} {number}").uniform(0.0, duration)
             path = Path(folder, f"killed-{number}")
-            arguments = command(path, *RUNS[kind])
+            arguments = command(path, *runs[kind])
             run_and_kill(arguments, path, moment)
             reached = _newest_step(path)
             told = run(arguments)
             again, tables_again = fingerprint(path)
             shutil.rmtree(path)
             yield {
-                "environment": RUNS[kind][0],
-                "backend": RUNS[kind][1],
+                "environment": runs[kind][0],
+                "backend": runs[kind][1],
                 "number": number,
                 "seconds": round(moment, 2),
                 "steps": reached,
@@ -179,24 +179,29 @@ CHANGES = (
 )
 
 
-def measure_mutations(number: int, seed: int, known: set[tuple[str, str]]) -> Iterator[dict[str, Any]]:
-    """Change a saved model and the files of a checkpoint, and load them; all but what is known."""
-    from acktr import ACKTR
+def values(tree: Any) -> Any:
+    """Return what a tree holds, in a form that can be compared."""
     from acktr.files.codec import encode
 
+    structure, tensors, _ = encode(tree)
+    return structure, {name: (x.dtype, x.tolist()) for name, x in tensors.items()}
+
+
+def load_model(data: bytes) -> Any:
+    """Load a saved model and return what it learned."""
+    from acktr import ACKTR
+
+    return values(ACKTR.load(io.BytesIO(data), device="cpu").get_parameters())
+
+
+def measure_mutations(number: int, seed: int, known: set[tuple[str, str]]) -> Iterator[dict[str, Any]]:
+    """Change a saved model and the files of a checkpoint, and load them; all but what is known."""
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder, "run")
         settings = ("checkpoint_steps=256", "n_envs=2", "n_steps=16", "policy_kwargs.net_arch=[8]")
         run(command(made, "CartPole-v1", "gymnasium", 512, settings))
         path = CheckpointStore(made / "checkpoints").paths()[-1]
         model = (made / "model.zip").read_bytes()
-
-        def values(tree: Any) -> Any:
-            structure, tensors, _ = encode(tree)
-            return structure, {name: (x.dtype, x.tolist()) for name, x in tensors.items()}
-
-        def load_model(data: bytes) -> Any:
-            return values(ACKTR.load(io.BytesIO(data), device="cpu").get_parameters())
 
         def load_file(name: str) -> Callable[[bytes], Any]:
             def load(data: bytes) -> Any:

@@ -18,23 +18,34 @@ def fault_tables(results: Path = RESULTS / "faults") -> str:
     lines = ["| what was done | how often | as it must be |", "| --- | --- | --- |"]
     for name, what in (
         ("kills", "killed, resumed"),
+        ("policy_kills", "killed, resumed"),
         ("rank_kills", "one of two ranks killed, recovered"),
     ):
         rows = existing(results / f"{name}.csv")
-        kinds = [f"{row['environment']}, {row.get('backend', 'gymnasium')}" for row in rows]
+        kinds = [
+            f"{row['environment'].rpartition(':')[2]}, {row.get('backend', 'gymnasium')}" for row in rows
+        ]
         good = [row["parameters"] == row["tables"] == "equal" for row in rows]
         equal = Counter(kind for kind, as_it_was in zip(kinds, good, strict=True) if as_it_was)
         for kind, count in sorted(Counter(kinds).items()):
             lines.append(f"| {kind}: {what}, equal bit for bit | {count} | {equal[kind]} |")
-    mutations = existing(results / "mutations.csv")
-    if mutations:
-        total = {k: sum(int(row[k]) for row in mutations) for k in ("number", *_OUTCOMES)}
-        good = total["refused"] + total["same"]
-        lines.append(
-            f"| files changed and loaded: refused by the typed error {total['refused']:,}, the same "
-            f"values {total['same']:,}, wrong values {total['wrong']}, code run {total['executed']}, "
-            f"other errors {total['crashed']} | {total['number']:,} | {good:,} |"
-        )
+    for name, what, same in (
+        ("mutations", "files changed and loaded", "the same values"),
+        (
+            "policy_mutations",
+            "saved models with memory, with masks, and with both, changed and loaded",
+            "the same values, or those of another model where checksums were made to fit,",
+        ),
+    ):
+        mutations = existing(results / f"{name}.csv")
+        if mutations:
+            total = {k: sum(int(row[k]) for row in mutations) for k in ("number", *_OUTCOMES)}
+            good = total["refused"] + total["same"]
+            lines.append(
+                f"| {what}: refused by the typed error {total['refused']:,}, {same} "
+                f"{total['same']:,}, wrong values {total['wrong']}, code run {total['executed']}, "
+                f"other errors {total['crashed']} | {total['number']:,} | {good:,} |"
+            )
     costs = existing(results / "checkpoint_cost.csv")
     with_some = [row for row in costs if float(row["interval"]) > 0]
     if with_some:

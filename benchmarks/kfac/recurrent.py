@@ -15,16 +15,16 @@ from torch import Tensor, nn
 from torch.distributions import Normal
 
 from acktr.kfac import KFAC
-from acktr.kfac.blocks import RECURRENT
+from acktr.kfac.recurrent import CHAINS as KINDS
 from benchmarks.faults.measure import existing
 from benchmarks.kfac.race import GRIDS, RESULTS, append, races
 from benchmarks.markdown import markdown_table
 
 TABLE = RESULTS / "recurrent.csv"
 SAMPLES, STEPS = 32, 10  # of the small networks
+WAYS = ("independent", *KINDS)
 CHAINS = {
-    f"K-FAC {kind}": [{**settings, "recurrent": kind} for settings in GRIDS["K-FAC"]]
-    for kind in RECURRENT
+    f"K-FAC {kind}": [{**settings, "recurrent": kind} for settings in GRIDS["K-FAC"]] for kind in WAYS
 }
 
 
@@ -62,7 +62,7 @@ def distances(
     net, x = Small(kind), inputs(SAMPLES, STEPS)
     first = STEPS - 1 if last else 0
     errors: dict[str, list[str]] = {}
-    for chain in RECURRENT:
+    for chain in WAYS:
         torch.manual_seed(1)
         kfac = KFAC(net, stat_decay=1.0, factor_period=1, recurrent=chain)
         for _ in range(draws):
@@ -100,7 +100,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.fisher:
         kinds = itertools.product((nn.RNN, nn.GRU, nn.LSTM), (False, True))
         rows = [row for kind, last in kinds for row in distances(kind, last)]
-        print(markdown_table(["layer", "loss of", "weight", *RECURRENT], rows))
+        print(markdown_table(["layer", "loss of", "weight", *WAYS], rows))
         return
     done = {(r["network"], r["optimizer"], r["settings"], r["seed"]): r for r in existing(TABLE)}
     for line, _ in races(["GRU"], done, CHAINS):

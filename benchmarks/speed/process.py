@@ -48,10 +48,17 @@ class Pace:
 
     :param connection: to the measuring process
     :param warm_up: updates that no measurement counts
+    :param clock: in seconds
     """
 
-    def __init__(self, connection: Connection, warm_up: int = WARM_UP) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        warm_up: int = WARM_UP,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         self._warm_up = warm_up
+        self.clock = clock
         self.facts: dict[str, float] = {}  # told once, before the first repetition
         self.on_start: Callable[[], None] = lambda: None
         self.phases: Callable[[], dict[str, float]] = dict
@@ -65,7 +72,7 @@ class Pace:
 
         :return: whether to go on
         """
-        seconds = time.perf_counter() - self._start
+        seconds = self.clock() - self._start
         self._boundaries += 1
         if self._boundaries <= self._warm_up:
             return True
@@ -83,7 +90,7 @@ class Pace:
             return False
         self._wanted, self._work, self._running = wanted, work, True
         self.on_start()
-        self._start = time.perf_counter()
+        self._start = self.clock()
         return True
 
 
@@ -96,6 +103,8 @@ class Side:
     :param cores: that it may use, with as many threads
     :param unit: of its work
     :param warm_up: updates that no measurement counts
+    :param clock: ``time.process_time`` on a machine with other work: of one thread on a core of its own
+        both are the same
     """
 
     timed: Callable[..., None]
@@ -103,6 +112,7 @@ class Side:
     cores: int = 1
     unit: str = "steps"
     warm_up: int = WARM_UP
+    clock: Callable[[], float] = time.perf_counter
 
 
 class SideProcess:
@@ -158,7 +168,7 @@ def _work(connection: Connection, side: Side) -> None:
     # What libraries print must not end up in the measuring process's JSON.
     os.dup2(sys.stderr.fileno(), 1)
     try:
-        side.timed(Pace(connection, side.warm_up), **side.arguments)
+        side.timed(Pace(connection, side.warm_up, side.clock), **side.arguments)
     except Exception as error:
         traceback.print_exc()
         with contextlib.suppress(OSError):

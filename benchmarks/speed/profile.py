@@ -11,30 +11,38 @@ from matplotlib.figure import Figure
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from acktr import ACKTR, KFAC
+from acktr.networks.recurrent import RecurrentPolicy
 from acktr.rollout.actions import ActionSampler
+from acktr.rollout.memory import MemorySampler
 
 ENVIRONMENTS, INFERENCE, ROLLOUT = "environments", "inference", "rest of the rollout"
 NETWORKS, FACTORS, INVERSES = "forward and backward", "factors", "inverses"
 STEP, REST = "precondition, trust region, apply", "rest of the update"
 PHASES = (ENVIRONMENTS, INFERENCE, ROLLOUT, NETWORKS, FACTORS, INVERSES, STEP, REST)
-_POLICY_METHODS = ("forward", "get_distribution", "predict_values", "evaluate_actions")
+_POLICY_METHODS = {
+    *("forward", "get_distribution", "predict_values", "evaluate_actions"),
+    *("latent_actor", "values_and_memory"),  # of those that remember
+}
 
 
 class Profiler:
     """Charges all time to the innermost phase that is open; to :data:`REST` where none is.
 
     :param finish: waits for a device, so that its time is charged to the phase that gave it the work
+    :param clock: in seconds
     """
 
-    def __init__(self, finish: Callable[[], None] = lambda: None) -> None:
-        self._finish = finish
+    def __init__(
+        self, finish: Callable[[], None] = lambda: None, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self._finish, self._clock = finish, clock
         self._open = [REST]
         self.reset()
 
     def reset(self) -> None:
         """Begin anew, inside whatever phase is open."""
         self.seconds = dict.fromkeys(PHASES, 0.0)
-        self._last = time.perf_counter()
+        self._last = self._clock()
 
     def totals(self) -> dict[str, float]:
         """Seconds by phase since the last reset."""
@@ -63,26 +71,33 @@ class Profiler:
 
     def _charge(self) -> None:
         self._finish()
-        now = time.perf_counter()
+        now = self._clock()
         self.seconds[self._open[-1]] += now - self._last
         self._last = now
 
 
-def watch(model: ACKTR, finish: Callable[[], None] = lambda: None) -> Profiler:
+def watch(
+    model: ACKTR,
+    finish: Callable[[], None] = lambda: None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Profiler:
     """Time the phases of a model from now on, by changing it and the classes it uses.
 
     :param model: in a process that does nothing else
     :param finish: see :class:`Profiler`
+    :param clock: see :class:`Profiler`
     """
-    profiler = Profiler(finish)
+    profiler = Profiler(finish, clock)
     for name in ("step_async", "step_wait"):
         profiler.wrap(type(model.env), name, ENVIRONMENTS)
     profiler.wrap(model, "collect_rollouts", ROLLOUT)
-    for name in ("__init__", "__call__", "noise"):
-        profiler.wrap(ActionSampler, name, INFERENCE)
+    for sampler in (ActionSampler, MemorySampler):
+        for name in {"__init__", "__call__", "noise"} & set(vars(sampler)):
+            profiler.wrap(sampler, name, INFERENCE)
     # On the class: a policy with methods of its own would lose the short way to its actions.
-    for name in _POLICY_METHODS:
-        profiler.wrap(ActorCriticPolicy, name, INFERENCE)
+    for owner in (ActorCriticPolicy, RecurrentPolicy):
+        for name in _POLICY_METHODS & set(vars(owner)):
+            profiler.wrap(owner, name, INFERENCE)
     profiler.wrap(torch.Tensor, "backward", NETWORKS)
     for optimizer in filter(None, (model.kfac, model.critic_optimizer)):
         if isinstance(optimizer, KFAC):

@@ -9,6 +9,9 @@ from typing import Any
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "speed" / "ratios.json"
 ACCELERATOR = RESULTS.parents[1] / "speed_cuda" / "ratios.json"
+MEMORY = RESULTS.parents[1] / "speed_memory" / "ratios.json"
+CURVATURE = ("factors", "inverses", "precondition, trust region, apply")
+UPDATE = ("forward and backward", *CURVATURE, "rest of the update")
 
 
 def tables(path: Path = RESULTS) -> str:
@@ -32,6 +35,20 @@ def tables(path: Path = RESULTS) -> str:
     if learning.is_file():
         parts.append(learning_table(learning))
     return "\n\n".join(parts)
+
+
+def memory_tables(path: Path = MEMORY) -> str:
+    """Return the tables of policies that remember, with the share of curvature in their updates.
+
+    :param path: as for :func:`tables`
+    """
+    profile = json.loads(path.read_text(encoding="utf-8"))["profile"]
+    shares = {
+        label: sum(phases[name] for name in CURVATURE) / sum(phases[name] for name in UPDATE)
+        for label, phases in profile.items()
+    }
+    said = "; ".join(f"{label}: {share:.0%}" for label, share in shares.items())
+    return f"{tables(path)}\n\nOf the update curvature takes (factors, inverses, and the step): {said}."
 
 
 def _place(machine: Mapping[str, Any]) -> str:

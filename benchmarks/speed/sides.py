@@ -160,7 +160,7 @@ def profiled(pace: Pace, env_id: str, settings: Sequence[str], device: str = "cp
     """Train ACKTR and take its time apart; work: environment steps."""
     keep_freed_memory()
     model = build(env_id, settings, device=device)
-    profiler = watch(model, partial(_finish, device))
+    profiler = watch(model, partial(_finish, device), pace.clock)
     pace.on_start, pace.phases = profiler.reset, profiler.totals
     learn(pace, model)
 
@@ -179,7 +179,7 @@ def peer(
 
     MuJoCo's observations and rewards are normalised, as in rl_zoo3.
 
-    :param algorithm: "A2C", "PPO" or "TRPO"
+    :param algorithm: "A2C", "PPO", "TRPO", or "RecurrentPPO", which has an LSTM
     :param subproc: ``SubprocVecEnv`` in place of ``DummyVecEnv``
     :param ours: ACKTR's native environments in place of both
     :param arguments: for the algorithm; else its defaults
@@ -194,15 +194,17 @@ def peer(
     elif family(env_id) == "atari":
         policy, env = "CnnPolicy", VecFrameStack(make_atari_env(env_id, n_envs, seed=0, **kwargs), 4)
     else:
-        policy, env = "MlpPolicy", VecNormalize(make_vec_env(env_id, n_envs, seed=0, **kwargs))
+        policy = "MlpLstmPolicy" if algorithm == "RecurrentPPO" else "MlpPolicy"
+        env = VecNormalize(make_vec_env(env_id, n_envs, seed=0, **kwargs))
     learn(pace, _peer_class(algorithm)(policy, env, seed=0, device=device, **arguments))
 
 
 def _peer_class(name: str) -> type[BaseAlgorithm]:
-    if name == "TRPO":
-        from sb3_contrib import TRPO
+    if name in ("TRPO", "RecurrentPPO"):
+        import sb3_contrib
 
-        return TRPO
+        kind: type[BaseAlgorithm] = getattr(sb3_contrib, name)
+        return kind
     return {"A2C": A2C, "PPO": PPO}[name]
 
 

@@ -5,7 +5,7 @@ import csv
 import pytest
 
 from acktr.cli import main
-from acktr.compare import runner
+from acktr.compare import comparison, runner, trial
 
 TOY = "tests.helpers.toy_envs:Toy-v0"
 
@@ -39,3 +39,30 @@ def test_compare_goes_on_where_it_was(tmp_path, capsys, monkeypatch):
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert f"<h1>acktr, a2c on {TOY}</h1>" in text
     assert "<h2>Inside ACKTR</h2>" in text
+
+
+def test_acktr_with_a_memory_beside_acktr_without(tmp_path, monkeypatch):
+    """The policy is that of what the environment observes; masks are asked for."""
+    chosen = []
+    monkeypatch.setattr(
+        comparison, "run_trials", lambda trials, *_, **__: chosen.extend(trials) or runner.Summary()
+    )
+    env_id = "tests.helpers.masked_envs:StrictDiscrete-v0"
+    algos = "acktr,acktr_lstm,acktr_gru"
+    command = ["compare", env_id, "--algos", algos, "--seeds", "1", "--out", str(tmp_path)]
+    assert main([*command, "--steps", "160"]) == 0
+    assert [(t.algo, t.label, t.settings) for t in chosen] == [
+        ("acktr", "acktr", {}),
+        ("acktr", "acktr_lstm", {"policy": "MlpLstmPolicy"}),
+        ("acktr", "acktr_gru", {"policy": "MlpGruPolicy"}),
+    ]
+    configuration = trial.configuration(chosen[1])
+    assert configuration.policy == "MlpLstmPolicy"
+
+
+@pytest.mark.slow
+def test_memory_and_masks_are_compared(tmp_path):
+    env_id = "tests.helpers.masked_envs:StrictDiscrete-v0"
+    command = ["compare", env_id, "--algos", "acktr_gru,ppo_mask", "--seeds", "1", "--steps", "2048"]
+    assert main([*command, "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "comparison.png").is_file()

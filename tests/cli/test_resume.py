@@ -115,14 +115,24 @@ def test_an_unusable_checkpoint(tmp_path, capsys):
 # Fault 1, with real processes ---------------------------------------------------------------
 
 
+MEMORY = ("policy=MlpLstmPolicy", "policy_kwargs.lstm_hidden_size=8", "n_steps=64")
+STRICT = "tests.helpers.masked_envs:StrictMultiDiscrete-v0"
+
+
 @pytest.mark.slow
-def test_processes_that_are_killed(tmp_path):
-    arguments = ("--steps", "4000", "--set", "checkpoint_steps=500", "eval_interval=0", "n_envs=2")
+@pytest.mark.parametrize(
+    ("env_id", "settings"),
+    [("CartPole-v1", ()), ("CartPole-v1", MEMORY), (STRICT, ()), (STRICT, MEMORY)],
+    ids=["plain", "memory", "masks", "memory and masks"],
+)
+def test_processes_that_are_killed(tmp_path, env_id, settings):
+    settings = ("checkpoint_steps=500", "eval_interval=0", "n_envs=2", *settings)
+    arguments = ("--steps", "4000", "--set", *settings)
     whole = tmp_path / "whole"
-    assert start(whole, "CartPole-v1", *arguments).wait(120) == 0
+    assert start(whole, env_id, *arguments).wait(120) == 0
     cut = tmp_path / "cut"
     for count in (1, 3, 5):
-        process = start(cut, "CartPole-v1", *arguments, "--resume")
+        process = start(cut, env_id, *arguments, "--resume")
         wait_for(
             process,
             cut,
@@ -130,7 +140,7 @@ def test_processes_that_are_killed(tmp_path):
         )
         process.kill()
         process.wait(60)
-    assert start(cut, "CartPole-v1", *arguments, "--resume").wait(120) == 0
+    assert start(cut, env_id, *arguments, "--resume").wait(120) == 0
     for name in ("policy.safetensors", "policy.optimizer.safetensors"):
         assert member(whole / "model.zip", name) == member(cut / "model.zip", name)
 

@@ -23,7 +23,8 @@ from acktr.errors import (
     UnsafeCheckpointError,
 )
 from tests.golden.make import HERE, answers
-from tests.helpers.saved_models import assert_same_state, build, forge, rebuilt
+from tests.helpers.masked_envs import Strict
+from tests.helpers.saved_models import NET, assert_same_state, build, forge, rebuilt
 from tests.helpers.small_envs import small_env
 
 # Faults 2 to 5 ------------------------------------------------------------------------------
@@ -101,10 +102,24 @@ def test_pickles_in_the_place_of_members(content, name):
     assert not EXECUTED
 
 
+@pytest.fixture(scope="module")
+def content_of_others():
+    """Files of a policy that remembers, and of one with masks."""
+    small = {"policy_kwargs": {**NET, "lstm_hidden_size": 4}}
+    strict = small_env("Discrete", n_envs=2, cls=Strict)
+    masked = ACKTR("MlpPolicy", strict, n_steps=8, seed=0, device="cpu", policy_kwargs=NET)
+    files = []
+    for model in (build(policy="MlpLstmPolicy", **small), masked):
+        files.append(io.BytesIO())
+        model.learn(16).save(files[-1])
+    return [file.getvalue() for file in files]
+
+
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
-def test_who_forges_the_checksums_gets_no_further(content, data):
+def test_who_forges_the_checksums_gets_no_further(content, content_of_others, data):
     """What the checksums let through is data alone: it is refused, or it is a model."""
+    content = data.draw(st.sampled_from([content, *content_of_others]))
 
     def change(members):
         name = data.draw(st.sampled_from([n for n in members if n.endswith((".json", ".safetensors"))]))

@@ -87,9 +87,10 @@ def test_the_gradient_of_a_rollout_is_that_of_its_episodes_one_by_one(policy, ow
         ("MlpLstmPolicy", {"policy_kwargs": {"enable_critic_lstm": False}}),
         ("MlpGruPolicy", {"critic": AdamCritic()}),
         ("MlpLstmPolicy", {"natural": Natural(kfac_kwargs={"inverse": "ekfac"}), "noise_color": 0.5}),
+        ("MlpGruPolicy", {"natural": Natural(kfac_kwargs={"recurrent": "diagonal"})}),
         ("MlpLstmPolicy", {"policy_kwargs": {"n_lstm_layers": 2, "lstm_kwargs": {"dropout": 0.5}}}),
     ],
-    ids=["apart", "shared", "critic without", "Adam", "EKFAC", "two layers"],
+    ids=["apart", "shared", "critic without", "Adam", "EKFAC", "diagonal", "two layers"],
 )
 def test_everything_learns_and_the_step_keeps_to_its_bound(policy, kwargs):
     model = make(policy, "Box", **kwargs)
@@ -155,6 +156,7 @@ def test_predict_takes_its_state_as_that_of_sb3_contrib_does():
             {"natural": Natural(kfac_kwargs={"exact_scaling": True})},
             "natural.kfac_kwargs with exact_scaling needs the exact Fisher",
         ),
+        ({"natural": Natural(kfac_kwargs={"recurrent": "lgm-1"})}, "sees whole sequences of MlpLstm"),
         ({"natural": Natural(cuda_graphs=True)}, "natural.cuda_graphs=True is not possible"),
         ({"policy_kwargs": {"shared_lstm": True}}, "set one of them to False"),
         ({"policy_kwargs": {"lstm_hidden_size": 0}}, "lstm_hidden_size must be a whole number"),

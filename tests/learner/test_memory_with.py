@@ -108,9 +108,16 @@ def test_damping_that_is_given_stays():
     assert (plain.natural.damping, plain.critic.damping) == (0.1, 0.1)
 
 
-def test_bfloat16(monkeypatch):
+@pytest.mark.parametrize("policy", ["MlpLstmPolicy", "MlpGruPolicy", "MlpPolicy"])
+@pytest.mark.parametrize("masked", [False, True], ids=["free", "masked"])
+def test_bfloat16(masked, policy, monkeypatch):
+    """Masked, the environment raises on a forbidden action."""
     monkeypatch.setattr("acktr.networks.bfloat16.has_bfloat16", lambda device: True)
-    env = small_env("Discrete", VECTOR, n_envs=N)
-    model = make(env, natural=Natural(precision="bf16")).learn(4 * T * N)
+    env = small_env("Discrete", VECTOR, n_envs=N, **({"cls": Strict} if masked else {}))
+    own = SMALL if policy != "MlpPolicy" else {"net_arch": [5]}
+    model = ACKTR(
+        policy, env, n_steps=T, seed=0, device="cpu", policy_kwargs=own,
+        natural=Natural(precision="bf16"),
+    ).learn(4 * T * N)  # fmt: skip
     assert model.used_precision == "bf16"
     assert all(p.isfinite().all() for p in model.policy.parameters())

@@ -117,9 +117,9 @@ class Sequence(nn.Module):
         return self.head(torch.cat(outputs))
 
 
-def factors(model, x, starts, state, below=None):
+def factors(model, x, starts, state, below=None, **options):
     """Of K-FAC, for a Gaussian output of standard deviation 1; the signs are always the same."""
-    kfac = KFAC(model if below is None else nn.ModuleList([below, model]), damping=0.1)
+    kfac = KFAC(model if below is None else nn.ModuleList([below, model]), damping=0.1, **options)
     torch.manual_seed(0)
     with kfac.capture():
         mean = model(x if below is None else below(x), starts, state)
@@ -158,6 +158,32 @@ def test_blocks_have_the_trace_of_the_dense_fisher_and_its_partial_trace_over_in
             assert joint.shape[1] == width
             dense += joint @ joint.T / steps
         torch.testing.assert_close(sums[name], dense, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_diagonal_blocks_have_the_diagonal_of_the_dense_fisher(kind, monkeypatch):
+    """Of whole sequences, as means over all signs; the head keeps its Kronecker block."""
+    layer, _ = both(kind)
+    model, steps = Sequence(layer), 5
+    model.head = nn.Linear(H, 1).double()
+    x, starts = rollout()[0][:steps, :1], torch.zeros(steps, 1, dtype=torch.bool)
+    starts[2] = True
+    params = dict(layer.named_parameters())
+    sums = dict.fromkeys(params, 0.0)
+    for signs in itertools.product((-1.0, 1.0), repeat=steps):
+        drawn = torch.tensor(signs, dtype=torch.float64).unsqueeze(1)
+        monkeypatch.setattr("acktr.kfac.likelihood.random_signs", lambda like, drawn=drawn: drawn)
+        found = factors(model, x, starts, layer.zeros(1), recurrent="diagonal")
+        assert len(found["head"]) == 2
+        for name in params:
+            (square,) = found[f"layer.{name}"]
+            sums[name] += square / 2**steps
+    mean = model(x, starts, layer.zeros(1)).flatten()
+    rows = [torch.autograd.grad(m, list(params.values()), retain_graph=True) for m in mean]
+    for name, of_steps in zip(params, zip(*rows, strict=True), strict=True):
+        dense = torch.stack(of_steps).square().mean(0).flatten()
+        assert dense.max() > 0
+        torch.testing.assert_close(sums[name], dense, rtol=0, atol=1e-14)
 
 
 @pytest.mark.parametrize("kind", KINDS)

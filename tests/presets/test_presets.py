@@ -99,6 +99,41 @@ def test_value_targets_are_normalised_where_rewards_are_not(overrides, expected)
     assert configuration.algorithm_arguments()["critic"].normalize_targets is expected
 
 
+@pytest.mark.parametrize(
+    ("env_id", "policy", "gone"),
+    [
+        ("CartPole-v1", "MlpLstmPolicy", ""),
+        ("HalfCheetah-v5", "MlpGruPolicy", "natural.damping, critic.damping"),
+        (
+            "BreakoutNoFrameskip-v4",
+            "CnnLstmPolicy",
+            "natural.damping, natural.cg_iterations, natural.sub_sampling_factor, critic.batch_size, "
+            "critic.n_updates",
+        ),
+    ],
+)
+def test_a_memory_has_what_goes_with_whole_sequences(env_id, policy, gone):
+    if env_id.startswith("Breakout"):
+        pytest.importorskip("ale_py")
+    configuration, notes = resolve(env_id, overrides=[f"policy={policy}"])
+    arguments = configuration.algorithm_arguments()
+    natural, critic = arguments["natural"], arguments["critic"]
+    assert (natural.damping, natural.cg_iterations, natural.sub_sampling_factor) == (None, 0, 1)
+    assert critic.batch_size is None
+    assert getattr(critic, "damping", None) is None
+    assert [note for note in notes if "remembers" in note] == (
+        [f"{policy} remembers: {gone} of the preset are left out, which are for policies that do not "
+         "(--set gives them)."] if gone else []
+    )  # fmt: skip
+
+
+def test_a_memory_keeps_what_is_given():
+    given = ["policy=MlpLstmPolicy", "natural.damping=0.3"]
+    configuration, notes = resolve("HalfCheetah-v5", overrides=given)
+    assert configuration.algorithm_arguments()["natural"].damping == 0.3
+    assert "remembers: critic.damping of" in notes[0]
+
+
 def test_what_belongs_to_no_family_has_the_constructor_as_it_is():
     """But for a trunk, which the constructor shares as Stable-Baselines3 does."""
     configuration, _ = resolve("tests.helpers.toy_envs:Toy-v0")
