@@ -64,8 +64,7 @@ class ACKTR(Timed, AdaptedAlgorithm, RememberingAlgorithm, SafeAlgorithm):
     :param learning_rate: eta_max, the actor's largest step; number or schedule
     :param n_steps: steps of each environment per rollout; the batch is ``n_steps * n_envs``,
         with ``None`` 512, but of 16 steps at least
-    :param gamma: discount factor; number, or schedule such as :class:`~acktr.schedules.Horizon`, which
-        ``VecNormalize`` follows
+    :param gamma: discount factor, which ``VecNormalize`` follows; number, or schedule as ``Horizon``
     :param gae_lambda: lambda of GAE; 1 gives k-step returns, a :class:`~acktr.schedules.TraceDecay` is
         smaller where long episodes end by time alone
     :param target_kl: radius of the trust region, nats per update; number or schedule
@@ -75,17 +74,15 @@ class ACKTR(Timed, AdaptedAlgorithm, RememberingAlgorithm, SafeAlgorithm):
         (:class:`acktr.learner.advantages.AdvantageScale`)
     :param noise_color: beta of a Gaussian policy's noise, whose spectrum is ``1/f^beta``; 0 for white,
         below 1 (:mod:`acktr.rollout.noise`)
-    :param std_scale: of a Gaussian policy's noise beside what it learns
-        (:class:`acktr.learner.noise.Noise`); a schedule such as :class:`~acktr.schedules.Late`; a number
-        changes nothing
+    :param std_scale: of a Gaussian policy's noise beside what it learns: a schedule, such as
+        :class:`~acktr.schedules.Late` (:class:`acktr.learner.noise.Noise`); a number changes nothing
     :param natural: how the natural gradient is computed, and what else bounds it
     :param critic: how the critic learns: :class:`~acktr.learner.settings.NaturalCritic`, the default, or
         :class:`~acktr.learner.settings.AdamCritic`
     :param use_masking: ask environments that have ``action_masks()`` which actions are allowed, and let
         the policy be that without the others (:mod:`acktr.networks.masks`); with ``False`` nobody asks
-    :param staggered_resets: cut one episode of each environment short, each at another step, where time
-        alone ends them: environments that begin together would stay together
-        (:mod:`acktr.envs.staggered`); with ``False`` none is cut
+    :param staggered_resets: cut one episode of each environment short where time alone ends them, so
+        that they do not all end together (:mod:`acktr.envs.staggered`)
     :param stats_window_size: episodes in the logged averages
     :param tensorboard_log: where TensorBoard's files go
     :param policy_kwargs: for the policy; ``log_std_init`` is a number or, without one, ``"auto"``

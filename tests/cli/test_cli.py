@@ -94,7 +94,8 @@ def run_directory(tmp_path_factory):
         (
             ["compare", TOY, "--algos", "acktr,td3"],
             2,
-            "'td3': choose from acktr, a2c, ppo, trpo, ppo_mask, ppo_lstm, sac, tqc, acktr_lstm, acktr_gru.",
+            "'td3': choose from acktr, a2c, ppo, trpo, ppo_mask, ppo_lstm, sac, tqc, "
+            "acktr_lstm, acktr_gru.",
         ),
         (["compare", TOY, "--algos", ","], 2, "nothing to compare"),
         (["compare", "HalfChetah-v5", "--algos", "a2c"], 2, "HalfCheetah-v5"),
