@@ -8,7 +8,7 @@ print itself as a dense matrix, which is what the tests compare with the exact F
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,8 +26,8 @@ from acktr.kfac.factors import (
     statistics_like,
 )
 from acktr.kfac.forms import Form
-from acktr.kfac.graph import Site
 from acktr.kfac.inverses import Pair
+from acktr.kfac.options import BlockOptions
 from acktr.kfac.refresh import SafeInverse
 from acktr.kfac.samples import (
     Batch,
@@ -36,32 +36,8 @@ from acktr.kfac.samples import (
     counted_rows,
     joined,
     own_rows,
-    sample_gradients,
-    squares_of_products,
 )
-from acktr.kfac.uses import ElementwiseUse, TableUse, Used
-
-WEIGHT_SHARING = ("expand", "reduce")
-RECURRENT = ("independent", "lgm-1", "lgm-2")
-
-
-class BlockOptions(NamedTuple):
-    """The settings and helpers that all Kronecker blocks of an optimiser share.
-
-    :param decay: rho of the running averages
-    :param inverse: key of :data:`acktr.kfac.inverses.INVERSES`
-    :param weight_sharing: one of :data:`WEIGHT_SHARING`
-    :param max_factor_size: wider factors are split into diagonal blocks; ``None`` for no bound
-    :param statistics_dtype: of the products that make the factors; ``None`` for the weight's
-    :param recurrent: one of :data:`RECURRENT`
-    """
-
-    decay: float
-    inverse: str = "cholesky"
-    weight_sharing: str = "expand"
-    max_factor_size: int | None = None
-    statistics_dtype: torch.dtype | None = None
-    recurrent: str = "independent"
+from acktr.kfac.uses import TableUse, Used
 
 
 class Block:
@@ -273,6 +249,13 @@ class KroneckerBlock(Block):
         return split_shape(columns, bound), split_shape(rows, bound)
 
     @property
+    def is_split(self) -> bool:
+        """Whether a factor is kept as diagonal blocks."""
+        words = self.form.words and "weight" in self.params
+        a_split, s_split = self._splits(self.params)
+        return (a_split is not None and not words) or s_split is not None
+
+    @property
     def pair(self) -> Pair:
         """The factors of now."""
         groups, columns, rows = self._sizes(self.params)
@@ -355,46 +338,3 @@ class KroneckerBlock(Block):
         """Restore :meth:`state_dict`."""
         super().load_state_dict(state)
         self.inverse.load_state_dict(state["inverse"], self.like)
-
-
-class DiagonalBlock(Block):
-    """The diagonal of the Fisher, one running average for each parameter of the block."""
-
-    def statistics(self, uses: Sequence[tuple[str, Used, Site]], batch: Batch) -> tuple[Tensor, ...]:
-        """Return the mean square of the gradients sample by sample, summed over all uses.
-
-        :param uses: of each parameter by its name in the block
-        """
-        squares = []
-        for name, p in self.params.items():
-            own = [(used, site) for key, used, site in uses if key == name]
-            if own and all(isinstance(used.use, ElementwiseUse) for used, _ in own):
-                square = sample_gradients(own, p, batch.samples).to(self.like).square().sum(0)
-            elif own:
-                square = squares_of_products(own, p.detach().to(self.like), batch.samples)
-            else:
-                square = torch.zeros_like(p)
-            squares.append(square / batch.units)
-        return self.flat(squares)
-
-    @staticmethod
-    def flat(squares: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Return mean squares, in the order of ``params``, as they are averaged."""
-        return tuple(square.reshape(-1) for square in squares)
-
-    def precondition(self, grads: Sequence[Tensor], damping: float) -> list[Tensor]:
-        """``g / (F + lambda)``."""
-        return [g / (f.view_as(g) + damping) for g, f in zip(grads, self.average.values, strict=True)]
-
-    def quadratic(self, steps: Sequence[Tensor]) -> Tensor:
-        """``sum F D^2``."""
-        pairs = zip(steps, self.average.values, strict=True)
-        return torch.stack([(f * d.reshape(-1).square()).sum() for d, f in pairs]).sum()
-
-    def shapes(self, params: dict[str, nn.Parameter]) -> list[tuple[int, ...]]:
-        """Return the lengths of the diagonals."""
-        return [(p.numel(),) for p in params.values()]
-
-    def dense(self) -> Tensor:
-        """Return a diagonal matrix over the block's parameters, flattened in order."""
-        return torch.diag(torch.cat(self.average.values))

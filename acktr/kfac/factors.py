@@ -18,14 +18,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+# By default a layer up to the first width has whole factors, a wider one blocks up to the second: at
+# 2048 the inverses are a quarter of a step (benchmarks/results/kfac/wide.csv).
+WIDEST, BLOCK = 2048, 1024
 
-def split_shape(size: int, max_size: int | None) -> tuple[int, int] | None:
+
+def split_shape(size: int, max_size: int | str | None) -> tuple[int, int] | None:
     """Return how many diagonal blocks stand for a factor, and how wide they are.
 
     :param size: d of the factor
-    :param max_size: of a block; ``None`` for no bound
+    :param max_size: of a block; ``None`` for no bound, ``"auto"`` for :data:`BLOCK` from beyond
+        :data:`WIDEST` on, the bias aside
     :return: ``(k, s)`` with s at most ``max_size`` and ``k s - d < k``; ``None`` if one block will do
     """
+    if isinstance(max_size, str):
+        max_size = BLOCK if size > WIDEST + 1 else None
     if max_size is None or size <= max_size:
         return None
     count = -(-size // max_size)

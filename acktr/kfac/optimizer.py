@@ -15,7 +15,7 @@ With ``cg_iterations`` conjugate gradients correct ``S^-1 (dL/dW) A^-1`` by the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -41,6 +41,7 @@ from acktr.kfac.validation import (
     as_groups,
     block_options,
     check_group,
+    check_layers,
     check_options,
     check_ready,
     without_gone,
@@ -82,8 +83,10 @@ class KFAC(Optimizer):
     :param inverse_refresh: ``"together"``, ``"staggered"`` over the period, or in the ``"background"``
         while steps go on, see :class:`acktr.kfac.schedule.InverseSchedule`
     :param max_factor_size: factors of wider layers are split into diagonal blocks no wider than this,
-        which bounds memory and time; ``None`` for no bound
+        which bounds memory and time; ``"auto"``: those of more than 2048 inputs or outputs, at 1024;
+        ``None`` for no bound
     :param statistics_dtype: of the products that make the factors (``torch.bfloat16``), not of averages
+    :param layers: by dotted name of a module or parameter ``"diagonal"``, or ``None`` to leave it alone
     :param cg_iterations: conjugate-gradient iterations towards the natural gradient of the *exact*
         Fisher of the batch, with K-FAC as preconditioner and as damping (see :mod:`acktr.kfac.exact`)
     :param exact_scaling: the best mix of direction and previous step, which any ``momentum`` > 0 brings
@@ -115,8 +118,9 @@ class KFAC(Optimizer):
         inverse_period: int = 10,
         burn_in: int = 20,
         inverse_refresh: str = "together",
-        max_factor_size: int | None = None,
+        max_factor_size: int | str | None = "auto",
         statistics_dtype: torch.dtype | str | None = None,
+        layers: Mapping[str, str | None] | None = None,
         cg_iterations: int = 0,
         exact_scaling: bool = False,
         adapt_damping: bool = False,
@@ -127,10 +131,11 @@ class KFAC(Optimizer):
         check_options(fisher, inverse_refresh, self.periods)
         self.module = module
         self.fisher = fisher
-        self.block_options = block_options(
-            stat_decay, inverse, weight_sharing, max_factor_size, statistics_dtype, recurrent
-        )
+        sizes = max_factor_size, statistics_dtype
+        given = stat_decay, inverse, weight_sharing, *sizes, recurrent, layers or {}
+        self.block_options = block_options(*given)
         self._structure = Structure(module, self.block_options)
+        check_layers(self.block_options.layers, module)
         self.inverse_refresh = inverse_refresh
         self.defer_checks = any(p.device.type != "cpu" for p in module.parameters())
         self.last_step: list[StepInfo] = []
@@ -143,21 +148,13 @@ class KFAC(Optimizer):
         self._comm = comm_of(group_of(module, process_group))
         self._reducer = Reducer(self._comm)
         self._arriving: Callable[[], Tensor] | None = None  # statistics on their way
-        defaults = {
-            "lr": lr,
-            "damping": damping,
-            "target_kl": target_kl,
-            "momentum": momentum,
-            "weight_decay": weight_decay,
-            "cg_iterations": cg_iterations,
-            "exact_scaling": exact_scaling,
-            "adapt_damping": adapt_damping,
-            "step": 0,
-        }
+        defaults = {"lr": lr, "damping": damping, "target_kl": target_kl, "momentum": momentum}
+        defaults |= {"weight_decay": weight_decay, "cg_iterations": cg_iterations}
+        defaults |= {"exact_scaling": exact_scaling, "adapt_damping": adapt_damping, "step": 0}
         check_group(defaults, defaults)
         device = next((p.device for p in module.parameters()), torch.device("cpu"))
         self._counters = {name: torch.zeros((), device=device) for name in COUNTERS}
-        super().__init__(as_groups(module, param_groups), defaults)
+        super().__init__(as_groups(module, param_groups, self.block_options.leaves_out), defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters of the module, as in every torch optimiser."""

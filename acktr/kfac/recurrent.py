@@ -26,9 +26,10 @@ import torch
 from torch import Tensor, nn
 
 from acktr.kfac.assignment import Spec
-from acktr.kfac.blocks import BlockOptions, KroneckerBlock
-from acktr.kfac.factors import Gram
+from acktr.kfac.blocks import KroneckerBlock
+from acktr.kfac.factors import Gram, split_shape
 from acktr.kfac.inverses import EigenInverse, Inverted, Pair, damping_shifts
+from acktr.kfac.options import BlockOptions
 from acktr.kfac.refresh import SafeInverse
 from acktr.kfac.samples import Batch, counted_rows, use_by_sample
 from acktr.kfac.uses import Used
@@ -238,9 +239,9 @@ def is_chain(spec: Spec, module: type[nn.Module], options: BlockOptions) -> bool
     """
     if options.recurrent == "independent" or spec.form is None or spec.form.view is None:
         return False
-    bound = options.max_factor_size
-    fits = bound is None or max(spec.form.shape[-2], spec.form.shape[-1] + 1) <= bound
-    return fits and issubclass(module, nn.RNNBase | nn.RNNCellBase)
+    sizes = spec.form.shape[-2], spec.form.shape[-1] + 1
+    whole = all(split_shape(size, options.max_factor_size) is None for size in sizes)
+    return whole and issubclass(module, nn.RNNBase | nn.RNNCellBase)
 
 
 class LinearGaussianBlock(KroneckerBlock):

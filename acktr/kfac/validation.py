@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from numbers import Integral, Real
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from acktr.kfac.blocks import RECURRENT, WEIGHT_SHARING, Block, BlockOptions
+from acktr.kfac.blocks import Block
 from acktr.kfac.damping import MAX_DAMPING, MIN_DAMPING
 from acktr.kfac.inverses import INVERSES
 from acktr.kfac.likelihood import ESTIMATORS
+from acktr.kfac.options import BY_NAME, RECURRENT, WEIGHT_SHARING, BlockOptions
 from acktr.kfac.schedule import REFRESHES, Periods
 from acktr.kfac.structure import Structure
 
@@ -42,9 +44,10 @@ def block_options(
     stat_decay: float,
     inverse: str,
     weight_sharing: str,
-    max_factor_size: int | None,
+    max_factor_size: int | str | None,
     statistics_dtype: torch.dtype | str | None,
     recurrent: str,
+    layers: Mapping[str, str | None],
 ) -> BlockOptions:
     """Check how Kronecker blocks are to be made; the arguments are those of :class:`KFAC`.
 
@@ -54,8 +57,14 @@ def block_options(
         raise ValueError(f"stat_decay must lie in (0, 1], got {stat_decay}.")
     _check_choice("inverse", inverse, tuple(INVERSES))
     _check_choice("weight_sharing", weight_sharing, WEIGHT_SHARING)
-    if max_factor_size is not None and max_factor_size < 1:
-        raise ValueError(f"max_factor_size must be at least 1, or None, got {max_factor_size}.")
+    if isinstance(max_factor_size, str):
+        fits = max_factor_size == "auto"
+    else:
+        fits = max_factor_size is None or max_factor_size >= 1
+    if not fits:
+        raise ValueError(
+            f"max_factor_size must be at least 1, 'auto', or None for no bound, got {max_factor_size!r}."
+        )
     dtype = statistics_dtype
     if isinstance(dtype, str):  # as a preset writes it
         dtype = getattr(torch, dtype, dtype)
@@ -74,7 +83,30 @@ def block_options(
                 f"recurrent={recurrent!r} goes with {option}={only!r} alone, got {option}={value!r}: "
                 "leave one out."
             )
-    return BlockOptions(stat_decay, inverse, weight_sharing, max_factor_size, dtype, recurrent)
+    return BlockOptions(
+        stat_decay, inverse, weight_sharing, max_factor_size, dtype, recurrent, dict(layers)
+    )
+
+
+def check_layers(layers: Mapping[str, Any], module: nn.Module) -> None:
+    """Check what is said of layers by name.
+
+    :param layers: by dotted name of a module or a parameter
+    :param module: the model
+    :raises ValueError: there is no such layer, or no such word
+    """
+    known = {*dict(module.named_modules()), *dict(module.named_parameters())}
+    for name, said in layers.items():
+        if name not in known:
+            near = get_close_matches(name, known, 1)
+            raise ValueError(
+                f"layers names {name!r}, which is no module or parameter of the model"
+                + (f": did you mean {near[0]!r}?" if near else ".")
+            )
+        if said not in BY_NAME:
+            raise ValueError(
+                f"layers[{name!r}] must be 'diagonal', or None to leave the layer alone, got {said!r}."
+            )
 
 
 def _check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
@@ -82,13 +114,19 @@ def _check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}.")
 
 
-def as_groups(module: nn.Module, given: Iterable[Any] | None) -> list[dict[str, Any]]:
+def as_groups(
+    module: nn.Module, given: Iterable[Any] | None, left_out: Callable[[str], bool]
+) -> list[dict[str, Any]]:
     """Return parameter groups as torch's optimisers take them, in dictionaries of their own.
 
     :param module: the model
     :param given: groups, or the parameters of one; ``None`` for all of the model's
+    :param left_out: whether the parameter of a name is in none of those
     """
-    found = list(module.parameters() if given is None else given)
+    if given is None:
+        found: list[Any] = [p for name, p in module.named_parameters() if not left_out(name)]
+    else:
+        found = list(given)
     if found and all(isinstance(group, Mapping) for group in found):
         return [dict(group) for group in found]  # torch writes its defaults into what it is given
     return [{"params": found}]

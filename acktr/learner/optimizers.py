@@ -13,13 +13,10 @@ from torch.optim import Adam
 from acktr import distributed
 from acktr.errors import ConfigurationError
 from acktr.kfac import KFAC, Graphs
+from acktr.kfac.factors import BLOCK, WIDEST
 from acktr.kfac.graphs import CudaEngine
 from acktr.learner.settings import AdamCritic, Critic, Natural, NaturalCritic
 from acktr.networks.outputs import Outputs
-
-# A factor up to the first width is kept whole, as that of the paper's fully connected layer (1569).
-# Wider ones have diagonal blocks: 3,000 inputs take 0.9 s a rollout where whole they take 4.1.
-_WIDEST_FACTOR, _BLOCK = 2048, 1024
 
 
 class Optimizers(NamedTuple):
@@ -72,9 +69,9 @@ def build_optimizers(
         kwargs = {**common, **of.kfac_kwargs, "cg_iterations": of.cg_iterations}
         wide = _wide_layers(policy, params)
         if wide and "max_factor_size" not in kwargs:
-            kwargs["max_factor_size"] = _BLOCK
+            kwargs["max_factor_size"] = BLOCK  # of all layers, as saved files have it
             notes.append(
-                f"K-FAC keeps the factors of {', '.join(wide)} as blocks of at most {_BLOCK} "
+                f"K-FAC keeps the factors of {', '.join(wide)} as blocks of at most {BLOCK} "
                 "coordinates: whole ones of that width are slow. "
                 "natural=Natural(kfac_kwargs=dict(max_factor_size=None)) keeps them whole."
             )
@@ -106,7 +103,7 @@ def _wide_layers(policy: nn.Module, params: list[nn.Parameter]) -> list[str]:
         f"{name} ({weight[0].numel()} inputs, {len(weight)} outputs)"
         for name, module in policy.named_modules()
         if isinstance(module, layers) and (weight := module.weight) in ours
-        if max(weight[0].numel(), len(weight)) > _WIDEST_FACTOR
+        if max(weight[0].numel(), len(weight)) > WIDEST
     ]
 
 

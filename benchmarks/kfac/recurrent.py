@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.distributions import Normal
 
 from acktr.kfac import KFAC
-from acktr.kfac.blocks import RECURRENT
+from acktr.kfac.options import RECURRENT
 from benchmarks.faults.measure import existing
 from benchmarks.kfac.race import GRIDS, RESULTS, append, races
 from benchmarks.markdown import markdown_table

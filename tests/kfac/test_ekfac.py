@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Normal
 
-from acktr.kfac import KFAC, ekfac
+from acktr.kfac import KFAC, samples
 from acktr.kfac.blocks import KroneckerBlock
 from acktr.kfac.exact import flatten
 
@@ -88,7 +88,7 @@ def eigenbasis(block: KroneckerBlock) -> Tensor:
 @pytest.mark.parametrize(("build", "shape"), NETS.values(), ids=NETS)
 def test_the_moments_are_the_diagonal_of_the_exact_fisher(build, shape, options, observe, monkeypatch):
     """...in the eigenbasis; so the block is nearer to the exact one than K-FAC's, and has its trace."""
-    monkeypatch.setattr(ekfac, "MAX_ENTRIES", 100)  # samples in several parts
+    monkeypatch.setattr(samples, "MAX_ENTRIES", 100)  # samples in several parts
     net, x = build(), inputs(shape)
     kfac = KFAC(net, lr=0.0, stat_decay=1.0, inverse="ekfac", **options)
     observe(kfac, lambda: [Normal(net(x), SIGMA)])
@@ -260,9 +260,9 @@ def test_rows_that_are_no_samples_count_by_themselves():
     """Seven rows and two samples: nobody knows what belongs together."""
     a, g = torch.randn(7, 3), torch.randn(7, 2)
     rows = a.unsqueeze(-2), g.unsqueeze(-2), False
-    moments = ekfac.second_moments([rows], 2, 3, torch.float64)
+    moments = samples.second_moments([rows], 2, 3, torch.float64)
     torch.testing.assert_close(moments, g.square().T @ a.square() / 2)
-    both = ekfac.second_moments([rows, (rows[0][:2], rows[1][:2], False)], 2, 3, torch.float64)
+    both = samples.second_moments([rows, (rows[0][:2], rows[1][:2], False)], 2, 3, torch.float64)
     torch.testing.assert_close(both, moments + g[:2].square().T @ a[:2].square() / 2)
 
 

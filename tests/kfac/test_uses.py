@@ -6,7 +6,8 @@ from torch import Tensor, nn
 from torch.distributions import Normal
 
 from acktr.kfac import KFAC
-from acktr.kfac.blocks import DiagonalBlock, KroneckerBlock
+from acktr.kfac.blocks import KroneckerBlock
+from acktr.kfac.diagonal import DiagonalBlock
 
 from . import oracle
 from .models import MODELS, inputs

@@ -25,13 +25,16 @@ NETS = {
         (4, 4, None),
         (9, None, None),
         (3, 1, (3, 1)),
+        (2049, "auto", None),  # 2048 inputs and a bias
+        (3000, "auto", (3, 1000)),
+        (50257, "auto", (50, 1006)),
     ],
 )
 def test_split_shape(size, bound, shape):
     assert split_shape(size, bound) == shape
     if shape is not None:
         k, s = shape
-        assert s <= bound
+        assert s <= (1024 if bound == "auto" else bound)
         assert 0 <= k * s - size < k
 
 
@@ -129,7 +132,44 @@ def test_states_of_other_splits_are_refused_and_the_own_one_is_restored():
             assert torch.equal(mine, theirs)
 
 
-@pytest.mark.parametrize("bound", [0, -3])
+def wide_classifier() -> nn.Sequential:
+    """An embedding and an output layer of more words than a whole factor may have."""
+    return nn.Sequential(nn.Embedding(2100, 3), nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2100))
+
+
+def test_wide_layers_are_split_by_themselves_and_say_so_once(caplog):
+    net = wide_classifier()
+    kfac = KFAC(net)
+    for _ in range(2):
+        with kfac.capture():
+            out = net(torch.randint(2100, (5,)))
+        kfac.update_curvature(Categorical(logits=out))
+    shapes = {name: [tuple(x.shape) for x in pair] for name, pair in kfac.factors().items()}
+    assert shapes == {
+        "0": [(2100,), (3, 3)],  # one number a word
+        "1": [(4, 4), (4, 4)],
+        "3": [(5, 5), (3, 700, 700)],
+    }
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said == (
+        "K-FAC keeps the factors of 3 (2100, 4) as blocks of at most 1024 coordinates, as they are "
+        "wider than 2048: max_factor_size=None keeps them whole."
+    )
+
+
+@pytest.mark.parametrize("bound", [None, 1500])
+def test_what_is_asked_for_is_not_told(bound, caplog):
+    net = wide_classifier()
+    kfac = KFAC(net, max_factor_size=bound)
+    with kfac.capture():
+        out = net(torch.randint(2100, (5,)))
+    kfac.update_curvature(Categorical(logits=out))
+    width = 2100 if bound is None else 1050
+    assert kfac.factors()["3"][1].shape[-1] == width
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("bound", [0, -3, "all"])
 def test_a_bound_below_one_is_refused(bound):
     with pytest.raises(ValueError, match="max_factor_size must be at least 1"):
         KFAC(nn.Linear(2, 2), max_factor_size=bound)
