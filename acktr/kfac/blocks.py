@@ -14,19 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from acktr.kfac.assignment import Spec
-from acktr.kfac.factors import (
-    Gram,
-    RunningAverage,
-    diagonal_blocks,
-    factor_shape,
-    join,
-    multiply_left,
-    multiply_right,
-    split_shape,
-    statistics_like,
-)
+from acktr.kfac.averages import Gram, RunningAverage, statistics_like
+from acktr.kfac.factors import Batched, BlockDiagonal, factor_of
 from acktr.kfac.forms import Form
-from acktr.kfac.inverses import Pair
+from acktr.kfac.inverses import INVERSES, Kinds, Method, Pair
 from acktr.kfac.options import BlockOptions
 from acktr.kfac.refresh import SafeInverse
 from acktr.kfac.samples import (
@@ -151,17 +142,32 @@ class KroneckerBlock(Block):
         assert spec.form is not None
         self.form: Form = spec.form
         self.options = options
-        self.inverse = SafeInverse(options.inverse)
+        self.inverse = SafeInverse(self.method, self.kinds)
+
+    @property
+    def method(self) -> Method:
+        """How the factors are inverted."""
+        return INVERSES[self.options.inverse]
+
+    @property
+    def kinds(self) -> Kinds:
+        """How the factors are kept."""
+        return self._kinds(self.params)
+
+    def _kinds(self, params: dict[str, nn.Parameter]) -> Kinds:
+        groups, columns, rows = self._sizes(params)
+        bound, words = self.options.max_factor_size, self.form.words and "weight" in params
+        return Kinds(factor_of(columns, groups, bound, words), factor_of(rows, groups, bound))
 
     @property
     def needs_samples(self) -> bool:
         """Whether statistics need to know which rows are of one sample."""
-        return self.options.weight_sharing != "expand" or self.options.inverse == "ekfac"
+        return self.options.weight_sharing != "expand"
 
     def reset(self) -> None:
         """Forget statistics and inverse."""
         super().reset()
-        self.inverse = SafeInverse(self.inverse.kind, self.inverse.form)
+        self.inverse = SafeInverse(self.method, self.kinds)
 
     def statistics(self, uses: Sequence[Used], batch: Batch) -> tuple[Tensor | Gram, ...]:
         """Return ``A = sum a a' / N`` and ``S = sum g g' / M`` over all uses of the weight.
@@ -197,14 +203,8 @@ class KroneckerBlock(Block):
         A, S = self._input_factor(a, g, uses, batch), Gram(g, max(g.shape[-2], 1))
         if batch.partial:
             S = Gram(g * counted_rows(g).sum().clamp_min(1.0).rsqrt(), 1.0)
-        if group is not None:
-            return A, S
-        a_split, s_split = self._splits(self.params)
-        if isinstance(A, Gram):
-            A = A.split(a_split)
-        elif a_split is not None and A.ndim == 2:
-            A = diagonal_blocks(A, a_split)
-        return A, S.split(s_split)
+        kinds = self.inverse.kinds
+        return (A.split(kinds.A) if isinstance(A, Gram) else A), S.split(kinds.S)
 
     def _rows(
         self, uses: Sequence[Used], batch: Batch, group: int | None
@@ -240,27 +240,16 @@ class KroneckerBlock(Block):
         width = columns + ("bias" in params) if "weight" in params else 1
         return tuple(groups), width, rows
 
-    def _splits(
-        self, params: dict[str, nn.Parameter]
-    ) -> tuple[tuple[int, int] | None, tuple[int, int] | None]:
-        groups, columns, rows = self._sizes(params)
-        # The factors of a grouped convolution are divided by its groups already.
-        bound = None if groups else self.options.max_factor_size
-        return split_shape(columns, bound), split_shape(rows, bound)
-
     @property
     def is_split(self) -> bool:
         """Whether a factor is kept as diagonal blocks."""
-        words = self.form.words and "weight" in self.params
-        a_split, s_split = self._splits(self.params)
-        return (a_split is not None and not words) or s_split is not None
+        return any(isinstance(kind, BlockDiagonal) for kind in self.inverse.kinds)
 
     @property
     def pair(self) -> Pair:
         """The factors of now."""
-        groups, columns, rows = self._sizes(self.params)
         A, S = self.average.values
-        return Pair(A, S, (columns, rows), bool(groups))
+        return Pair(A, S, self.inverse.kinds)
 
     @property
     def has_inverse(self) -> bool:
@@ -295,15 +284,16 @@ class KroneckerBlock(Block):
         A, S = self.average.values
         D = self._to_matrix(steps)
         rows, columns = D.shape[-2:]
-        return torch.sum(D * multiply_right(multiply_left(S, D), A)[..., :rows, :columns])
+        of_A, of_S = self.inverse.kinds
+        return torch.sum(D * of_A.right(of_S.left(S, D), A)[..., :rows, :columns])
 
     def dense(self) -> Tensor:
         """``kron(S, A)``; with groups, one such block after the other on the diagonal."""
-        A, S, (columns, rows), grouped, _ = self.pair
-        if grouped:
+        A, S, (of_A, of_S), _ = self.pair
+        if isinstance(of_S, Batched):
             blocks: Tensor = torch.block_diag(*map(torch.kron, S, A))
             return blocks
-        return torch.kron(join(S, rows), join(A, columns))
+        return torch.kron(of_S.dense(S), of_A.dense(A))
 
     def scale(self, factor: float) -> None:
         """Multiply S, and so the product."""
@@ -316,25 +306,21 @@ class KroneckerBlock(Block):
     def check_state(self, state: dict[str, Any]) -> None:
         """Refuse other shapes, and an inverse of the other form."""
         super().check_state(state)
-        other = ("moments" in state["average"]) != (self.inverse.kind == "ekfac")
-        if other or len(state["inverse"]["tensors"]) not in (0, len(self.inverse.form.names)):
+        names = self.method.names
+        kind = "ekfac" if self.method.is_held else self.options.inverse
+        other = ("moments" in state["average"]) != self.method.is_held
+        if other or len(state["inverse"]["tensors"]) not in (0, len(names)):
             raise ValueError(
                 f"The inverse of block {self.name!r} in this state is not of the form "
-                f"inverse={self.inverse.kind!r}: load it into a KFAC with the other form."
+                f"inverse={kind!r}: load it into a KFAC with the other form."
             )
 
     def shapes(self, params: dict[str, nn.Parameter]) -> list[tuple[int, ...]]:
         """Return the shapes of A and S."""
-        groups, columns, rows = self._sizes(params)
-        a_split, s_split = self._splits(params)
-        A = (
-            (columns,)
-            if self.form.words and "weight" in params
-            else factor_shape(groups, columns, a_split)
-        )
-        return [A, factor_shape(groups, rows, s_split)]
+        return [kind.shape for kind in self._kinds(params)]
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore :meth:`state_dict`."""
         super().load_state_dict(state)
+        self.inverse = SafeInverse(self.method, self.kinds)
         self.inverse.load_state_dict(state["inverse"], self.like)

@@ -21,9 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from acktr.kfac.assignment import Spec
+from acktr.kfac.averages import Gram, RunningAverage
 from acktr.kfac.blocks import KroneckerBlock
-from acktr.kfac.factors import Gram, RunningAverage, multiply_left, multiply_right
-from acktr.kfac.inverses import EigenInverse, rotate, spectrum_shape
+from acktr.kfac.factors import Dense, Diagonal
+from acktr.kfac.inverses import Eigenbasis, EigenInverse, Method, rotate
 from acktr.kfac.options import BlockOptions
 from acktr.kfac.samples import Batch, second_moments, use_by_sample
 from acktr.kfac.uses import Used
@@ -66,6 +67,16 @@ class EigenvalueCorrectedBlock(KroneckerBlock):
         self.average = CorrectedAverage(options.decay)
         self._basis: list[Tensor] = []  # that M is taken in
 
+    @property
+    def method(self) -> Method:
+        """The eigenbasis alone."""
+        return Eigenbasis
+
+    @property
+    def needs_samples(self) -> bool:
+        """Whether statistics need to know which rows are of one sample: the moments do."""
+        return True
+
     def reset(self) -> None:
         """Forget statistics, basis and moments."""
         super().reset()
@@ -104,15 +115,15 @@ class EigenvalueCorrectedBlock(KroneckerBlock):
         A_vectors, S_vectors = (x.to(dtype) for x in self._basis)
         if group is not None:
             A_vectors, S_vectors = A_vectors[group], S_vectors[group]
-        g = _rotated(g.to(dtype), S_vectors)
+        kinds = self.inverse.kinds
+        g = _rotated(g.to(dtype), S_vectors, kinds.S)
         if "weight" not in self.params:  # only the bias learns: its input is the constant 1
             a = torch.ones_like(g[..., :1])
-        elif not (a.is_floating_point() or A_vectors.numel()):
+        elif isinstance(kinds.A, Diagonal):  # of words
             return a, g, whole
         elif "bias" in self.params:
             a = torch.cat([a, a.new_ones((*a.shape[:-1], 1))], -1)
-        a = a.to(dtype)
-        return (_rotated(a, A_vectors) if A_vectors.numel() else a), g, whole
+        return _rotated(a.to(dtype), A_vectors, kinds.A), g, whole
 
     def _follow_basis(self) -> None:
         """Bring the moments into the basis of now.
@@ -128,9 +139,10 @@ class EigenvalueCorrectedBlock(KroneckerBlock):
         if self._basis:
             (A_new, S_new), (A_old, S_old) = basis, self._basis
             moments = average.values[0].view_as(spectrum)
-            moments = multiply_left((S_new.mT @ S_old).square(), moments)
-            if A_new.numel():
-                moments = multiply_right(moments, (A_old.mT @ A_new).square())
+            kinds = self.inverse.kinds
+            moments = kinds.S.left((S_new.mT @ S_old).square(), moments)
+            if not isinstance(kinds.A, Diagonal):
+                moments = kinds.A.right(moments, (A_old.mT @ A_new).square())
             # On an accelerator a basis may have been zeros, in the place of one that failed.
             there = S_old.any()
             moments = torch.where(there, moments, spectrum)
@@ -149,7 +161,8 @@ class EigenvalueCorrectedBlock(KroneckerBlock):
     def _scaled(self, matrix: Tensor, scales: Tensor) -> Tensor:
         """Multiply each coordinate in the eigenbasis by a number of its own."""
         rows, columns = matrix.shape[-2:]
-        return EigenInverse.apply([*self._basis, scales], matrix)[..., :rows, :columns]
+        scaled = EigenInverse.apply(self.inverse.kinds, [*self._basis, scales], matrix)
+        return scaled[..., :rows, :columns]
 
     def precondition(self, grads: Sequence[Tensor], damping: float) -> list[Tensor]:
         """``Q_S [(Q_S' G Q_A) / (M + lambda)] Q_A'``; without damping, what no sample moves stays."""
@@ -167,7 +180,8 @@ class EigenvalueCorrectedBlock(KroneckerBlock):
         if not self.has_inverse:
             return super().quadratic(steps)
         moments = self.moments
-        return torch.sum(moments * rotate([*self._basis, moments], self._to_matrix(steps)).square())
+        rotated = rotate(self.inverse.kinds, self._basis, self._to_matrix(steps))
+        return torch.sum(moments * rotated.square())
 
     def dense(self) -> Tensor:
         """Return the block of the Fisher, ``(P, P)``: column by column what it makes of a step."""
@@ -184,9 +198,7 @@ class EigenvalueCorrectedBlock(KroneckerBlock):
 
         A vector, because of square matrices only a triangle travels between processes.
         """
-        A, S = super().shapes(params)
-        grouped = bool(self._sizes(params)[0])
-        return [A, S, (math.prod(spectrum_shape(A, S, grouped)),)]
+        return [*super().shapes(params), (math.prod(self._kinds(params).spectrum_shape),)]
 
     def average_shapes(self, params: dict[str, nn.Parameter]) -> list[tuple[int, ...]]:
         """Return the shapes of A and S alone."""
@@ -214,8 +226,8 @@ class EigenvalueCorrectedBlock(KroneckerBlock):
         self._basis = self.inverse.tensors[:2] if self.average.moments.values else []
 
 
-def _rotated(rows: Tensor, vectors: Tensor) -> Tensor:
-    """Multiply rows ``(..., N, T, d)`` by eigenvectors, of a whole factor or of one that is split."""
+def _rotated(rows: Tensor, vectors: Tensor, kind: Dense) -> Tensor:
+    """Multiply rows ``(..., N, T, d)`` by eigenvectors."""
     samples = rows.shape[-3:-1]
-    rotated: Tensor = multiply_right(rows.flatten(-3, -2), vectors).unflatten(-2, samples)
+    rotated: Tensor = kind.into_basis(rows.flatten(-3, -2), vectors).unflatten(-2, samples)
     return rotated

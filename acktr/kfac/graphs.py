@@ -214,7 +214,9 @@ def check_capturable(kfac: KFAC) -> None:
 
     :raises ValueError: names the option, and what to do
     """
-    kind, chain = kfac.block_options.inverse, kfac.block_options.recurrent
+    options = kfac.block_options
+    chain = options.recurrent
+    kind = "ekfac" if options.approximation == "ekfac" else options.inverse
     adapts = any(group["adapt_damping"] for group in kfac.param_groups)
     for holds, option in (
         (kind != "cholesky", f"inverse={kind!r}, whose decomposition waits for the device"),

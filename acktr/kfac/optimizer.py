@@ -23,12 +23,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from acktr.kfac.averages import statistics_like
 from acktr.kfac.blocks import Block
 from acktr.kfac.capture import Capture
 from acktr.kfac.comm import comm_of, group_of
 from acktr.kfac.curvature import average_in, draw_statistics, share
 from acktr.kfac.damping import Promise, adapt, promised_reduction
-from acktr.kfac.factors import statistics_like
 from acktr.kfac.likelihood import Likelihood, accumulated, likelihoods_of
 from acktr.kfac.measured import Call, Measured, Taken, hold
 from acktr.kfac.plan import apply_steps, prepare

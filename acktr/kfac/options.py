@@ -10,6 +10,7 @@ import torch
 
 WEIGHT_SHARING = ("expand", "reduce")
 RECURRENT = ("independent", "lgm-1", "lgm-2")
+APPROXIMATIONS = ("kfac", "ekfac")
 BY_NAME = ("diagonal", None)  # None leaves the parameters alone
 
 
@@ -18,6 +19,7 @@ class BlockOptions(NamedTuple):
 
     :param decay: rho of the running averages
     :param inverse: key of :data:`acktr.kfac.inverses.INVERSES`
+    :param approximation: one of :data:`APPROXIMATIONS`
     :param weight_sharing: one of :data:`WEIGHT_SHARING`
     :param max_factor_size: wider factors are split into diagonal blocks; ``None`` for no bound,
         ``"auto"`` as :func:`acktr.kfac.factors.split_shape` has it
@@ -28,6 +30,7 @@ class BlockOptions(NamedTuple):
 
     decay: float
     inverse: str = "cholesky"
+    approximation: str = "kfac"
     weight_sharing: str = "expand"
     max_factor_size: int | str | None = "auto"
     statistics_dtype: torch.dtype | None = None

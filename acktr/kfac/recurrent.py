@@ -26,11 +26,11 @@ import torch
 from torch import Tensor, nn
 
 from acktr.kfac.assignment import Spec
+from acktr.kfac.averages import Gram
 from acktr.kfac.blocks import KroneckerBlock
-from acktr.kfac.factors import Gram, split_shape
-from acktr.kfac.inverses import EigenInverse, Inverted, Pair, damping_shifts
+from acktr.kfac.factors import split_shape
+from acktr.kfac.inverses import EigenInverse, Inverted, Kinds, Method, Pair, damping_shifts
 from acktr.kfac.options import BlockOptions
-from acktr.kfac.refresh import SafeInverse
 from acktr.kfac.samples import Batch, counted_rows, use_by_sample
 from acktr.kfac.uses import Used
 
@@ -159,16 +159,16 @@ class EndlessChain(EigenInverse):
         return found
 
     @staticmethod
-    def shapes(pair: Pair) -> list[tuple[int, ...]]:
+    def shapes(kinds: Kinds) -> list[tuple[int, ...]]:
         """Return the shapes of the inverse's tensors."""
-        A, S = tuple(pair.A.shape), tuple(pair.S.shape)
+        A, S = kinds.A.shape, kinds.S.shape
         return [A, S, A, S, (S[0], A[0])]
 
     @staticmethod
-    def apply(tensors: list[Tensor], gradient: Tensor) -> Tensor:
+    def apply(kinds: Kinds, tensors: Sequence[Tensor], gradient: Tensor) -> Tensor:
         """Precondition a gradient matrix of shape ``(out, in)``."""
         A_psi, S_psi, *spectrum = tensors
-        solved = EigenInverse.apply(spectrum, gradient - S_psi @ gradient @ A_psi.T)
+        solved = EigenInverse.apply(kinds, spectrum, gradient - S_psi @ gradient @ A_psi.T)
         return solved - S_psi.T @ solved @ A_psi
 
     @classmethod
@@ -253,9 +253,16 @@ class LinearGaussianBlock(KroneckerBlock):
 
     def __init__(self, spec: Spec, params: dict[str, nn.Parameter], options: BlockOptions) -> None:
         super().__init__(spec, params, options)
-        self._chain = CHAINS[options.recurrent]
-        self.inverse = SafeInverse(options.inverse, self._chain)
         self._curvature: tuple[tuple[Tensor, ...], list[int], list[Tensor]] = ((), [], [])
+
+    @property
+    def method(self) -> Method:
+        """The inverse of the chain."""
+        return self._chain
+
+    @property
+    def _chain(self) -> type[SymmetricChain] | type[EndlessChain]:
+        return CHAINS[self.options.recurrent]
 
     @property
     def needs_samples(self) -> bool:
@@ -308,7 +315,7 @@ class LinearGaussianBlock(KroneckerBlock):
     def pair(self) -> Pair:
         """The factors of now, and their lags."""
         A, S, lags = self.average.values
-        return Pair(A, S, self._sizes(self.params)[1:], False, lags)
+        return Pair(A, S, self.inverse.kinds, lags)
 
     @property
     def _undamped(self) -> list[Tensor]:

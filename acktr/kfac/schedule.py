@@ -233,7 +233,7 @@ def _source(statistics: int, damping: float | Tensor) -> tuple[int, float] | Non
 
 
 def _cost(block: KroneckerBlock) -> int:
-    return sum(x.numel() * x.shape[-1] for x in block.average.values if x.ndim > 1)
+    return sum(kind.cost for kind in block.inverse.kinds)
 
 
 def _invert(

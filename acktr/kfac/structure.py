@@ -226,7 +226,7 @@ class Structure:
         params = {key: self.parameters.by_name[name] for key, name in spec.params}
         if spec.form is None:
             return DiagonalBlock(spec, params, self.options.decay)
-        kind = EigenvalueCorrectedBlock if self.options.inverse == "ekfac" else KroneckerBlock
+        kind = EigenvalueCorrectedBlock if self.options.approximation == "ekfac" else KroneckerBlock
         holder, _ = self.parameters.holder(params[spec.params[0][0]])
         if is_chain(spec, self.parameters.type_of(holder), self.options):
             kind = LinearGaussianBlock

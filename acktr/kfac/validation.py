@@ -55,7 +55,7 @@ def block_options(
     """
     if not 0.0 < stat_decay <= 1.0:
         raise ValueError(f"stat_decay must lie in (0, 1], got {stat_decay}.")
-    _check_choice("inverse", inverse, tuple(INVERSES))
+    _check_choice("inverse", inverse, (*INVERSES, "ekfac"))
     _check_choice("weight_sharing", weight_sharing, WEIGHT_SHARING)
     if isinstance(max_factor_size, str):
         fits = max_factor_size == "auto"
@@ -83,9 +83,9 @@ def block_options(
                 f"recurrent={recurrent!r} goes with {option}={only!r} alone, got {option}={value!r}: "
                 "leave one out."
             )
-    return BlockOptions(
-        stat_decay, inverse, weight_sharing, max_factor_size, dtype, recurrent, dict(layers)
-    )
+    method, kind = ("eigen", "ekfac") if inverse == "ekfac" else (inverse, "kfac")
+    sizes = weight_sharing, max_factor_size
+    return BlockOptions(stat_decay, method, kind, *sizes, dtype, recurrent, dict(layers))
 
 
 def check_layers(layers: Mapping[str, Any], module: nn.Module) -> None:

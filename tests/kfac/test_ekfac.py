@@ -10,6 +10,7 @@ from torch.distributions import Normal
 from acktr.kfac import KFAC, samples
 from acktr.kfac.blocks import KroneckerBlock
 from acktr.kfac.exact import flatten
+from acktr.kfac.factors import Batched
 
 from . import oracle
 from .test_weight_sharing import SumOverPositions
@@ -76,8 +77,8 @@ def kronecker_blocks(kfac: KFAC) -> list[KroneckerBlock]:
 def eigenbasis(block: KroneckerBlock) -> Tensor:
     """Q_S (x) Q_A of one block as columns over its (out, in + 1) matrix, group by group."""
     A, S, _ = block.inverse.tensors
-    columns, rows = block.pair.sizes
-    if block.pair.grouped:
+    columns, rows = (kind.size for kind in block.pair.kinds)
+    if isinstance(block.pair.kinds.S, Batched):
         return torch.block_diag(*map(torch.kron, S, A))
     A = A if A.numel() else torch.eye(columns)
     whole = [torch.block_diag(*x) if x.ndim == 3 else x for x in (S, A)]

@@ -30,7 +30,7 @@ def mlp() -> nn.Sequential:
 def damped(kfac: KFAC, damping: float) -> Tensor:
     """K-FAC's damped matrix."""
     kind = kfac.block_options.inverse
-    if kind == "ekfac":
+    if kfac.block_options.approximation == "ekfac":
         whole = dense(kfac)
         return whole + damping * torch.eye(len(whole))
     whole = torch.zeros_like(dense(kfac))
