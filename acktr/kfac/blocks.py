@@ -18,7 +18,7 @@ from acktr.kfac.averages import Gram, RunningAverage, statistics_like
 from acktr.kfac.factors import Batched, BlockDiagonal, factor_of
 from acktr.kfac.forms import Form
 from acktr.kfac.inverses import INVERSES, Kinds, Method, Pair
-from acktr.kfac.options import BlockOptions
+from acktr.kfac.options import Curvature
 from acktr.kfac.refresh import SafeInverse
 from acktr.kfac.samples import (
     Batch,
@@ -137,8 +137,8 @@ class KroneckerBlock(Block):
     :param options: how factors are made and inverted
     """
 
-    def __init__(self, spec: Spec, params: dict[str, nn.Parameter], options: BlockOptions) -> None:
-        super().__init__(spec, params, options.decay)
+    def __init__(self, spec: Spec, params: dict[str, nn.Parameter], options: Curvature) -> None:
+        super().__init__(spec, params, options.stat_decay)
         assert spec.form is not None
         self.form: Form = spec.form
         self.options = options
@@ -307,12 +307,12 @@ class KroneckerBlock(Block):
         """Refuse other shapes, and an inverse of the other form."""
         super().check_state(state)
         names = self.method.names
-        kind = "ekfac" if self.method.is_held else self.options.inverse
         other = ("moments" in state["average"]) != self.method.is_held
         if other or len(state["inverse"]["tensors"]) not in (0, len(names)):
             raise ValueError(
                 f"The inverse of block {self.name!r} in this state is not of the form "
-                f"inverse={kind!r}: load it into a KFAC with the other form."
+                f"approximation={self.options.approximation!r}, inverse={self.options.inverse!r}: "
+                "load it into a KFAC with the same curvature."
             )
 
     def shapes(self, params: dict[str, nn.Parameter]) -> list[tuple[int, ...]]:

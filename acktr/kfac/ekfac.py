@@ -7,7 +7,7 @@ diagonal: the second moments of the gradients G of single samples ::
     M = E[(Q_S' G Q_A)^2],    G = sum_t g_t a_t',    F ~ (Q_S (x) Q_A) diag(M) (Q_S (x) Q_A)'
 
 M is the diagonal of the exact block in this basis, so no other diagonal is nearer to the block in the
-Frobenius norm, K-FAC's own included (their eq. 6). The basis is made anew at ``inverse_period``; M is
+Frobenius norm, K-FAC's own included (their eq. 6). The basis is made anew as inverses are; M is
 averaged at each ``update_curvature``, in the basis of that time, and follows it into the next one.
 """
 
@@ -25,7 +25,7 @@ from acktr.kfac.averages import Gram, RunningAverage
 from acktr.kfac.blocks import KroneckerBlock
 from acktr.kfac.factors import Dense, Diagonal
 from acktr.kfac.inverses import Eigenbasis, EigenInverse, Method, rotate
-from acktr.kfac.options import BlockOptions
+from acktr.kfac.options import Curvature
 from acktr.kfac.samples import Batch, second_moments, use_by_sample
 from acktr.kfac.uses import Used
 
@@ -62,9 +62,9 @@ class EigenvalueCorrectedBlock(KroneckerBlock):
 
     average: CorrectedAverage
 
-    def __init__(self, spec: Spec, params: dict[str, nn.Parameter], options: BlockOptions) -> None:
+    def __init__(self, spec: Spec, params: dict[str, nn.Parameter], options: Curvature) -> None:
         super().__init__(spec, params, options)
-        self.average = CorrectedAverage(options.decay)
+        self.average = CorrectedAverage(options.stat_decay)
         self._basis: list[Tensor] = []  # that M is taken in
 
     @property

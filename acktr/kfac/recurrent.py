@@ -30,7 +30,7 @@ from acktr.kfac.averages import Gram
 from acktr.kfac.blocks import KroneckerBlock
 from acktr.kfac.factors import split_shape
 from acktr.kfac.inverses import EigenInverse, Inverted, Kinds, Method, Pair, damping_shifts
-from acktr.kfac.options import BlockOptions
+from acktr.kfac.options import Curvature
 from acktr.kfac.samples import Batch, counted_rows, use_by_sample
 from acktr.kfac.uses import Used
 
@@ -228,7 +228,7 @@ def steps_of(pair: Pair) -> int:
     return max(1, round(1.0 / (1.0 - float(pair.lags[-1]))))
 
 
-def is_chain(spec: Spec, module: type[nn.Module], options: BlockOptions) -> bool:
+def is_chain(spec: Spec, module: type[nn.Module], options: Curvature) -> bool:
     """Whether a block is of a recurrent layer's weight, and one that can be taken for a chain.
 
     A weight frozen from the start has no matrix, and a factor wider than ``max_factor_size`` is split:
@@ -251,7 +251,7 @@ class LinearGaussianBlock(KroneckerBlock):
     many neighbours in time there are for each step, which is ``1 - 1/T`` of T steps.
     """
 
-    def __init__(self, spec: Spec, params: dict[str, nn.Parameter], options: BlockOptions) -> None:
+    def __init__(self, spec: Spec, params: dict[str, nn.Parameter], options: Curvature) -> None:
         super().__init__(spec, params, options)
         self._curvature: tuple[tuple[Tensor, ...], list[int], list[Tensor]] = ((), [], [])
 

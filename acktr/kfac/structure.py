@@ -29,7 +29,7 @@ from acktr.kfac.factors import BLOCK, WIDEST
 from acktr.kfac.forms import Form, of_legacy
 from acktr.kfac.graph import Graph, Sites, trace
 from acktr.kfac.likelihood import OutputCotangent
-from acktr.kfac.options import BlockOptions
+from acktr.kfac.options import Curvature
 from acktr.kfac.recurrent import LinearGaussianBlock, is_chain
 from acktr.kfac.uses import Layout
 
@@ -56,9 +56,10 @@ class Structure:
     :param module: the model
     :param options: how factors are made and inverted
     :raises TypeError: not a model
+    :raises ValueError: what is said of layers names none
     """
 
-    def __init__(self, module: Any, options: BlockOptions) -> None:
+    def __init__(self, module: Any, options: Curvature) -> None:
         if not isinstance(module, nn.Module):
             raise TypeError(
                 f"KFAC needs the torch.nn.Module itself, not {type(module).__name__}: pass the model, "
@@ -66,6 +67,7 @@ class Structure:
             )
         self.module: nn.Module = module
         self.options = options
+        options.check_names({*dict(module.named_modules()), *dict(module.named_parameters())})
         self.groups: list[list[nn.Parameter]] = []
         self.blocks: list[list[Block]] = []  # of each group
         self._known: dict[Hashable, Known] = {}
@@ -213,10 +215,11 @@ class Structure:
     def _tell_of_wide(self, blocks: Sequence[Block]) -> None:
         """Say which layers have factors in parts that nobody asked for."""
         wide = [b for b in blocks if isinstance(b, KroneckerBlock) and b.is_split]
-        if wide and self.options.max_factor_size == "auto":
+        wide = [b for b in wide if b.options.max_factor_size == "auto"]
+        if wide:
             _LOG.warning(
                 "K-FAC keeps the factors of %s as blocks of at most %d coordinates, as they are wider "
-                "than %d: max_factor_size=None keeps them whole.",
+                "than %d: Curvature(max_factor_size=None) keeps them whole.",
                 ", ".join(f"{b.name or 'the model'} {tuple(b.form.shape)}" for b in wide),
                 BLOCK,
                 WIDEST,
@@ -225,12 +228,13 @@ class Structure:
     def _build(self, spec: Spec) -> Block:
         params = {key: self.parameters.by_name[name] for key, name in spec.params}
         if spec.form is None:
-            return DiagonalBlock(spec, params, self.options.decay)
-        kind = EigenvalueCorrectedBlock if self.options.approximation == "ekfac" else KroneckerBlock
+            return DiagonalBlock(spec, params, self.options.stat_decay)
+        options = self.options.of(spec.params[0][1]) or self.options
+        kind = EigenvalueCorrectedBlock if options.approximation == "ekfac" else KroneckerBlock
         holder, _ = self.parameters.holder(params[spec.params[0][0]])
-        if is_chain(spec, self.parameters.type_of(holder), self.options):
+        if is_chain(spec, self.parameters.type_of(holder), options):
             kind = LinearGaussianBlock
-        return kind(spec, params, self.options)
+        return kind(spec, params, options)
 
     # ------------------------------------------------------------------ state
 

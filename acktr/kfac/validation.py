@@ -3,115 +3,39 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from numbers import Integral, Real
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from acktr.kfac.blocks import Block
 from acktr.kfac.damping import MAX_DAMPING, MIN_DAMPING
-from acktr.kfac.inverses import INVERSES
-from acktr.kfac.likelihood import ESTIMATORS
-from acktr.kfac.options import BY_NAME, RECURRENT, WEIGHT_SHARING, BlockOptions
-from acktr.kfac.schedule import REFRESHES, Periods
+from acktr.kfac.options import EARLIER, GROUPS, grouped
 from acktr.kfac.structure import Structure
 
 # Of parameter groups, in states of versions that had them.
 _GONE = ("length_floor", "lengths", "cold_start")
 
 
-def check_options(fisher: str, refresh: str, periods: Periods) -> None:
-    """Check what holds for the whole optimiser.
+def with_earlier(options: Mapping[str, Any], earlier: Mapping[str, Any]) -> dict[str, Any]:
+    """Return groups of options with what was given by the names of 0.1.0, after a warning.
 
-    :param fisher: one of :data:`acktr.kfac.likelihood.ESTIMATORS`
-    :param refresh: one of :data:`acktr.kfac.schedule.REFRESHES`
-    :param periods: when curvature is made anew
-    :raises ValueError: an argument out of its range
+    :param options: the groups, as users give them
+    :param earlier: further arguments
+    :raises TypeError: one was none of 0.1.0 either
     """
-    _check_choice("fisher", fisher, ESTIMATORS)
-    _check_choice("inverse_refresh", refresh, REFRESHES)
-    for name, period in (("factor_period", periods.factors), ("inverse_period", periods.inverses)):
-        if period < 1:
-            raise ValueError(f"{name} must be at least 1, got {period}.")
-    if periods.burn_in < 0:
-        raise ValueError(f"burn_in must be 0 or more, got {periods.burn_in}.")
-
-
-def block_options(
-    stat_decay: float,
-    inverse: str,
-    weight_sharing: str,
-    max_factor_size: int | str | None,
-    statistics_dtype: torch.dtype | str | None,
-    recurrent: str,
-    layers: Mapping[str, str | None],
-) -> BlockOptions:
-    """Check how Kronecker blocks are to be made; the arguments are those of :class:`KFAC`.
-
-    :raises ValueError: an argument out of its range
-    """
-    if not 0.0 < stat_decay <= 1.0:
-        raise ValueError(f"stat_decay must lie in (0, 1], got {stat_decay}.")
-    _check_choice("inverse", inverse, (*INVERSES, "ekfac"))
-    _check_choice("weight_sharing", weight_sharing, WEIGHT_SHARING)
-    if isinstance(max_factor_size, str):
-        fits = max_factor_size == "auto"
-    else:
-        fits = max_factor_size is None or max_factor_size >= 1
-    if not fits:
-        raise ValueError(
-            f"max_factor_size must be at least 1, 'auto', or None for no bound, got {max_factor_size!r}."
-        )
-    dtype = statistics_dtype
-    if isinstance(dtype, str):  # as a preset writes it
-        dtype = getattr(torch, dtype, dtype)
-    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise ValueError(
-            "statistics_dtype must be a floating-point dtype such as torch.bfloat16, or None, got "
-            f"{statistics_dtype!r}."
-        )
-    _check_choice("recurrent", recurrent, RECURRENT)
-    for option, value, only in (
-        ("inverse", inverse, "cholesky"),  # whose damping a chain's own inverse has
-        ("weight_sharing", weight_sharing, "expand"),
-    ):
-        if recurrent != "independent" and value != only:
-            raise ValueError(
-                f"recurrent={recurrent!r} goes with {option}={only!r} alone, got {option}={value!r}: "
-                "leave one out."
-            )
-    method, kind = ("eigen", "ekfac") if inverse == "ekfac" else (inverse, "kfac")
-    sizes = weight_sharing, max_factor_size
-    return BlockOptions(stat_decay, method, kind, *sizes, dtype, recurrent, dict(layers))
-
-
-def check_layers(layers: Mapping[str, Any], module: nn.Module) -> None:
-    """Check what is said of layers by name.
-
-    :param layers: by dotted name of a module or a parameter
-    :param module: the model
-    :raises ValueError: there is no such layer, or no such word
-    """
-    known = {*dict(module.named_modules()), *dict(module.named_parameters())}
-    for name, said in layers.items():
-        if name not in known:
-            near = get_close_matches(name, known, 1)
-            raise ValueError(
-                f"layers names {name!r}, which is no module or parameter of the model"
-                + (f": did you mean {near[0]!r}?" if near else ".")
-            )
-        if said not in BY_NAME:
-            raise ValueError(
-                f"layers[{name!r}] must be 'diagonal', or None to leave the layer alone, got {said!r}."
-            )
-
-
-def _check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}.")
+    if not earlier:
+        return dict(options)
+    for name in earlier.keys() - EARLIER.keys():
+        near = get_close_matches(name, [*EARLIER, *GROUPS], 1)
+        hint = f": did you mean {near[0]!r}?" if near else "."
+        raise TypeError(f"KFAC has no argument {name!r}{hint}")
+    found, clauses = grouped({**options, **earlier})
+    warnings.warn(f"KFAC: {', '.join(clauses)}.", FutureWarning, stacklevel=3)
+    return {**options, **found}
 
 
 def as_groups(

@@ -92,7 +92,7 @@ def check_memory(policy: ActorCriticPolicy, natural: Natural, critic: Critic) ->
     name = type(policy).__name__
     for of, settings in (("natural", natural), ("critic", critic)):
         iterates = getattr(settings, "cg_iterations", 0)
-        if iterates or getattr(settings, "kfac_kwargs", {}).get("exact_scaling"):
+        if iterates or getattr(settings, "kfac_kwargs", {}).get("step_rule", {}).get("exact_scaling"):
             exact = "cg_iterations" if iterates else "kfac_kwargs with exact_scaling"
             raise ConfigurationError(
                 f"{of}.{exact} needs the exact Fisher, a second derivative, which the memory of {name} "

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from acktr.kfac import KFAC, CrossEntropy
+from acktr.kfac import KFAC, CrossEntropy, Curvature, Periods
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "kfac" / "wide.csv"
 WIDTHS, BLOCKS = (512, 1024, 2048, 3072, 4096), 1024
@@ -37,7 +37,7 @@ def step_of(width: int, max_factor_size: int | None) -> Callable[[], object]:
     """Return one step of a network, the first inverse made."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(width, 128), nn.Tanh(), nn.Linear(128, 10))
-    kfac = KFAC(model, burn_in=0, max_factor_size=max_factor_size)
+    kfac = KFAC(model, curvature=Curvature(max_factor_size=max_factor_size), periods=Periods(burn_in=0))
     x, y = torch.randn(SAMPLES, width), torch.randint(10, (SAMPLES,))
 
     def step() -> None:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.distributions import Normal
 
-from acktr.kfac import KFAC
+from acktr.kfac import KFAC, Curvature
 from acktr.kfac.blocks import KroneckerBlock
 from acktr.kfac.diagonal import DiagonalBlock
 
@@ -34,7 +34,7 @@ def test_a_diagonal_is_that_of_the_dense_fisher(model, observe):
     """Whatever is done with the parameters."""
     net, x = model.build(), inputs(model)
     fisher = oracle.fisher_by_loops(net, x, oracle.gaussian(SIGMA))
-    kfac = KFAC(net, stat_decay=1.0, layers={"": "diagonal"})
+    kfac = KFAC(net, curvature=Curvature(stat_decay=1.0, layers={"": "diagonal"}))
     observe(kfac, lambda: [Normal(net(x), SIGMA)], n_patterns=2)
     blocks = kfac._all_blocks()
     assert {name for b in blocks for _, name in b.spec.params} == {
@@ -48,7 +48,10 @@ def test_a_diagonal_is_that_of_the_dense_fisher(model, observe):
 
 def test_the_nearest_name_counts():
     net = nn.ModuleDict({"body": mlp(), "head": mlp()})
-    kfac = KFAC(net, layers={"head": "diagonal", "head.2.bias": None, "body.0.bias": "diagonal"})
+    kfac = KFAC(
+        net,
+        curvature=Curvature(layers={"head": "diagonal", "head.2.bias": None, "body.0.bias": "diagonal"}),
+    )
     with kfac.capture():
         out = net["head"](net["body"](torch.randn(6, 3))[:, [0, 1, 1]])
     kfac.update_curvature(Normal(out, 1.0))
@@ -65,7 +68,10 @@ def test_the_nearest_name_counts():
 
 def test_what_is_left_out_is_for_another_optimiser():
     net = mlp()
-    kfac, adam = KFAC(net, layers={"2": None}), torch.optim.Adam(net[2].parameters())
+    kfac, adam = (
+        KFAC(net, curvature=Curvature(layers={"2": None})),
+        torch.optim.Adam(net[2].parameters()),
+    )
     assert [id(p) for p in kfac.param_groups[0]["params"]] == [id(p) for p in net[0].parameters()]
     before = [p.detach().clone() for p in net.parameters()]
     train(kfac, net)
@@ -77,7 +83,7 @@ def test_what_is_left_out_is_for_another_optimiser():
 
 def test_a_state_is_restored():
     net = mlp()
-    kfac, other = (KFAC(net, layers={"0": "diagonal"}) for _ in range(2))
+    kfac, other = (KFAC(net, curvature=Curvature(layers={"0": "diagonal"})) for _ in range(2))
     train(kfac, net)
     other.load_state_dict(kfac.state_dict())
     for name, factors in kfac.factors().items():
@@ -90,14 +96,14 @@ def test_a_state_is_restored():
     [
         ({"1.weight": "diagonal"}, "'1.weight', which is no module or parameter .* mean '[02].weight'"),
         ({"head": None}, "names 'head', which is no module or parameter of the model"),
-        ({"0": "dense"}, r"layers\['0'\] must be 'diagonal', or None .*, got 'dense'"),
+        ({"0": "dense"}, r"layers\['0'\] is not valid: approximation must be one of .*, got 'dense'"),
     ],
 )
 def test_a_name_or_a_word_that_is_not_known_is_refused(layers, message):
     with pytest.raises(ValueError, match=message):
-        KFAC(mlp(), layers=layers)
+        KFAC(mlp(), curvature=Curvature(layers=layers))
 
 
 def test_nothing_is_left():
     with pytest.raises(ValueError, match="holds no parameters"):
-        KFAC(mlp(), layers={"": None})
+        KFAC(mlp(), curvature=Curvature(layers={"": None}))

@@ -5,9 +5,10 @@ import torch
 from torch import nn
 from torch.distributions import Categorical, Normal
 
-from acktr.kfac import KFAC
+from acktr.kfac import KFAC, Curvature
 from acktr.kfac.averages import Gram
 from acktr.kfac.factors import split_shape
+from tests.helpers.options import in_groups
 
 NETS = {
     "mlp": (lambda: nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 6)), (5,)),
@@ -62,7 +63,7 @@ def diagonal_blocks(matrix: torch.Tensor, count: int, width: int) -> torch.Tenso
 def test_split_factors_are_the_diagonal_blocks_of_whole_ones(build, shape, bound):
     net = build()
     x = torch.randn(20, *shape)
-    whole, split = KFAC(net), KFAC(net, max_factor_size=bound)
+    whole, split = KFAC(net), KFAC(net, curvature=Curvature(max_factor_size=bound))
     for _ in range(3):
         for kfac in (whole, split):
             torch.manual_seed(1)
@@ -83,7 +84,9 @@ def test_split_factors_are_the_diagonal_blocks_of_whole_ones(build, shape, bound
 @pytest.mark.parametrize("bound", [2, 3, 100])
 def test_a_split_step_is_that_of_the_dense_formula(inverse, bound):
     net = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 6))
-    kfac = KFAC(net, lr=1.0, damping=0.05, target_kl=0.01, inverse=inverse, max_factor_size=bound)
+    kfac = KFAC(
+        net, lr=1.0, damping=0.05, target_kl=0.01, **in_groups(inverse=inverse, max_factor_size=bound)
+    )
     with kfac.capture():
         out = net(torch.randn(30, 5))
     kfac.update_curvature(Categorical(logits=out))
@@ -113,7 +116,7 @@ def test_a_split_step_is_that_of_the_dense_formula(inverse, bound):
 
 def test_memory_is_bounded():
     net = nn.Linear(100, 90)
-    kfac = KFAC(net, max_factor_size=16)
+    kfac = KFAC(net, curvature=Curvature(max_factor_size=16))
     with kfac.capture():
         out = net(torch.randn(8, 100))
     kfac.update_curvature(Normal(out, 1.0))
@@ -133,12 +136,12 @@ def test_states_of_other_splits_are_refused_and_the_own_one_is_restored():
         out.square().mean().backward()
         kfac.step()
 
-    kfac = KFAC(net, max_factor_size=3)
+    kfac = KFAC(net, curvature=Curvature(max_factor_size=3))
     train(kfac)
     state = kfac.state_dict()
     with pytest.raises(ValueError, match="curvature of block '0' has shapes"):
         KFAC(net).load_state_dict(state)
-    other = KFAC(net, max_factor_size=3)
+    other = KFAC(net, curvature=Curvature(max_factor_size=3))
     other.load_state_dict(state)
     for name, factors in kfac.factors().items():
         for mine, theirs in zip(factors, other.factors()[name], strict=True):
@@ -166,14 +169,14 @@ def test_wide_layers_are_split_by_themselves_and_say_so_once(caplog):
     (said,) = [record.getMessage() for record in caplog.records]
     assert said == (
         "K-FAC keeps the factors of 3 (2100, 4) as blocks of at most 1024 coordinates, as they are "
-        "wider than 2048: max_factor_size=None keeps them whole."
+        "wider than 2048: Curvature(max_factor_size=None) keeps them whole."
     )
 
 
 @pytest.mark.parametrize("bound", [None, 1500])
 def test_what_is_asked_for_is_not_told(bound, caplog):
     net = wide_classifier()
-    kfac = KFAC(net, max_factor_size=bound)
+    kfac = KFAC(net, curvature=Curvature(max_factor_size=bound))
     with kfac.capture():
         out = net(torch.randint(2100, (5,)))
     kfac.update_curvature(Categorical(logits=out))
@@ -185,7 +188,7 @@ def test_what_is_asked_for_is_not_told(bound, caplog):
 @pytest.mark.parametrize("bound", [0, -3, "all"])
 def test_a_bound_below_one_is_refused(bound):
     with pytest.raises(ValueError, match="max_factor_size must be at least 1"):
-        KFAC(nn.Linear(2, 2), max_factor_size=bound)
+        KFAC(nn.Linear(2, 2), curvature=Curvature(max_factor_size=bound))
 
 
 @pytest.mark.parametrize("size", [1024, 1037])
