@@ -150,9 +150,11 @@ def kfac_page(text: str) -> str:
 
 
 def kfac_reference_page(text: str) -> str:
-    """Return the page of the optimiser's options with the table of wide layers made anew."""
-    begin, end = "<!-- wide: python -m benchmarks.report -->", "<!-- end of wide -->"
-    return _between_markers(text, kfac_report.wide_table(), begin, end)
+    """Return the page of the optimiser's options with its tables made anew."""
+    for name, table in (("wide", kfac_report.wide_table()), ("update", kfac_report.update_table())):
+        begin, end = f"<!-- {name}: python -m benchmarks.report -->", f"<!-- end of {name} -->"
+        text = _between_markers(text, table, begin, end)
+    return text
 
 
 def pythons_page(text: str) -> str:

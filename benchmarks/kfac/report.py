@@ -43,6 +43,21 @@ def wide_table(results: Path = RESULTS) -> str:
     return markdown_table(heads, rows)
 
 
+def update_table(results: Path = RESULTS) -> str:
+    """Return a row for each network: an update beside one with the code of before."""
+    heads = ["network", "before, ms", "now, ms", "ratio (quartiles)"]
+    rows = [
+        [
+            row["network"],
+            row["ms_before"],
+            row["ms_now"],
+            f"{row['ratio']} ({row['ratio_q1']} – {row['ratio_q3']})",
+        ]
+        for row in existing(results / "update.csv")
+    ]
+    return markdown_table(heads, rows)
+
+
 def draw(results: Path = RESULTS) -> Path | None:
     """Draw the loss over steps and over seconds, a column for each network; nothing without results."""
     points = existing(results / "curves.csv")
