@@ -35,6 +35,7 @@ FAULTS_PAGE = ROOT.parent / "docs" / "reliability.md"
 ABLATIONS_PAGE = ROOT.parent / "docs" / "ablations.md"
 TUNING_NOTES = ROOT / "results" / "tuning" / "notes.md"
 KFAC_PAGE = ROOT.parent / "docs" / "kfac.md"
+KFAC_REFERENCE_PAGE = ROOT.parent / "docs" / "kfac_reference.md"
 PYTHONS_PAGE = ROOT.parent / "docs" / "pythons.md"
 SCALING_PAGE = ROOT.parent / "docs" / "distributed.md"
 BEGIN, END = "<!-- table: python -m benchmarks.report -->", "<!-- end of table -->"
@@ -159,6 +160,14 @@ def kfac_page(text: str) -> str:
     return _between_markers(text, kfac_report.table(), begin, end)
 
 
+def kfac_reference_page(text: str) -> str:
+    """Return the page of the optimiser's options with its tables made anew."""
+    for name, table in (("wide", kfac_report.wide_table()), ("update", kfac_report.update_table())):
+        begin, end = f"<!-- {name}: python -m benchmarks.report -->", f"<!-- end of {name} -->"
+        text = _between_markers(text, table, begin, end)
+    return text
+
+
 def pythons_page(text: str) -> str:
     """Return the page of supported Pythons with its tables made anew."""
     return _between_markers(text, pythons_report.tables())
@@ -188,6 +197,7 @@ PAGES = {
     SCALING_PAGE: scaling_page,
     PYTHONS_PAGE: pythons_page,
     KFAC_PAGE: kfac_page,
+    KFAC_REFERENCE_PAGE: kfac_reference_page,
     ABLATIONS_PAGE: ablations_page,
     TUNING_NOTES: tuning_notes,
 }

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.distributions import Bernoulli
 from torch.optim import Adam, Optimizer
 
-from acktr.kfac import KFAC
+from acktr.kfac import KFAC, Periods
 
 SIDE = 8
 WIDTHS = (64, 32, 16, 8, 16, 32, 64)
@@ -137,7 +137,12 @@ def train_kfac(seed: int, setting: Setting) -> Run:
 
     images, model = draw_curves(setting.images, seed), make_autoencoder(seed)
     optimizer = KFAC(
-        model, lr=1.0, damping=0.001, momentum=0.5, target_kl=FIRST_KL, factor_period=1, inverse_period=1
+        model,
+        lr=1.0,
+        damping=0.001,
+        momentum=0.5,
+        target_kl=FIRST_KL,
+        periods=Periods(factor=1, inverse=1),
     )
     return train("K-FAC", model, optimizer, images, setting.kfac_steps, shrink_trust_region)
 

@@ -70,7 +70,7 @@ def test_the_python_of_a_page_runs(page, tmp_path, monkeypatch):
     if "tensorboard_log" in read(page):
         pytest.importorskip("tensorboard")
     if not torch.cuda.is_available():
-        monkeypatch.setattr("acktr.kfac.graphs.CudaEngine", RecordingEngine)
+        monkeypatch.setattr("acktr.kfac.cuda_graphs.CudaEngine", RecordingEngine)
     importlib.import_module("ale_py")  # registers its games once, and they must stay
     known = set(gym.registry)
     blocks = BLOCK.findall(read(page))
@@ -152,7 +152,9 @@ def test_rooms_are_drawn_above_what_they_import(tmp_path):
 def test_the_metrics_page_lists_what_is_logged():
     listed = set(re.findall(r"^\| `(\w+/\w+)`", read("docs/metrics.md"), re.MULTILINE))
     # A Gaussian policy with a critic of its own logs all there is, with these options.
-    natural = Natural(cg_iterations=1, corrected_learning_rate=10.0, kfac_kwargs={"adapt_damping": True})
+    natural = Natural(
+        cg_iterations=1, corrected_learning_rate=10.0, kfac_kwargs={"step_rule": {"adapt_damping": True}}
+    )
     critic = NaturalCritic(cg_iterations=1, normalize_targets=True)
     model = ACKTR("MlpPolicy", "Pendulum-v1", n_steps=64, seed=0, natural=natural, critic=critic)
     _, callback = model._setup_learn(64)

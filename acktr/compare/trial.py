@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from acktr.compare import peers
 from acktr.compare.curve import LearningCurve
 from acktr.errors import ConfigurationError
+from acktr.kfac.options import EARLIER, GROUPS
 
 if TYPE_CHECKING:
     from acktr.presets import Configuration
@@ -107,9 +108,26 @@ def comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
         if key in _NOT_HASHED or group[name] == _CAME_LATER[key]:
             del group[name]
     for group in (kept["natural"], kept["critic"]):
+        if "kfac_kwargs" in group:
+            group["kfac_kwargs"] = _by_earlier_names(group["kfac_kwargs"])
         if "damping" in group and group["damping"] is None and not _remembers(str(kept["policy"])):
             group["damping"] = 0.1  # the default of before it was left open
     return kept
+
+
+def _by_earlier_names(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Name arguments of KFAC as they were named before they had groups, as results have them."""
+    names = {place: name for name, place in EARLIER.items()} | {
+        ("curvature", "approximation"): "inverse"
+    }
+    found: dict[str, Any] = {}
+    for name, value in arguments.items():
+        if name not in GROUPS:
+            found[name] = value
+            continue
+        for key, inner in value.items():
+            found[names.get((name, key), key)] = inner
+    return found
 
 
 def _remembers(policy: str) -> bool:

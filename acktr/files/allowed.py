@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import ModuleType
 from typing import Any, TypeGuard
 
@@ -20,6 +20,8 @@ _MODULES: list[ModuleType] = [nn, torch_layers, policies, buffers, preprocessing
 _BASES = (nn.Module, buffers.BaseBuffer, spaces.Space)
 SCHEDULES = {cls.__name__: cls for cls in (ConstantSchedule, FloatSchedule, LinearSchedule)}
 SETTINGS: dict[str, type] = {}  # dataclasses, by their name
+# Of those whose earlier files have other values: what builds them, by name.
+READERS: dict[str, Callable[..., Any]] = {}
 _EARLIER: dict[str, str] = {}  # module as earlier files name it, and as it is named now
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from acktr.files.allowed import (
     ARRAYS,
+    READERS,
     SCHEDULES,
     SETTINGS,
     allowed_classes,
@@ -245,7 +246,8 @@ class _Decoder:
             schedule.__dict__.update(self.node(json["state"], path))
             return schedule
         if kind == "settings":
-            return SETTINGS[json["name"]](**self.node(json["values"], path))
+            build = READERS.get(json["name"], SETTINGS[json["name"]])
+            return build(**self.node(json["values"], path))
         if kind == "space":
             return space_from_plain(self.node(json["space"], path))
         if kind == "missing":

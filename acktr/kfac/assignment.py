@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -64,10 +64,17 @@ class Parameters:
 
     :param module: the model
     :param groups: the parameters of each group
+    :param is_diagonal: whether the parameter of a name is to have a diagonal block
     """
 
-    def __init__(self, module: nn.Module, groups: Iterable[Sequence[Tensor]]) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        groups: Iterable[Sequence[Tensor]],
+        is_diagonal: Callable[[str], bool],
+    ) -> None:
         self.module = module
+        self._is_diagonal = is_diagonal
         self.names = {id(p): name for name, p in module.named_parameters()}
         self.by_name = dict(module.named_parameters())
         self.group_of = {id(p): i for i, params in enumerate(groups) for p in params}
@@ -85,6 +92,10 @@ class Parameters:
         """Return what a message calls a parameter: the layer whose weight or bias it is, or its name."""
         module, local = self.holder(parameter)
         return module if local in ("weight", "bias") else self.names[id(parameter)]
+
+    def is_diagonal(self, parameter: Tensor) -> bool:
+        """Whether a parameter is to have a diagonal block, whatever is done with it."""
+        return self._is_diagonal(self.names[id(parameter)])
 
     def sibling(self, parameter: Tensor, local: str) -> nn.Parameter | None:
         """Return another parameter of the same module."""
@@ -147,15 +158,19 @@ class Planner:
         """Return the blocks in their order."""
         planned = []
         for sites in self._sites.values():
-            if all(s.role in PRODUCT_ROLES for s in sites):
+            if all(s.role in PRODUCT_ROLES for s in sites) and not self._diagonal_by_name(sites):
                 planned += self._product(sites)
         for sites in self._sites.values():
-            if id(sites[0].parameter) not in self._taken and all(s.role == "offset" for s in sites):
+            offset = all(s.role == "offset" for s in sites) and not self._diagonal_by_name(sites)
+            if id(sites[0].parameter) not in self._taken and offset:
                 planned += self._bias(sites)
         for sites in self._sites.values():
             if id(sites[0].parameter) not in self._taken:
                 planned += self._diagonal(sites)
         return sorted(planned, key=lambda p: self._parameters.place(p.spec))
+
+    def _diagonal_by_name(self, sites: Sequence[Site]) -> bool:
+        return self._parameters.is_diagonal(sites[0].parameter)
 
     def _spec(self, params: Mapping[str, Tensor], name: str, form: Form | None) -> Spec:
         self._taken.update(id(p) for p in params.values())
@@ -197,7 +212,8 @@ class Planner:
         """Whether a frozen parameter will belong to a block once it is thawed."""
         group_of = self._parameters.group_of
         same = group_of.get(id(sibling)) == group_of[id(of)]
-        return same and not sibling.requires_grad and id(sibling) not in self._taken
+        waits = same and not sibling.requires_grad and id(sibling) not in self._taken
+        return waits and not self._parameters.is_diagonal(sibling)
 
     def _bias_of(
         self, sites: list[Site], form: Form, spans: Sequence[tuple[int, int] | None]
@@ -210,7 +226,9 @@ class Planner:
             bias, views = candidates[0].parameter, {s.node: s.view for s in candidates}
             if views.keys() != at.keys() or len(views) < len(candidates) or id(bias) in self._bare:
                 continue
-            if any(s.role != "offset" for s in candidates) or self._apart(bias, sites[0].parameter):
+            if any(s.role != "offset" for s in candidates) or self._diagonal_by_name(candidates):
+                continue
+            if self._apart(bias, sites[0].parameter):
                 continue
             unit = form.shape[-2]
             expected = {

@@ -8,26 +8,17 @@ print itself as a dense matrix, which is what the tests compare with the exact F
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from acktr.kfac.assignment import Spec
-from acktr.kfac.factors import (
-    Gram,
-    RunningAverage,
-    diagonal_blocks,
-    factor_shape,
-    join,
-    multiply_left,
-    multiply_right,
-    split_shape,
-    statistics_like,
-)
+from acktr.kfac.averages import Gram, RunningAverage, statistics_like
+from acktr.kfac.factors import Batched, BlockDiagonal, factor_of
 from acktr.kfac.forms import Form
-from acktr.kfac.graph import Site
-from acktr.kfac.inverses import Pair
+from acktr.kfac.inverses import INVERSES, Kinds, Method, Pair
+from acktr.kfac.options import Curvature
 from acktr.kfac.refresh import SafeInverse
 from acktr.kfac.samples import (
     Batch,
@@ -36,32 +27,8 @@ from acktr.kfac.samples import (
     counted_rows,
     joined,
     own_rows,
-    sample_gradients,
-    squares_of_products,
 )
-from acktr.kfac.uses import ElementwiseUse, TableUse, Used
-
-WEIGHT_SHARING = ("expand", "reduce")
-RECURRENT = ("independent", "lgm-1", "lgm-2", "diagonal")
-
-
-class BlockOptions(NamedTuple):
-    """The settings and helpers that all Kronecker blocks of an optimiser share.
-
-    :param decay: rho of the running averages
-    :param inverse: key of :data:`acktr.kfac.inverses.INVERSES`
-    :param weight_sharing: one of :data:`WEIGHT_SHARING`
-    :param max_factor_size: wider factors are split into diagonal blocks; ``None`` for no bound
-    :param statistics_dtype: of the products that make the factors; ``None`` for the weight's
-    :param recurrent: one of :data:`RECURRENT`
-    """
-
-    decay: float
-    inverse: str = "cholesky"
-    weight_sharing: str = "expand"
-    max_factor_size: int | None = None
-    statistics_dtype: torch.dtype | None = None
-    recurrent: str = "independent"
+from acktr.kfac.uses import TableUse, Used
 
 
 class Block:
@@ -170,22 +137,37 @@ class KroneckerBlock(Block):
     :param options: how factors are made and inverted
     """
 
-    def __init__(self, spec: Spec, params: dict[str, nn.Parameter], options: BlockOptions) -> None:
-        super().__init__(spec, params, options.decay)
+    def __init__(self, spec: Spec, params: dict[str, nn.Parameter], options: Curvature) -> None:
+        super().__init__(spec, params, options.stat_decay)
         assert spec.form is not None
         self.form: Form = spec.form
         self.options = options
-        self.inverse = SafeInverse(options.inverse)
+        self.inverse = SafeInverse(self.method, self.kinds)
+
+    @property
+    def method(self) -> Method:
+        """How the factors are inverted."""
+        return INVERSES[self.options.inverse]
+
+    @property
+    def kinds(self) -> Kinds:
+        """How the factors are kept."""
+        return self._kinds(self.params)
+
+    def _kinds(self, params: dict[str, nn.Parameter]) -> Kinds:
+        groups, columns, rows = self._sizes(params)
+        bound, words = self.options.max_factor_size, self.form.words and "weight" in params
+        return Kinds(factor_of(columns, groups, bound, words), factor_of(rows, groups, bound))
 
     @property
     def needs_samples(self) -> bool:
         """Whether statistics need to know which rows are of one sample."""
-        return self.options.weight_sharing != "expand" or self.options.inverse == "ekfac"
+        return self.options.weight_sharing != "expand"
 
     def reset(self) -> None:
         """Forget statistics and inverse."""
         super().reset()
-        self.inverse = SafeInverse(self.inverse.kind, self.inverse.form)
+        self.inverse = SafeInverse(self.method, self.kinds)
 
     def statistics(self, uses: Sequence[Used], batch: Batch) -> tuple[Tensor | Gram, ...]:
         """Return ``A = sum a a' / N`` and ``S = sum g g' / M`` over all uses of the weight.
@@ -221,14 +203,8 @@ class KroneckerBlock(Block):
         A, S = self._input_factor(a, g, uses, batch), Gram(g, max(g.shape[-2], 1))
         if batch.partial:
             S = Gram(g * counted_rows(g).sum().clamp_min(1.0).rsqrt(), 1.0)
-        if group is not None:
-            return A, S
-        a_split, s_split = self._splits(self.params)
-        if isinstance(A, Gram):
-            A = A.split(a_split)
-        elif a_split is not None and A.ndim == 2:
-            A = diagonal_blocks(A, a_split)
-        return A, S.split(s_split)
+        kinds = self.inverse.kinds
+        return (A.split(kinds.A) if isinstance(A, Gram) else A), S.split(kinds.S)
 
     def _rows(
         self, uses: Sequence[Used], batch: Batch, group: int | None
@@ -264,20 +240,16 @@ class KroneckerBlock(Block):
         width = columns + ("bias" in params) if "weight" in params else 1
         return tuple(groups), width, rows
 
-    def _splits(
-        self, params: dict[str, nn.Parameter]
-    ) -> tuple[tuple[int, int] | None, tuple[int, int] | None]:
-        groups, columns, rows = self._sizes(params)
-        # The factors of a grouped convolution are divided by its groups already.
-        bound = None if groups else self.options.max_factor_size
-        return split_shape(columns, bound), split_shape(rows, bound)
+    @property
+    def is_split(self) -> bool:
+        """Whether a factor is kept as diagonal blocks."""
+        return any(isinstance(kind, BlockDiagonal) for kind in self.inverse.kinds)
 
     @property
     def pair(self) -> Pair:
         """The factors of now."""
-        groups, columns, rows = self._sizes(self.params)
         A, S = self.average.values
-        return Pair(A, S, (columns, rows), bool(groups))
+        return Pair(A, S, self.inverse.kinds)
 
     @property
     def has_inverse(self) -> bool:
@@ -312,15 +284,16 @@ class KroneckerBlock(Block):
         A, S = self.average.values
         D = self._to_matrix(steps)
         rows, columns = D.shape[-2:]
-        return torch.sum(D * multiply_right(multiply_left(S, D), A)[..., :rows, :columns])
+        of_A, of_S = self.inverse.kinds
+        return torch.sum(D * of_A.right(of_S.left(S, D), A)[..., :rows, :columns])
 
     def dense(self) -> Tensor:
         """``kron(S, A)``; with groups, one such block after the other on the diagonal."""
-        A, S, (columns, rows), grouped, _ = self.pair
-        if grouped:
+        A, S, (of_A, of_S), _ = self.pair
+        if isinstance(of_S, Batched):
             blocks: Tensor = torch.block_diag(*map(torch.kron, S, A))
             return blocks
-        return torch.kron(join(S, rows), join(A, columns))
+        return torch.kron(of_S.dense(S), of_A.dense(A))
 
     def scale(self, factor: float) -> None:
         """Multiply S, and so the product."""
@@ -333,68 +306,21 @@ class KroneckerBlock(Block):
     def check_state(self, state: dict[str, Any]) -> None:
         """Refuse other shapes, and an inverse of the other form."""
         super().check_state(state)
-        other = ("moments" in state["average"]) != (self.inverse.kind == "ekfac")
-        if other or len(state["inverse"]["tensors"]) not in (0, len(self.inverse.form.names)):
+        names = self.method.names
+        other = ("moments" in state["average"]) != self.method.is_held
+        if other or len(state["inverse"]["tensors"]) not in (0, len(names)):
             raise ValueError(
                 f"The inverse of block {self.name!r} in this state is not of the form "
-                f"inverse={self.inverse.kind!r}: load it into a KFAC with the other form."
+                f"approximation={self.options.approximation!r}, inverse={self.options.inverse!r}: "
+                "load it into a KFAC with the same curvature."
             )
 
     def shapes(self, params: dict[str, nn.Parameter]) -> list[tuple[int, ...]]:
         """Return the shapes of A and S."""
-        groups, columns, rows = self._sizes(params)
-        a_split, s_split = self._splits(params)
-        A = (
-            (columns,)
-            if self.form.words and "weight" in params
-            else factor_shape(groups, columns, a_split)
-        )
-        return [A, factor_shape(groups, rows, s_split)]
+        return [kind.shape for kind in self._kinds(params)]
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore :meth:`state_dict`."""
         super().load_state_dict(state)
+        self.inverse = SafeInverse(self.method, self.kinds)
         self.inverse.load_state_dict(state["inverse"], self.like)
-
-
-class DiagonalBlock(Block):
-    """The diagonal of the Fisher, one running average for each parameter of the block."""
-
-    def statistics(self, uses: Sequence[tuple[str, Used, Site]], batch: Batch) -> tuple[Tensor, ...]:
-        """Return the mean square of the gradients sample by sample, summed over all uses.
-
-        :param uses: of each parameter by its name in the block
-        """
-        squares = []
-        for name, p in self.params.items():
-            own = [(used, site) for key, used, site in uses if key == name]
-            if own and all(isinstance(used.use, ElementwiseUse) for used, _ in own):
-                square = sample_gradients(own, p, batch.samples).to(self.like).square().sum(0)
-            elif own:
-                square = squares_of_products(own, p.detach().to(self.like), batch.samples)
-            else:
-                square = torch.zeros_like(p)
-            squares.append(square / batch.units)
-        return self.flat(squares)
-
-    @staticmethod
-    def flat(squares: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Return mean squares, in the order of ``params``, as they are averaged."""
-        return tuple(square.reshape(-1) for square in squares)
-
-    def precondition(self, grads: Sequence[Tensor], damping: float) -> list[Tensor]:
-        """``g / (F + lambda)``."""
-        return [g / (f.view_as(g) + damping) for g, f in zip(grads, self.average.values, strict=True)]
-
-    def quadratic(self, steps: Sequence[Tensor]) -> Tensor:
-        """``sum F D^2``."""
-        pairs = zip(steps, self.average.values, strict=True)
-        return torch.stack([(f * d.reshape(-1).square()).sum() for d, f in pairs]).sum()
-
-    def shapes(self, params: dict[str, nn.Parameter]) -> list[tuple[int, ...]]:
-        """Return the lengths of the diagonals."""
-        return [(p.numel(),) for p in params.values()]
-
-    def dense(self) -> Tensor:
-        """Return a diagonal matrix over the block's parameters, flattened in order."""
-        return torch.diag(torch.cat(self.average.values))

@@ -14,9 +14,10 @@ from torch.autograd.graph import GradientEdge
 
 from acktr.kfac import nodes
 from acktr.kfac.assignment import Task
-from acktr.kfac.blocks import Block, DiagonalBlock, KroneckerBlock
+from acktr.kfac.averages import Gram, precise
+from acktr.kfac.blocks import Block, KroneckerBlock
 from acktr.kfac.comm import Comm
-from acktr.kfac.factors import Gram, precise
+from acktr.kfac.diagonal import DiagonalBlock
 from acktr.kfac.graph import Graph
 from acktr.kfac.likelihood import Likelihood, OutputCotangent, random_signs, sample_count
 from acktr.kfac.passes import statistics

@@ -7,7 +7,7 @@ diagonal: the second moments of the gradients G of single samples ::
     M = E[(Q_S' G Q_A)^2],    G = sum_t g_t a_t',    F ~ (Q_S (x) Q_A) diag(M) (Q_S (x) Q_A)'
 
 M is the diagonal of the exact block in this basis, so no other diagonal is nearer to the block in the
-Frobenius norm, K-FAC's own included (their eq. 6). The basis is made anew at ``inverse_period``; M is
+Frobenius norm, K-FAC's own included (their eq. 6). The basis is made anew as inverses are; M is
 averaged at each ``update_curvature``, in the basis of that time, and follows it into the next one.
 """
 
@@ -21,13 +21,13 @@ import torch
 from torch import Tensor, nn
 
 from acktr.kfac.assignment import Spec
-from acktr.kfac.blocks import BlockOptions, KroneckerBlock
-from acktr.kfac.factors import Gram, RunningAverage, multiply_left, multiply_right
-from acktr.kfac.inverses import EigenInverse, rotate, spectrum_shape
-from acktr.kfac.samples import Batch, use_by_sample
+from acktr.kfac.averages import Gram, RunningAverage
+from acktr.kfac.blocks import KroneckerBlock
+from acktr.kfac.factors import Dense, Diagonal
+from acktr.kfac.inverses import Eigenbasis, EigenInverse, Method, rotate
+from acktr.kfac.options import Curvature
+from acktr.kfac.samples import Batch, second_moments, use_by_sample
 from acktr.kfac.uses import Used
-
-MAX_ENTRIES = 2**22  # of the gradients of single samples that are held at once
 
 
 class CorrectedAverage(RunningAverage):
@@ -62,10 +62,20 @@ class EigenvalueCorrectedBlock(KroneckerBlock):
 
     average: CorrectedAverage
 
-    def __init__(self, spec: Spec, params: dict[str, nn.Parameter], options: BlockOptions) -> None:
+    def __init__(self, spec: Spec, params: dict[str, nn.Parameter], options: Curvature) -> None:
         super().__init__(spec, params, options)
-        self.average = CorrectedAverage(options.decay)
+        self.average = CorrectedAverage(options.stat_decay)
         self._basis: list[Tensor] = []  # that M is taken in
+
+    @property
+    def method(self) -> Method:
+        """The eigenbasis alone."""
+        return Eigenbasis
+
+    @property
+    def needs_samples(self) -> bool:
+        """Whether statistics need to know which rows are of one sample: the moments do."""
+        return True
 
     def reset(self) -> None:
         """Forget statistics, basis and moments."""
@@ -105,15 +115,15 @@ class EigenvalueCorrectedBlock(KroneckerBlock):
         A_vectors, S_vectors = (x.to(dtype) for x in self._basis)
         if group is not None:
             A_vectors, S_vectors = A_vectors[group], S_vectors[group]
-        g = _rotated(g.to(dtype), S_vectors)
+        kinds = self.inverse.kinds
+        g = _rotated(g.to(dtype), S_vectors, kinds.S)
         if "weight" not in self.params:  # only the bias learns: its input is the constant 1
             a = torch.ones_like(g[..., :1])
-        elif not (a.is_floating_point() or A_vectors.numel()):
+        elif isinstance(kinds.A, Diagonal):  # of words
             return a, g, whole
         elif "bias" in self.params:
             a = torch.cat([a, a.new_ones((*a.shape[:-1], 1))], -1)
-        a = a.to(dtype)
-        return (_rotated(a, A_vectors) if A_vectors.numel() else a), g, whole
+        return _rotated(a.to(dtype), A_vectors, kinds.A), g, whole
 
     def _follow_basis(self) -> None:
         """Bring the moments into the basis of now.
@@ -129,9 +139,10 @@ class EigenvalueCorrectedBlock(KroneckerBlock):
         if self._basis:
             (A_new, S_new), (A_old, S_old) = basis, self._basis
             moments = average.values[0].view_as(spectrum)
-            moments = multiply_left((S_new.mT @ S_old).square(), moments)
-            if A_new.numel():
-                moments = multiply_right(moments, (A_old.mT @ A_new).square())
+            kinds = self.inverse.kinds
+            moments = kinds.S.left((S_new.mT @ S_old).square(), moments)
+            if not isinstance(kinds.A, Diagonal):
+                moments = kinds.A.right(moments, (A_old.mT @ A_new).square())
             # On an accelerator a basis may have been zeros, in the place of one that failed.
             there = S_old.any()
             moments = torch.where(there, moments, spectrum)
@@ -150,7 +161,8 @@ class EigenvalueCorrectedBlock(KroneckerBlock):
     def _scaled(self, matrix: Tensor, scales: Tensor) -> Tensor:
         """Multiply each coordinate in the eigenbasis by a number of its own."""
         rows, columns = matrix.shape[-2:]
-        return EigenInverse.apply([*self._basis, scales], matrix)[..., :rows, :columns]
+        scaled = EigenInverse.apply(self.inverse.kinds, [*self._basis, scales], matrix)
+        return scaled[..., :rows, :columns]
 
     def precondition(self, grads: Sequence[Tensor], damping: float) -> list[Tensor]:
         """``Q_S [(Q_S' G Q_A) / (M + lambda)] Q_A'``; without damping, what no sample moves stays."""
@@ -168,7 +180,8 @@ class EigenvalueCorrectedBlock(KroneckerBlock):
         if not self.has_inverse:
             return super().quadratic(steps)
         moments = self.moments
-        return torch.sum(moments * rotate([*self._basis, moments], self._to_matrix(steps)).square())
+        rotated = rotate(self.inverse.kinds, self._basis, self._to_matrix(steps))
+        return torch.sum(moments * rotated.square())
 
     def dense(self) -> Tensor:
         """Return the block of the Fisher, ``(P, P)``: column by column what it makes of a step."""
@@ -185,9 +198,7 @@ class EigenvalueCorrectedBlock(KroneckerBlock):
 
         A vector, because of square matrices only a triangle travels between processes.
         """
-        A, S = super().shapes(params)
-        grouped = bool(self._sizes(params)[0])
-        return [A, S, (math.prod(spectrum_shape(A, S, grouped)),)]
+        return [*super().shapes(params), (math.prod(self._kinds(params).spectrum_shape),)]
 
     def average_shapes(self, params: dict[str, nn.Parameter]) -> list[tuple[int, ...]]:
         """Return the shapes of A and S alone."""
@@ -215,68 +226,8 @@ class EigenvalueCorrectedBlock(KroneckerBlock):
         self._basis = self.inverse.tensors[:2] if self.average.moments.values else []
 
 
-def _rotated(rows: Tensor, vectors: Tensor) -> Tensor:
-    """Multiply rows ``(..., N, T, d)`` by eigenvectors, of a whole factor or of one that is split."""
+def _rotated(rows: Tensor, vectors: Tensor, kind: Dense) -> Tensor:
+    """Multiply rows ``(..., N, T, d)`` by eigenvectors."""
     samples = rows.shape[-3:-1]
-    rotated: Tensor = multiply_right(rows.flatten(-3, -2), vectors).unflatten(-2, samples)
+    rotated: Tensor = kind.into_basis(rows.flatten(-3, -2), vectors).unflatten(-2, samples)
     return rotated
-
-
-def second_moments(
-    uses: Sequence[tuple[Tensor, Tensor, bool]],
-    units: float | Tensor,
-    columns: int,
-    dtype: torch.dtype,
-) -> Tensor:
-    """Return ``sum over samples (sum_t g_t a_t')^2 / N``, squared entry by entry.
-
-    Rows that do not belong to samples in equal parts count as samples of their own.
-
-    :param uses: rows of a, ``(N, T, in)``, ``(G, N, T, in)`` or indices ``(N, T)``, and of g,
-        ``(N, T, out)`` or ``(G, N, T, out)``, for each use of the layer, and whether its N are the
-        samples
-    :param units: N, or what else the loss averages over
-    :param columns: how many words indices choose from
-    :param dtype: of the sums
-    :return: ``(out, in)`` or ``(G, out, in)``
-    """
-    samples: list[list[tuple[Tensor, Tensor]]] = [[]]
-    for a, g, whole in uses:
-        if whole:
-            samples[0].append((a, g))
-        else:
-            samples.append([(a, g)])
-    sums = []
-    for same in filter(None, samples):
-        a = torch.cat([a for a, _ in same], _positions(same[0][0]))
-        g = torch.cat([g for _, g in same], -2)
-        sums.append(_sum_of_squares(a, g, columns, dtype))
-    return torch.stack(sums).sum(0) / units
-
-
-def _positions(a: Tensor) -> int:
-    return -2 if a.is_floating_point() else -1
-
-
-def _sum_of_squares(a: Tensor, g: Tensor, columns: int, dtype: torch.dtype) -> Tensor:
-    """Sum the squared gradients of samples, a part of them at a time.
-
-    :param a: ``(..., N, T, in)`` or indices ``(N, T)``
-    :param g: ``(..., N, T, out)``
-    """
-    *groups, _, positions, rows = g.shape
-    if not a.is_floating_point():
-        total = g.new_zeros(columns, rows, dtype=dtype)
-        size = max(1, MAX_ENTRIES // positions**2)
-        for words, part in zip(a.split(size), g.split(size), strict=True):
-            # A word's gradient is the sum over its places, of which each adds its share of the square.
-            same = (words.unsqueeze(-1) == words.unsqueeze(-2)).to(g)
-            squares = (same @ part).square() / same.sum(-1, keepdim=True)
-            total.index_add_(0, words.flatten(), squares.flatten(0, 1).to(dtype))
-        return total.mT
-    if positions == 1:
-        return (g.squeeze(-2).square().mT @ a.squeeze(-2).square()).to(dtype)
-    size = max(1, MAX_ENTRIES // (math.prod(groups) * rows * a.shape[-1]))
-    parts = zip(a.split(size, -3), g.split(size, -3), strict=True)
-    sums = [(part.mT @ of_a).square().sum(-3, dtype=dtype) for of_a, part in parts]
-    return torch.stack(sums).sum(0)

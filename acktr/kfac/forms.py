@@ -90,11 +90,16 @@ class Form(NamedTuple):
         """Undo :meth:`plain`."""
         shape, view, words = values
         of_view = None if view is None else View(tuple(view[0]), tuple(view[1]), int(view[2]))
-        return cls(tuple(shape), of_view, bool(words))
+        form = cls(tuple(shape), of_view, bool(words))
+        return form if of_view is None else _form(form.shape, of_view, form.words)
 
 
 def _form(shape: tuple[int, ...], view: View, words: bool = False) -> Form:
     """Return a form in the words that two equal ones share."""
+    # What a step along an axis of length 1 would be is nobody's business, and views differ in it.
+    usual = whole(view.size).stride
+    stride = tuple(u if n == 1 else s for n, s, u in zip(view.size, view.stride, usual, strict=True))
+    view = view._replace(stride=stride)
     return Form(shape, whole(shape) if view == whole(view.size) else view, words)
 
 

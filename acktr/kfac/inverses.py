@@ -7,8 +7,8 @@
 ``"eigen"``: ``A (x) S + lambda I`` itself, inverted in the eigenbasis of the factors: the damping of
 the released ACKTR code. Dearer, exact in the damping.
 
-``"ekfac"``: the eigenbasis alone; what is inverted in it are measured second moments, which change
-with each batch (:mod:`acktr.kfac.ekfac`).
+EKFAC takes the eigenbasis alone: what is inverted in it are measured second moments, which change with
+each batch (:mod:`acktr.kfac.ekfac`).
 
 All invert the factors of many blocks in one call; Cholesky takes those of one size as one batch.
 """
@@ -17,29 +17,44 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from acktr.kfac.factors import multiply_left, multiply_right, pad_last
+from acktr.kfac.factors import Batched, Dense, Diagonal, pad_last
 from acktr.kfac.trust_region import scalar
+
+
+class Kinds(NamedTuple):
+    """How the factors of one block are kept.
+
+    :param A: the input factor
+    :param S: the output factor
+    """
+
+    A: Dense
+    S: Dense
+
+    @property
+    def spectrum_shape(self) -> tuple[int, ...]:
+        """Shape of the spectrum of their product: ``(out, in)`` or ``(G, out, in)``, padded."""
+        groups = self.S.shape[:1] if isinstance(self.S, Batched) else ()
+        return (*groups, self.S.padded, self.A.padded)
 
 
 class Pair(NamedTuple):
     """The factors of one block.
 
-    :param A: input factor, in one of the forms of :mod:`acktr.kfac.factors`
+    :param A: input factor
     :param S: output factor
-    :param sizes: their true sizes ``(in, out)``, without the padding of split factors
-    :param grouped: whether both hold one matrix for each group
+    :param kinds: how they are kept
     :param lags: of a chain in time, see :class:`acktr.kfac.recurrent.LinearGaussianBlock`
     """
 
     A: Tensor
     S: Tensor
-    sizes: tuple[int, int]
-    grouped: bool
+    kinds: Kinds
     lags: Tensor | None = None
 
     def double(self) -> Pair:
@@ -55,23 +70,13 @@ class Pair(NamedTuple):
         return self._replace(A=change(self.A), S=change(self.S), lags=lags)
 
 
-def mean_eigenvalue(factor: Tensor, size: int, grouped: bool) -> Tensor:
-    """``tr X / dim X``: a 0-dim tensor, or one value for each group."""
-    if factor.ndim == 1:
-        return factor.mean()
-    if factor.ndim == 2:
-        return factor.trace() / size
-    traces = factor.diagonal(dim1=-2, dim2=-1).sum(-1)
-    return (traces if grouped else traces.sum()) / size
-
-
 def damping_shifts(pairs: Sequence[Pair], dampings: Sequence[float | Tensor]) -> list[Tensor]:
     """Return what goes onto the diagonals of A, S, A, S, ...: ``pi sqrt(lambda)``, ``sqrt(lambda)/pi``.
 
     One value for each factor, or one for each group.
     """
-    a = [mean_eigenvalue(p.A, p.sizes[0], p.grouped).reshape(-1) for p in pairs]
-    s = [mean_eigenvalue(p.S, p.sizes[1], p.grouped).reshape(-1) for p in pairs]
+    a = [p.kinds.A.mean_eigenvalue(p.A).reshape(-1) for p in pairs]
+    s = [p.kinds.S.mean_eigenvalue(p.S).reshape(-1) for p in pairs]
     counts = [len(x) for x in s]
     A, S = torch.cat([x.expand(n) for x, n in zip(a, counts, strict=True)]), torch.cat(s)
     tiny = torch.finfo(A.dtype).tiny
@@ -88,11 +93,12 @@ def damping_shifts(pairs: Sequence[Pair], dampings: Sequence[float | Tensor]) ->
 
 
 def invert_shifted(
-    factors: Sequence[Tensor], shifts: Sequence[Tensor], defer: bool
+    factors: Sequence[Tensor], kinds: Sequence[Dense], shifts: Sequence[Tensor], defer: bool
 ) -> list[tuple[Tensor, Tensor]]:
     """Invert each ``X + shift I`` by Cholesky, matrices of one size together.
 
-    :param factors: symmetric positive semi-definite, in any of their forms
+    :param factors: symmetric positive semi-definite
+    :param kinds: how they are kept
     :param shifts: one positive value for each, or one for each matrix of a batch
     :param defer: do not look at values from the host
     :return: each inverse, and a 0-dim bool tensor that says whether it can be used
@@ -100,14 +106,14 @@ def invert_shifted(
     found: list[tuple[Tensor, Tensor]] = [(x, x) for x in factors]
     fine = torch.ones((), dtype=torch.bool)
     by_size: dict[int, list[int]] = {}
-    for i, factor in enumerate(factors):
-        if factor.ndim == 1:
+    for i, (factor, kind) in enumerate(zip(factors, kinds, strict=True)):
+        if isinstance(kind, Diagonal):
             inverse = (factor + shifts[i]).reciprocal()
             found[i] = inverse, inverse.isfinite().all() & (inverse > 0).all()
         else:
-            by_size.setdefault(factor.shape[-1], []).append(i)
-    for n, members in by_size.items():
-        batches = [factors[i].reshape(-1, n, n) for i in members]
+            by_size.setdefault(kind.width, []).append(i)
+    for members in by_size.values():
+        batches = [kinds[i].matrices(factors[i]) for i in members]
         counts = [len(batch) for batch in batches]
         matrices = torch.cat(batches)
         shift = torch.cat([shifts[i].expand(c) for i, c in zip(members, counts, strict=True)])
@@ -143,32 +149,35 @@ Inverted = tuple[list[Tensor], Tensor]  # the tensors of one inverse, and whethe
 class CholeskyInverse:
     """``G -> S^-1 G A^-1`` with factored Tikhonov damping and explicit inverses."""
 
-    names = ("A_inverse", "S_inverse")
+    names: tuple[str, ...] = ("A_inverse", "S_inverse")
+    is_held: ClassVar[bool] = False  # whether a block holds on to the tensors when they are made anew
 
     @staticmethod
     def invert(pairs: Sequence[Pair], dampings: Sequence[float | Tensor], defer: bool) -> list[Inverted]:
         """Return each inverse's tensors and whether they can be used (0-dim bool tensor)."""
         factors = [factor for pair in pairs for factor in (pair.A, pair.S)]
-        found = invert_shifted(factors, damping_shifts(pairs, dampings), defer)
+        kinds = [kind for pair in pairs for kind in pair.kinds]
+        found = invert_shifted(factors, kinds, damping_shifts(pairs, dampings), defer)
         both = zip(found[::2], found[1::2], strict=True)
         return [([A, S], A_ok & S_ok) for (A, A_ok), (S, S_ok) in both]
 
     @staticmethod
-    def shapes(pair: Pair) -> list[tuple[int, ...]]:
+    def shapes(kinds: Kinds) -> list[tuple[int, ...]]:
         """Return the shapes of the inverse's tensors."""
-        return [tuple(pair.A.shape), tuple(pair.S.shape)]
+        return [kinds.A.shape, kinds.S.shape]
 
     @staticmethod
-    def apply(tensors: list[Tensor], gradient: Tensor) -> Tensor:
+    def apply(kinds: Kinds, tensors: Sequence[Tensor], gradient: Tensor) -> Tensor:
         """Precondition a gradient matrix of shape ``(out, in)`` or ``(G, out, in)``."""
         A_inverse, S_inverse = tensors
-        return multiply_right(multiply_left(S_inverse, gradient), A_inverse)
+        return kinds.A.right(kinds.S.left(S_inverse, gradient), A_inverse)
 
 
 class EigenInverse:
     """``G -> Q_S [(Q_S' G Q_A) / (s a' + lambda)] Q_A'``: damping in the eigenbasis."""
 
     names: tuple[str, ...] = ("A_vectors", "S_vectors", "reciprocal")
+    is_held: ClassVar[bool] = False
 
     @classmethod
     def invert(
@@ -179,15 +188,11 @@ class EigenInverse:
 
     @classmethod
     def _invert(cls, pair: Pair, damping: float | Tensor) -> Inverted:
-        A, S = pair.A, pair.S
         try:
-            s, S_vectors = torch.linalg.eigh(S)
-            # A diagonal factor is its own eigendecomposition; an empty tensor stands for identity.
-            a, A_vectors = (A, A.new_empty(0)) if A.ndim == 1 else torch.linalg.eigh(A)
+            s, S_vectors = pair.kinds.S.eigen(pair.S)
+            a, A_vectors = pair.kinds.A.eigen(pair.A)
         except torch.linalg.LinAlgError:
-            return [], torch.zeros((), dtype=torch.bool, device=A.device)
-        if not pair.grouped:  # the spectra of split factors, one block after the other
-            s, a = s.flatten(), a.flatten()
+            return [], torch.zeros((), dtype=torch.bool, device=pair.A.device)
         spectrum = s.clamp_min(0.0).unsqueeze(-1) * a.clamp_min(0.0).unsqueeze(-2)
         kept = cls._kept(spectrum, damping)
         return [A_vectors, S_vectors, kept], kept.isfinite().all()
@@ -197,56 +202,39 @@ class EigenInverse:
         return (spectrum + damping).reciprocal()
 
     @staticmethod
-    def shapes(pair: Pair) -> list[tuple[int, ...]]:
+    def shapes(kinds: Kinds) -> list[tuple[int, ...]]:
         """Return the shapes of the inverse's tensors."""
-        A, S = tuple(pair.A.shape), tuple(pair.S.shape)
-        return [(0,) if len(A) == 1 else A, S, spectrum_shape(A, S, pair.grouped)]
+        return [kinds.A.basis_shape, kinds.S.basis_shape, kinds.spectrum_shape]
 
     @staticmethod
-    def apply(tensors: list[Tensor], gradient: Tensor) -> Tensor:
+    def apply(kinds: Kinds, tensors: Sequence[Tensor], gradient: Tensor) -> Tensor:
         """Precondition a gradient matrix of shape ``(out, in)`` or ``(G, out, in)``."""
         A_vectors, S_vectors, reciprocal = tensors
-        rotated = multiply_left(S_vectors, rotate(tensors, gradient) * reciprocal)
-        return multiply_right(rotated, A_vectors.mT) if A_vectors.numel() else rotated
+        rotated = kinds.S.left(S_vectors, rotate(kinds, tensors, gradient) * reciprocal)
+        return kinds.A.out_of_basis(rotated, A_vectors)
 
 
 class Eigenbasis(EigenInverse):
     """Eigenvectors, and the spectrum that the Kronecker product has in them, without damping."""
 
     names = ("A_vectors", "S_vectors", "spectrum")
+    is_held = True  # moments belong to the basis of their time
 
     @staticmethod
     def _kept(spectrum: Tensor, damping: float | Tensor) -> Tensor:
         return spectrum
 
 
-def spectrum_shape(A: Sequence[int], S: Sequence[int], grouped: bool) -> tuple[int, ...]:
-    """Return the shape of the spectrum of a Kronecker product.
-
-    :param A: shape of the input factor
-    :param S: shape of the output factor
-    :param grouped: whether both hold one matrix for each group
-    :return: ``(out, in)`` or ``(G, out, in)``, with the padding of split factors
-    """
-    if grouped:
-        return (*S[:-1], A[-1])
-    return math.prod(S[:-1]), A[0] if len(A) == 1 else math.prod(A[:-1])
-
-
-def rotate(basis: Sequence[Tensor], matrix: Tensor) -> Tensor:
+def rotate(kinds: Kinds, basis: Sequence[Tensor], matrix: Tensor) -> Tensor:
     """``Q_S' M Q_A`` of a matrix ``(out, in)`` or ``(G, out, in)``, padded as the spectrum is.
 
-    :param basis: of A, empty where A is diagonal; of S; and anything in the shape of the spectrum
+    :param kinds: of the factors
+    :param basis: of A, of S, and what else there is
     """
-    A_vectors, S_vectors, spectrum = basis
-    rotated = multiply_left(S_vectors.mT, matrix)
-    if A_vectors.numel():
-        rotated = multiply_right(rotated, A_vectors)
-    return pad_last(rotated, spectrum.shape[-1])
+    A_vectors, S_vectors = basis[:2]
+    rotated = kinds.A.into_basis(kinds.S.left(S_vectors.mT, matrix), A_vectors)
+    return pad_last(rotated, kinds.A.padded)
 
 
-INVERSES: dict[str, type[CholeskyInverse] | type[EigenInverse]] = {
-    "cholesky": CholeskyInverse,
-    "eigen": EigenInverse,
-    "ekfac": Eigenbasis,
-}
+Method = type[CholeskyInverse] | type[EigenInverse]
+INVERSES: dict[str, Method] = {"cholesky": CholeskyInverse, "eigen": EigenInverse}

@@ -15,36 +15,31 @@ With ``cg_iterations`` conjugate gradients correct ``S^-1 (dL/dW) A^-1`` by the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from acktr.kfac.averages import statistics_like
 from acktr.kfac.blocks import Block
 from acktr.kfac.capture import Capture
 from acktr.kfac.comm import comm_of, group_of
 from acktr.kfac.curvature import average_in, draw_statistics, share
 from acktr.kfac.damping import Promise, adapt, promised_reduction
-from acktr.kfac.factors import statistics_like
 from acktr.kfac.likelihood import Likelihood, accumulated, likelihoods_of
 from acktr.kfac.measured import Call, Measured, Taken, hold
+from acktr.kfac.options import Curvature, Periods, StepRule, as_group
 from acktr.kfac.plan import apply_steps, prepare
 from acktr.kfac.reducer import Reducer
 from acktr.kfac.refresh import COUNTERS
-from acktr.kfac.schedule import InverseSchedule, Periods
+from acktr.kfac.schedule import InverseSchedule
 from acktr.kfac.structure import Structure
 from acktr.kfac.trust_region import StepInfo
-from acktr.kfac.validation import (
-    as_groups,
-    block_options,
-    check_group,
-    check_options,
-    check_ready,
-    without_gone,
-)
+from acktr.kfac.validation import as_groups, check_group, check_ready, with_earlier, without_gone
 
 
 class KFAC(Optimizer):
@@ -58,9 +53,9 @@ class KFAC(Optimizer):
         F.cross_entropy(logits, y).backward()
         kfac.step(forward=lambda: CrossEntropy(model(x)))
 
-    ``lr``, ``damping``, ``target_kl``, ``momentum``, ``weight_decay``, ``cg_iterations``,
-    ``exact_scaling`` and ``adapt_damping`` live in ``param_groups`` and may differ between groups and
-    change at any time; each group has its own trust region.
+    ``lr``, ``damping``, ``target_kl``, ``momentum``, ``weight_decay`` and the fields of ``step_rule``
+    live in ``param_groups`` and may differ between groups and change at any time; each group has its
+    own trust region.
 
     :param module: the model; :mod:`acktr.kfac.graph` finds what its parameters do
     :param lr: eta_max, the largest step scale
@@ -69,31 +64,15 @@ class KFAC(Optimizer):
         :meth:`step`; ``None`` for none
     :param momentum: decay of the running sum of natural gradients; the bound holds with it
     :param weight_decay: decoupled: added to the step after preconditioning
-    :param stat_decay: rho of the running averages, in (0, 1]; 1 averages all batches alike
-    :param fisher: ``"curvature-propagation"`` or ``"monte-carlo"``, see :mod:`acktr.kfac.likelihood`
-    :param inverse: ``"cholesky"``, ``"eigen"``, or ``"ekfac"``, see :mod:`acktr.kfac.inverses`
-    :param weight_sharing: what positions of a convolution or sequence do to each other: ``"expand"``
-        takes them as independent (KFC), ``"reduce"`` sums them up, see :mod:`acktr.kfac.blocks`
-    :param recurrent: what time steps of a recurrent layer do to each other: ``"independent"``, chains
-        ``"lgm-1"``, ``"lgm-2"`` (:mod:`acktr.kfac.recurrent`), or ``"diagonal"``: no Kronecker block
-    :param factor_period: statistics are taken at every so many-th call of :meth:`update_curvature`
-    :param inverse_period: inverses are refreshed at every so many-th step
-    :param burn_in: in so many first calls and steps both periods are 1
-    :param inverse_refresh: ``"together"``, ``"staggered"`` over the period, or in the ``"background"``
-        while steps go on, see :class:`acktr.kfac.schedule.InverseSchedule`
-    :param max_factor_size: factors of wider layers are split into diagonal blocks no wider than this,
-        which bounds memory and time; ``None`` for no bound
-    :param statistics_dtype: of the products that make the factors (``torch.bfloat16``), not of averages
-    :param cg_iterations: conjugate-gradient iterations towards the natural gradient of the *exact*
-        Fisher of the batch, with K-FAC as preconditioner and as damping (see :mod:`acktr.kfac.exact`)
-    :param exact_scaling: the best mix of direction and previous step, which any ``momentum`` > 0 brings
-        in, by the exact Fisher of the batch (see :mod:`acktr.kfac.scaling`)
-    :param adapt_damping: move ``damping`` by what :meth:`report_reduction` says of the steps (see
-        :mod:`acktr.kfac.damping`)
+    :param curvature: how the Fisher is approximated, :class:`acktr.kfac.options.Curvature`
+    :param periods: when statistics and inverses are made anew, :class:`acktr.kfac.options.Periods`
+    :param step_rule: exact products in the step, and damping that adapts,
+        :class:`acktr.kfac.options.StepRule`
     :param param_groups: groups, or parameters of one, as in every torch optimiser; default: all.
         Parameters of ``module`` in no group are left alone
     :param process_group: processes that train one model together (``torch.distributed.group.WORLD``):
         :meth:`step` averages what they have; by default that of a ``DistributedDataParallel``
+    :param earlier: arguments of 0.1.0, which are in ``curvature``, ``periods`` or ``step_rule`` now
     :raises ValueError: an argument out of its range, a parameter of another model
     """
 
@@ -106,32 +85,20 @@ class KFAC(Optimizer):
         target_kl: float | None = 0.001,
         momentum: float = 0.0,
         weight_decay: float = 0.0,
-        stat_decay: float = 0.95,
-        fisher: str = "curvature-propagation",
-        inverse: str = "cholesky",
-        weight_sharing: str = "expand",
-        recurrent: str = "independent",
-        factor_period: int = 5,
-        inverse_period: int = 10,
-        burn_in: int = 20,
-        inverse_refresh: str = "together",
-        max_factor_size: int | None = None,
-        statistics_dtype: torch.dtype | str | None = None,
-        cg_iterations: int = 0,
-        exact_scaling: bool = False,
-        adapt_damping: bool = False,
+        curvature: Curvature | Mapping[str, Any] | None = None,
+        periods: Periods | Mapping[str, Any] | None = None,
+        step_rule: StepRule | Mapping[str, Any] | None = None,
         param_groups: Iterable[Any] | None = None,
         process_group: Any = None,
+        **earlier: Any,
     ) -> None:
-        self.periods = Periods(factor_period, inverse_period, burn_in)
-        check_options(fisher, inverse_refresh, self.periods)
+        options = {"curvature": curvature, "periods": periods, "step_rule": step_rule}
+        options = with_earlier(options, earlier)
         self.module = module
-        self.fisher = fisher
-        self.block_options = block_options(
-            stat_decay, inverse, weight_sharing, max_factor_size, statistics_dtype, recurrent
-        )
-        self._structure = Structure(module, self.block_options)
-        self.inverse_refresh = inverse_refresh
+        self.curvature = as_group(Curvature, options["curvature"])
+        self.periods = as_group(Periods, options["periods"])
+        rule = as_group(StepRule, options["step_rule"])
+        self._structure = Structure(module, self.curvature)
         self.defer_checks = any(p.device.type != "cpu" for p in module.parameters())
         self.last_step: list[StepInfo] = []
         self._schedules: list[InverseSchedule] = []  # one for each parameter group
@@ -149,15 +116,13 @@ class KFAC(Optimizer):
             "target_kl": target_kl,
             "momentum": momentum,
             "weight_decay": weight_decay,
-            "cg_iterations": cg_iterations,
-            "exact_scaling": exact_scaling,
-            "adapt_damping": adapt_damping,
+            **asdict(rule),
             "step": 0,
         }
         check_group(defaults, defaults)
         device = next((p.device for p in module.parameters()), torch.device("cpu"))
         self._counters = {name: torch.zeros((), device=device) for name in COUNTERS}
-        super().__init__(as_groups(module, param_groups), defaults)
+        super().__init__(as_groups(module, param_groups, self.curvature.leaves_out), defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters of the module, as in every torch optimiser."""
@@ -168,7 +133,7 @@ class KFAC(Optimizer):
         except ValueError:
             self.param_groups.pop()
             raise
-        self._schedules.append(InverseSchedule(self.inverse_refresh, self.periods))
+        self._schedules.append(InverseSchedule(self.periods))
 
     # ------------------------------------------------------------------ curvature
 
@@ -208,7 +173,7 @@ class KFAC(Optimizer):
                 "call of update_curvature."
             )
         self._receive_statistics()
-        drawn = draw_statistics(self._structure, flat, self.fisher, retain_graph, self._comm)
+        drawn = draw_statistics(self._structure, flat, self.curvature.fisher, retain_graph, self._comm)
         if self._comm.alone:
             self._counters["rejected_statistics"] += average_in(drawn, self.defer_checks)
         else:
@@ -323,7 +288,9 @@ class KFAC(Optimizer):
         :raises RuntimeError: no parameter group has ``adapt_damping``
         """
         if not any(group["adapt_damping"] for group in self.param_groups):
-            raise RuntimeError("report_reduction adapts the damping: pass KFAC(adapt_damping=True).")
+            raise RuntimeError(
+                "report_reduction adapts the damping: pass KFAC(step_rule=StepRule(adapt_damping=True))."
+            )
         promised, self._promised = self._promised, None
         if promised is None:
             return None
@@ -394,6 +361,6 @@ class KFAC(Optimizer):
 
 
 _OWN_STATE = {
-    "module", "fisher", "block_options", "periods", "inverse_refresh", "_schedules", "defer_checks",
+    "module", "curvature", "periods", "_schedules", "defer_checks",
     "last_step", "_structure", "_curvature_calls", "_counters", "_comm", "_reducer", "_measured",
 }  # fmt: skip

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from acktr.kfac.averages import precise
 from acktr.kfac.blocks import Block
 from acktr.kfac.exact import (
     FisherProduct,
@@ -18,7 +19,6 @@ from acktr.kfac.exact import (
     flatten,
     split_by_block,
 )
-from acktr.kfac.factors import precise
 from acktr.kfac.likelihood import Likelihood
 from acktr.kfac.scaling import Candidate, best_mix
 from acktr.kfac.trust_region import StepInfo, trust_region

@@ -26,10 +26,11 @@ import torch
 from torch import Tensor, nn
 
 from acktr.kfac.assignment import Spec
-from acktr.kfac.blocks import BlockOptions, KroneckerBlock
-from acktr.kfac.factors import Gram
-from acktr.kfac.inverses import EigenInverse, Inverted, Pair, damping_shifts
-from acktr.kfac.refresh import SafeInverse
+from acktr.kfac.averages import Gram
+from acktr.kfac.blocks import KroneckerBlock
+from acktr.kfac.factors import split_shape
+from acktr.kfac.inverses import EigenInverse, Inverted, Kinds, Method, Pair, damping_shifts
+from acktr.kfac.options import Curvature
 from acktr.kfac.samples import Batch, counted_rows, use_by_sample
 from acktr.kfac.uses import Used
 
@@ -158,16 +159,16 @@ class EndlessChain(EigenInverse):
         return found
 
     @staticmethod
-    def shapes(pair: Pair) -> list[tuple[int, ...]]:
+    def shapes(kinds: Kinds) -> list[tuple[int, ...]]:
         """Return the shapes of the inverse's tensors."""
-        A, S = tuple(pair.A.shape), tuple(pair.S.shape)
+        A, S = kinds.A.shape, kinds.S.shape
         return [A, S, A, S, (S[0], A[0])]
 
     @staticmethod
-    def apply(tensors: list[Tensor], gradient: Tensor) -> Tensor:
+    def apply(kinds: Kinds, tensors: Sequence[Tensor], gradient: Tensor) -> Tensor:
         """Precondition a gradient matrix of shape ``(out, in)``."""
         A_psi, S_psi, *spectrum = tensors
-        solved = EigenInverse.apply(spectrum, gradient - S_psi @ gradient @ A_psi.T)
+        solved = EigenInverse.apply(kinds, spectrum, gradient - S_psi @ gradient @ A_psi.T)
         return solved - S_psi.T @ solved @ A_psi
 
     @classmethod
@@ -227,7 +228,7 @@ def steps_of(pair: Pair) -> int:
     return max(1, round(1.0 / (1.0 - float(pair.lags[-1]))))
 
 
-def is_chain(spec: Spec, module: type[nn.Module], options: BlockOptions) -> bool:
+def is_chain(spec: Spec, module: type[nn.Module], options: Curvature) -> bool:
     """Whether a block is of a recurrent layer's weight, and one that can be taken for a chain.
 
     A weight frozen from the start has no matrix, and a factor wider than ``max_factor_size`` is split:
@@ -238,9 +239,9 @@ def is_chain(spec: Spec, module: type[nn.Module], options: BlockOptions) -> bool
     """
     if options.recurrent not in CHAINS or spec.form is None or spec.form.view is None:
         return False
-    bound = options.max_factor_size
-    fits = bound is None or max(spec.form.shape[-2], spec.form.shape[-1] + 1) <= bound
-    return fits and is_recurrent(module)
+    sizes = spec.form.shape[-2], spec.form.shape[-1] + 1
+    whole = all(split_shape(size, options.max_factor_size) is None for size in sizes)
+    return whole and is_recurrent(module)
 
 
 def is_recurrent(module: type[nn.Module]) -> bool:
@@ -255,11 +256,18 @@ class LinearGaussianBlock(KroneckerBlock):
     many neighbours in time there are for each step, which is ``1 - 1/T`` of T steps.
     """
 
-    def __init__(self, spec: Spec, params: dict[str, nn.Parameter], options: BlockOptions) -> None:
+    def __init__(self, spec: Spec, params: dict[str, nn.Parameter], options: Curvature) -> None:
         super().__init__(spec, params, options)
-        self._chain = CHAINS[options.recurrent]
-        self.inverse = SafeInverse(options.inverse, self._chain)
         self._curvature: tuple[tuple[Tensor, ...], list[int], list[Tensor]] = ((), [], [])
+
+    @property
+    def method(self) -> Method:
+        """The inverse of the chain."""
+        return self._chain
+
+    @property
+    def _chain(self) -> type[SymmetricChain] | type[EndlessChain]:
+        return CHAINS[self.options.recurrent]
 
     @property
     def needs_samples(self) -> bool:
@@ -312,7 +320,7 @@ class LinearGaussianBlock(KroneckerBlock):
     def pair(self) -> Pair:
         """The factors of now, and their lags."""
         A, S, lags = self.average.values
-        return Pair(A, S, self._sizes(self.params)[1:], False, lags)
+        return Pair(A, S, self.inverse.kinds, lags)
 
     @property
     def _undamped(self) -> list[Tensor]:

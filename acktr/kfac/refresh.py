@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from acktr.kfac.comm import SHARED_FROM, Comm
-from acktr.kfac.inverses import INVERSES, CholeskyInverse, EigenInverse, Inverted, Pair, mean_eigenvalue
+from acktr.kfac.inverses import Inverted, Kinds, Method, Pair
 
 # How often each guard of the optimiser acted.
 COUNTERS = (
@@ -29,15 +29,13 @@ class SafeInverse:
 
     The last good inverse stays where nothing helps. Before the first good one the block does not move.
 
-    :param kind: a key of :data:`INVERSES`
-    :param form: what inverts, where that is none of them
+    :param method: how a pair of factors is inverted
+    :param kinds: how they are kept
     """
 
-    def __init__(
-        self, kind: str, form: type[CholeskyInverse] | type[EigenInverse] | None = None
-    ) -> None:
-        self.kind = kind
-        self.form = form or INVERSES[kind]
+    def __init__(self, method: Method, kinds: Kinds) -> None:
+        self.method = method
+        self.kinds = kinds
         self.tensors: list[Tensor] = []
         self.boost: Tensor | None = None  # damping multiplier after failures, accelerators only
         self.age = 0  # steps since the tensors were made
@@ -49,7 +47,7 @@ class SafeInverse:
         if not self.tensors:
             return torch.zeros_like(gradient)
         rows, columns = gradient.shape[-2:]
-        return self.form.apply(self.tensors, gradient)[..., :rows, :columns]
+        return self.method.apply(self.kinds, self.tensors, gradient)[..., :rows, :columns]
 
     def state_dict(self) -> dict[str, object]:
         """Return the inverse, its age and the boost as plain containers of tensors."""
@@ -105,11 +103,11 @@ def invert(
     """
     own = [i for i, owner in enumerate(_owners(pairs, comm)) if owner in (None, comm.rank)]
     found: list[Inverted | None] = [None] * len(pairs)
-    for form in dict.fromkeys(inverses[i].form for i in own):
-        alike = [i for i in own if inverses[i].form is form]
+    for method in dict.fromkeys(inverses[i].method for i in own):
+        alike = [i for i in own if inverses[i].method is method]
         boosts = [inverses[i].boost for i in alike]
         dampings = [damping if boost is None else damping * boost for boost in boosts]
-        made = form.invert([pairs[i] for i in alike], dampings, defer)
+        made = method.invert([pairs[i] for i in alike], dampings, defer)
         for i, inverted in zip(alike, made, strict=True):
             found[i] = inverted
     return found
@@ -129,7 +127,7 @@ def exchange(
         if owner is not None:
             tensors, ok = result or ([], pair.A.new_zeros(()))
             if not tensors:  # another's, or a decomposition that raised
-                tensors = [pair.A.new_zeros(shape) for shape in inverse.form.shapes(pair)]
+                tensors = [pair.A.new_zeros(shape) for shape in inverse.method.shapes(pair.kinds)]
             flag = ok.to(pair.A)
             to_send.setdefault(owner, []).extend([*tensors, flag])
             whole.append((tensors, flag))
@@ -145,9 +143,8 @@ def _owners(pairs: Sequence[Pair], comm: Comm) -> list[int | None]:
     """Return the process that inverts each block; ``None`` for one that all invert for themselves."""
     owners: list[int | None] = [None] * len(pairs)
     if not comm.alone:
-        factors = [[x for x in (p.A, p.S) if x.ndim > 1] for p in pairs]
-        wide = [i for i, f in enumerate(factors) if max(x.shape[-1] for x in f) >= SHARED_FROM]
-        ranks = comm.owners([sum(x.numel() * x.shape[-1] for x in factors[i]) for i in wide])
+        wide = [i for i, p in enumerate(pairs) if max(k.width for k in p.kinds) >= SHARED_FROM]
+        ranks = comm.owners([sum(kind.cost for kind in pairs[i].kinds) for i in wide])
         for i, rank in zip(wide, ranks, strict=True):
             owners[i] = rank
     return owners
@@ -178,15 +175,15 @@ def _take(
     if not ok:
         counters["float64_retries"] += 1
         dtype, pair = pair.A.dtype, pair.double()
-        size = mean_eigenvalue(pair.A, pair.sizes[0], pair.grouped).max()
-        size = size * mean_eigenvalue(pair.S, pair.sizes[1], pair.grouped).max()
+        size = pair.kinds.A.mean_eigenvalue(pair.A).max()
+        size = size * pair.kinds.S.mean_eigenvalue(pair.S).max()
         base = max(float(damping), float(size) * 1e-8)
-        ((tensors, ok),) = inverse.form.invert([pair], [damping], False)
+        ((tensors, ok),) = inverse.method.invert([pair], [damping], False)
         for power in range(1, MAX_ESCALATIONS + 1):
             if ok:
                 break
             counters["damping_escalations"] += 1
-            ((tensors, ok),) = inverse.form.invert([pair], [base * 10.0**power], False)
+            ((tensors, ok),) = inverse.method.invert([pair], [base * 10.0**power], False)
         tensors = [x.to(dtype) for x in tensors]
         ok = ok & torch.stack([x.isfinite().all() for x in tensors]).all() if tensors else ok
     if ok:
@@ -210,8 +207,7 @@ def _take_deferred(
         return
     old = inverse.tensors or [torch.zeros_like(x) for x in tensors]
     new = [torch.where(ok, x, y) for x, y in zip(tensors, old, strict=True)]
-    # EKFAC's moments belong to the basis of their time, which they hold on to.
-    inverse.tensors = new if inverse.kind == "ekfac" else write(old, new)
+    inverse.tensors = new if inverse.method.is_held else write(old, new)
     inverse.age = 0
     counters["kept_inverses"] += ok.logical_not()
     # Up tenfold after a failure, down again tenfold after a success, never below 1.

@@ -286,7 +286,10 @@ def _rows_of_samples(used: Used, batch: int) -> tuple[Tensor | None, Tensor]:
         g = used.use.gradients(used.grads).reshape(math.prod(used.use.lead), -1)
         return None, g if used.layout is None else by_sample(g, used.layout, batch, -2).sum(-2)
     a, g, _ = use_by_sample(used, batch, 0, None)
-    return (None, g.sum(-2)) if isinstance(used.use, BiasUse) else (a, g)
+    if not isinstance(used.use, BiasUse):
+        return a, g
+    g = g.sum(-2)  # of a grouped convolution (G, N, out), one group's channels after the other's
+    return None, g.transpose(0, 1).flatten(1) if g.ndim == 3 else g
 
 
 def _add_gradients(
@@ -311,3 +314,63 @@ def _add_gradients(
     strides = (whole.shape[-1], *view.stride)
     target = whole.as_strided((len(whole), *view.size), strides, view.offset)
     target += values.reshape(target.shape).to(whole)
+
+
+def second_moments(
+    uses: Sequence[tuple[Tensor, Tensor, bool]],
+    units: float | Tensor,
+    columns: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Return ``sum over samples (sum_t g_t a_t')^2 / N``, squared entry by entry.
+
+    Rows that do not belong to samples in equal parts count as samples of their own.
+
+    :param uses: rows of a, ``(N, T, in)``, ``(G, N, T, in)`` or indices ``(N, T)``, and of g,
+        ``(N, T, out)`` or ``(G, N, T, out)``, for each use of the layer, and whether its N are the
+        samples
+    :param units: N, or what else the loss averages over
+    :param columns: how many words indices choose from
+    :param dtype: of the sums
+    :return: ``(out, in)`` or ``(G, out, in)``
+    """
+    samples: list[list[tuple[Tensor, Tensor]]] = [[]]
+    for a, g, whole in uses:
+        if whole:
+            samples[0].append((a, g))
+        else:
+            samples.append([(a, g)])
+    sums = []
+    for same in filter(None, samples):
+        a = torch.cat([a for a, _ in same], _positions(same[0][0]))
+        g = torch.cat([g for _, g in same], -2)
+        sums.append(_sum_of_squares(a, g, columns, dtype))
+    return torch.stack(sums).sum(0) / units
+
+
+def _positions(a: Tensor) -> int:
+    return -2 if a.is_floating_point() else -1
+
+
+def _sum_of_squares(a: Tensor, g: Tensor, columns: int, dtype: torch.dtype) -> Tensor:
+    """Sum the squared gradients of samples, a part of them at a time.
+
+    :param a: ``(..., N, T, in)`` or indices ``(N, T)``
+    :param g: ``(..., N, T, out)``
+    """
+    *groups, _, positions, rows = g.shape
+    if not a.is_floating_point():
+        total = g.new_zeros(columns, rows, dtype=dtype)
+        size = max(1, MAX_ENTRIES // positions**2)
+        for words, part in zip(a.split(size), g.split(size), strict=True):
+            # A word's gradient is the sum over its places, of which each adds its share of the square.
+            same = (words.unsqueeze(-1) == words.unsqueeze(-2)).to(g)
+            squares = (same @ part).square() / same.sum(-1, keepdim=True)
+            total.index_add_(0, words.flatten(), squares.flatten(0, 1).to(dtype))
+        return total.mT
+    if positions == 1:
+        return (g.squeeze(-2).square().mT @ a.squeeze(-2).square()).to(dtype)
+    size = max(1, MAX_ENTRIES // (math.prod(groups) * rows * a.shape[-1]))
+    parts = zip(a.split(size, -3), g.split(size, -3), strict=True)
+    sums = [(part.mT @ of_a).square().sum(-3, dtype=dtype) for of_a, part in parts]
+    return torch.stack(sums).sum(0)

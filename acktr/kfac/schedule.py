@@ -13,40 +13,8 @@ from torch import Tensor
 from acktr.kfac.blocks import Block, KroneckerBlock
 from acktr.kfac.comm import Comm
 from acktr.kfac.inverses import Inverted, Pair
+from acktr.kfac.options import Periods
 from acktr.kfac.refresh import SafeInverse, exchange, invert, publish, refresh
-
-REFRESHES = ("together", "staggered", "background")
-
-
-class Periods(NamedTuple):
-    """When statistics are taken and inverses made anew: always at first, then now and then.
-
-    :param factors: statistics are taken at every so many-th call of ``update_curvature``
-    :param inverses: inverses are made anew at every so many-th step
-    :param burn_in: so many first calls and steps have a period of 1
-    """
-
-    factors: int
-    inverses: int
-    burn_in: int
-
-    def takes(self, calls: int) -> bool:
-        """Whether the next call takes statistics.
-
-        :param calls: those made so far
-        """
-        return calls < self.burn_in or (calls - self.burn_in) % self.factors == 0
-
-    def taken(self, calls: int) -> int:
-        """Return how often statistics were taken in so many calls."""
-        return min(calls, self.burn_in) - (-max(calls - self.burn_in, 0) // self.factors)
-
-    def phase(self, step: int) -> int:
-        """Return how many steps ago inverses were due: 0 where they are.
-
-        :param step: steps taken so far
-        """
-        return 0 if step < self.burn_in else (step - self.burn_in) % self.inverses
 
 
 class _Job(NamedTuple):
@@ -62,7 +30,7 @@ class _Job(NamedTuple):
 class InverseSchedule:
     """Refreshes the inverses of one parameter group.
 
-    * ``"together"``: all of them at every n-th step (``periods.inverses``).
+    * ``"together"``: all of them at every n-th step (``periods.inverse``).
     * ``"staggered"``: each at every n-th step, but not the same one: the blocks are dealt out by their
       cost, so that all steps take about the same time.
     * ``"background"``: a thread inverts a copy of the factors while steps go on with the inverses they
@@ -73,12 +41,11 @@ class InverseSchedule:
     A block without an inverse gets one at once. Where neither statistics nor damping have changed since
     an inverse was made, there is nothing to make anew.
 
-    :param kind: one of :data:`REFRESHES`
-    :param periods: when; while they burn in, all inverses are made anew at each step
+    :param periods: when, and how; while they burn in, all inverses are made anew at each step
     """
 
-    def __init__(self, kind: str, periods: Periods) -> None:
-        self.kind = kind
+    def __init__(self, periods: Periods) -> None:
+        self.kind = periods.inverse_refresh
         self.periods = periods
         self._job: _Job | None = None
         self._comm = Comm()
@@ -145,8 +112,8 @@ class InverseSchedule:
 
     def _turns(self, blocks: Sequence[KroneckerBlock]) -> list[list[KroneckerBlock]]:
         """Deal blocks out to the steps of a period, the dearest first, each to the cheapest step."""
-        turns: list[list[KroneckerBlock]] = [[] for _ in range(self.periods.inverses)]
-        costs = [0] * self.periods.inverses
+        turns: list[list[KroneckerBlock]] = [[] for _ in range(self.periods.inverse)]
+        costs = [0] * self.periods.inverse
         for block in sorted(blocks, key=_cost, reverse=True):
             cheapest = costs.index(min(costs))
             turns[cheapest].append(block)
@@ -233,7 +200,7 @@ def _source(statistics: int, damping: float | Tensor) -> tuple[int, float] | Non
 
 
 def _cost(block: KroneckerBlock) -> int:
-    return sum(x.numel() * x.shape[-1] for x in block.average.values if x.ndim > 1)
+    return sum(kind.cost for kind in block.inverse.kinds)
 
 
 def _invert(

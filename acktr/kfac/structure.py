@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -20,15 +21,19 @@ from acktr.kfac.assignment import (
     check_groups,
     warn_of,
 )
-from acktr.kfac.blocks import Block, BlockOptions, DiagonalBlock, KroneckerBlock
+from acktr.kfac.blocks import Block, KroneckerBlock
 from acktr.kfac.comm import Comm
+from acktr.kfac.diagonal import DiagonalBlock
 from acktr.kfac.ekfac import EigenvalueCorrectedBlock
+from acktr.kfac.factors import BLOCK, WIDEST
 from acktr.kfac.forms import Form, of_legacy
 from acktr.kfac.graph import Graph, Sites, trace
 from acktr.kfac.likelihood import OutputCotangent
+from acktr.kfac.options import Curvature
 from acktr.kfac.recurrent import LinearGaussianBlock, is_chain, is_recurrent
 from acktr.kfac.uses import Layout
 
+_LOG = logging.getLogger("acktr.kfac")
 _MAX_KNOWN = 64  # graphs, before what is known of them is forgotten
 
 
@@ -51,9 +56,10 @@ class Structure:
     :param module: the model
     :param options: how factors are made and inverted
     :raises TypeError: not a model
+    :raises ValueError: what is said of layers names none
     """
 
-    def __init__(self, module: Any, options: BlockOptions) -> None:
+    def __init__(self, module: Any, options: Curvature) -> None:
         if not isinstance(module, nn.Module):
             raise TypeError(
                 f"KFAC needs the torch.nn.Module itself, not {type(module).__name__}: pass the model, "
@@ -61,6 +67,7 @@ class Structure:
             )
         self.module: nn.Module = module
         self.options = options
+        options.check_names({*dict(module.named_modules()), *dict(module.named_parameters())})
         self.groups: list[list[nn.Parameter]] = []
         self.blocks: list[list[Block]] = []  # of each group
         self._known: dict[Hashable, Known] = {}
@@ -85,7 +92,7 @@ class Structure:
     def parameters(self) -> Parameters:
         """The model's parameters by name and group."""
         if self._parameters is None:
-            self._parameters = Parameters(self.module, self.groups)
+            self._parameters = Parameters(self.module, self.groups, self.options.is_diagonal)
         return self._parameters
 
     def __iter__(self) -> Iterator[Block]:
@@ -201,7 +208,7 @@ class Structure:
 
     def _adopt(self, specs: Sequence[Spec]) -> None:
         """Build the blocks that are missing; those that they replace go."""
-        changed = False
+        built: list[Block] = []
         for spec in specs:
             if self._fitting(spec) is not None:
                 continue
@@ -209,22 +216,37 @@ class Structure:
             for blocks in self.blocks:
                 blocks[:] = [b for b in blocks if not names & {name for _, name in b.spec.params}]
             self.blocks[spec.group].append(self._build(spec))
-            changed = True
-        if changed:
+            built.append(self.blocks[spec.group][-1])
+        if built:
+            self._tell_of_wide(built)
             for blocks in self.blocks:
                 blocks.sort(key=lambda b: self.parameters.place(b.spec))
             self._known.clear()
             self._without = None
 
+    def _tell_of_wide(self, blocks: Sequence[Block]) -> None:
+        """Say which layers have factors in parts that nobody asked for."""
+        wide = [b for b in blocks if isinstance(b, KroneckerBlock) and b.is_split]
+        wide = [b for b in wide if b.options.max_factor_size == "auto"]
+        if wide:
+            _LOG.warning(
+                "K-FAC keeps the factors of %s as blocks of at most %d coordinates, as they are wider "
+                "than %d: Curvature(max_factor_size=None) keeps them whole.",
+                ", ".join(f"{b.name or 'the model'} {tuple(b.form.shape)}" for b in wide),
+                BLOCK,
+                WIDEST,
+            )
+
     def _build(self, spec: Spec) -> Block:
         params = {key: self.parameters.by_name[name] for key, name in spec.params}
         if spec.form is None:
-            return DiagonalBlock(spec, params, self.options.decay)
-        kind = EigenvalueCorrectedBlock if self.options.inverse == "ekfac" else KroneckerBlock
+            return DiagonalBlock(spec, params, self.options.stat_decay)
+        options = self.options.of(spec.params[0][1]) or self.options
+        kind = EigenvalueCorrectedBlock if options.approximation == "ekfac" else KroneckerBlock
         holder, _ = self.parameters.holder(params[spec.params[0][0]])
-        if is_chain(spec, self.parameters.type_of(holder), self.options):
+        if is_chain(spec, self.parameters.type_of(holder), options):
             kind = LinearGaussianBlock
-        return kind(spec, params, self.options)
+        return kind(spec, params, options)
 
     # ------------------------------------------------------------------ state
 

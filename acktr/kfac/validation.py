@@ -3,93 +3,54 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from numbers import Integral, Real
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from acktr.kfac.blocks import RECURRENT, WEIGHT_SHARING, Block, BlockOptions
+from acktr.kfac.blocks import Block
 from acktr.kfac.damping import MAX_DAMPING, MIN_DAMPING
-from acktr.kfac.inverses import INVERSES
-from acktr.kfac.likelihood import ESTIMATORS
-from acktr.kfac.recurrent import CHAINS
-from acktr.kfac.schedule import REFRESHES, Periods
+from acktr.kfac.options import EARLIER, GROUPS, grouped
 from acktr.kfac.structure import Structure
 
 # Of parameter groups, in states of versions that had them.
 _GONE = ("length_floor", "lengths", "cold_start")
 
 
-def check_options(fisher: str, refresh: str, periods: Periods) -> None:
-    """Check what holds for the whole optimiser.
+def with_earlier(options: Mapping[str, Any], earlier: Mapping[str, Any]) -> dict[str, Any]:
+    """Return groups of options with what was given by the names of 0.1.0, after a warning.
 
-    :param fisher: one of :data:`acktr.kfac.likelihood.ESTIMATORS`
-    :param refresh: one of :data:`acktr.kfac.schedule.REFRESHES`
-    :param periods: when curvature is made anew
-    :raises ValueError: an argument out of its range
+    :param options: the groups, as users give them
+    :param earlier: further arguments
+    :raises TypeError: one was none of 0.1.0 either
     """
-    _check_choice("fisher", fisher, ESTIMATORS)
-    _check_choice("inverse_refresh", refresh, REFRESHES)
-    for name, period in (("factor_period", periods.factors), ("inverse_period", periods.inverses)):
-        if period < 1:
-            raise ValueError(f"{name} must be at least 1, got {period}.")
-    if periods.burn_in < 0:
-        raise ValueError(f"burn_in must be 0 or more, got {periods.burn_in}.")
+    if not earlier:
+        return dict(options)
+    for name in earlier.keys() - EARLIER.keys():
+        near = get_close_matches(name, [*EARLIER, *GROUPS], 1)
+        hint = f": did you mean {near[0]!r}?" if near else "."
+        raise TypeError(f"KFAC has no argument {name!r}{hint}")
+    found, clauses = grouped({**options, **earlier})
+    warnings.warn(f"KFAC: {', '.join(clauses)}.", FutureWarning, stacklevel=3)
+    return {**options, **found}
 
 
-def block_options(
-    stat_decay: float,
-    inverse: str,
-    weight_sharing: str,
-    max_factor_size: int | None,
-    statistics_dtype: torch.dtype | str | None,
-    recurrent: str,
-) -> BlockOptions:
-    """Check how Kronecker blocks are to be made; the arguments are those of :class:`KFAC`.
-
-    :raises ValueError: an argument out of its range
-    """
-    if not 0.0 < stat_decay <= 1.0:
-        raise ValueError(f"stat_decay must lie in (0, 1], got {stat_decay}.")
-    _check_choice("inverse", inverse, tuple(INVERSES))
-    _check_choice("weight_sharing", weight_sharing, WEIGHT_SHARING)
-    if max_factor_size is not None and max_factor_size < 1:
-        raise ValueError(f"max_factor_size must be at least 1, or None, got {max_factor_size}.")
-    dtype = statistics_dtype
-    if isinstance(dtype, str):  # as a preset writes it
-        dtype = getattr(torch, dtype, dtype)
-    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise ValueError(
-            "statistics_dtype must be a floating-point dtype such as torch.bfloat16, or None, got "
-            f"{statistics_dtype!r}."
-        )
-    _check_choice("recurrent", recurrent, RECURRENT)
-    for option, value, only in (
-        ("inverse", inverse, "cholesky"),  # whose damping a chain's own inverse has
-        ("weight_sharing", weight_sharing, "expand"),
-    ):
-        if recurrent in CHAINS and value != only:
-            raise ValueError(
-                f"recurrent={recurrent!r} goes with {option}={only!r} alone, got {option}={value!r}: "
-                "leave one out."
-            )
-    return BlockOptions(stat_decay, inverse, weight_sharing, max_factor_size, dtype, recurrent)
-
-
-def _check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}.")
-
-
-def as_groups(module: nn.Module, given: Iterable[Any] | None) -> list[dict[str, Any]]:
+def as_groups(
+    module: nn.Module, given: Iterable[Any] | None, left_out: Callable[[str], bool]
+) -> list[dict[str, Any]]:
     """Return parameter groups as torch's optimisers take them, in dictionaries of their own.
 
     :param module: the model
     :param given: groups, or the parameters of one; ``None`` for all of the model's
+    :param left_out: whether the parameter of a name is in none of those
     """
-    found = list(module.parameters() if given is None else given)
+    if given is None:
+        found: list[Any] = [p for name, p in module.named_parameters() if not left_out(name)]
+    else:
+        found = list(given)
     if found and all(isinstance(group, Mapping) for group in found):
         return [dict(group) for group in found]  # torch writes its defaults into what it is given
     return [{"params": found}]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from acktr.files.allowed import READERS
 from acktr.files.bundle import MIGRATIONS
-from acktr.learner.moved import GONE, MOVED, current_settings
+from acktr.kfac.options import grouped
+from acktr.learner.moved import GONE, MOVED, current_settings, with_groups
 from acktr.learner.settings import AdamCritic, Natural, NaturalCritic
 from acktr.schedules import parse
 
@@ -50,6 +53,7 @@ def current_data(data: Mapping[str, Any], where: str) -> dict[str, Any]:
     :param where: names the file
     :raises ConfigurationError: a setting that is gone made a difference
     """
+    data = {name: _with_groups(value) for name, value in data.items()}
     if "parts" in data:
         return _with_search(data)
     state: dict[str, dict[str, Any]] = {}
@@ -61,6 +65,13 @@ def current_data(data: Mapping[str, Any], where: str) -> dict[str, Any]:
     left_out = {*_OF_PARTS, *_DERIVED, *MOVED, *GONE}
     kept = {name: value for name, value in data.items() if name not in left_out}
     return _with_search({**kept, **_settings(data, where), "parts": state})
+
+
+def _with_groups(value: Any) -> Any:
+    """Bring arguments of KFAC into groups, in settings that were pickled, and so not checked."""
+    if not isinstance(value, Natural | NaturalCritic):
+        return value
+    return dataclasses.replace(value, kfac_kwargs=grouped(value.kfac_kwargs)[0])
 
 
 def _with_search(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -126,4 +137,15 @@ def _components_of_version_2(components: dict[str, Any], where: str) -> dict[str
     return {**components, **{name: _with_search(components[name]) for name in kept}}
 
 
+def _reader(kind: type) -> Callable[..., Any]:
+    """Return what builds settings of a file, which may name arguments of KFAC as 0.1.0 did."""
+
+    def read(**values: Any) -> Any:
+        ((_, settings),) = with_groups({"natural": values}).items()
+        return kind(**settings)
+
+    return read
+
+
+READERS.update({kind.__name__: _reader(kind) for kind in (Natural, NaturalCritic)})
 MIGRATIONS.update({1: _components_of_version_1, 2: _components_of_version_2})

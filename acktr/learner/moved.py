@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from acktr.errors import ConfigurationError
+from acktr.kfac.options import grouped
 
 # Name in 0.1.0: group, and the name in it.
 MOVED: Mapping[str, tuple[str, str]] = {
@@ -85,7 +86,7 @@ def current_settings(flat: Mapping[str, Any], where: str) -> tuple[dict[str, Any
     :raises ConfigurationError: one is gone that made a difference
     """
     if flat.keys().isdisjoint({*MOVED, *GONE}):
-        return dict(flat), []  # those of now
+        return with_groups(flat), []  # those of now
     settings = {name: value for name, value in flat.items() if name not in MOVED and name not in GONE}
     notes = []
     for name, (made_no_difference, why) in GONE.items():
@@ -109,11 +110,34 @@ def current_settings(flat: Mapping[str, Any], where: str) -> tuple[dict[str, Any
         del critic["learning_rate"]  # that of the kind
     if critic.get("kind") == "adam":
         critic = {key: critic[key] for key in ("kind", *OF_BOTH_CRITICS) if key in critic}
-    return {
-        **settings,
-        **({"natural": natural} if natural else {}),
-        **({"critic": critic} if critic else {}),
-    }, notes
+    return with_groups(
+        {
+            **settings,
+            **({"natural": natural} if natural else {}),
+            **({"critic": critic} if critic else {}),
+        }
+    ), notes
+
+
+def with_groups(
+    settings: Mapping[str, Any], tell: Callable[[str], None] = lambda clause: None
+) -> dict[str, Any]:
+    """Return settings whose arguments of KFAC are in its groups, which they were not in 0.1.0.
+
+    :param settings: by name, ``natural`` and ``critic`` as mappings
+    :param tell: called with a clause about each argument that was in none
+    """
+    found = dict(settings)
+    for name in ("natural", "critic"):
+        of_name = found.get(name)
+        if isinstance(of_name, Mapping) and isinstance(of_name.get("kfac_kwargs"), Mapping):
+            kwargs = dict(of_name["kfac_kwargs"])
+            own = {key: kwargs.pop(key) for key in ("cg_iterations",) if key in kwargs}  # is refused
+            kwargs, clauses = grouped(kwargs)
+            found[name] = {**of_name, "kfac_kwargs": {**kwargs, **own}}
+            for clause in clauses:
+                tell(f"{name}.kfac_kwargs: {clause}.")
+    return found
 
 
 def _move_kfac_kwargs(flat: Mapping[str, Any], natural: dict[str, Any], critic: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from acktr import distributed
 from acktr.errors import ConfigurationError, DivergenceError
 from acktr.kfac import KFAC, Graphs
-from acktr.kfac.graphs import CaptureError
+from acktr.kfac.cuda_graphs import RecordingError
 from acktr.kfac.likelihood import detached
 from acktr.learner.trust_region import LEAST_KL
 from acktr.learner.undo import Undo
@@ -166,7 +166,7 @@ def run(graphs: Graphs | None, name: str, work: Callable[..., Any], *inputs: Any
         return work(*inputs)
     try:
         return graphs(name, work, *inputs)
-    except CaptureError as error:
+    except RecordingError as error:
         raise ConfigurationError(f"cuda_graphs=True is not possible. {error}") from error
 
 

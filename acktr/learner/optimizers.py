@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -13,13 +14,11 @@ from torch.optim import Adam
 from acktr import distributed
 from acktr.errors import ConfigurationError
 from acktr.kfac import KFAC, Graphs
-from acktr.kfac.graphs import CudaEngine
+from acktr.kfac.cuda_graphs import CudaEngine
+from acktr.kfac.factors import BLOCK, WIDEST
+from acktr.kfac.options import GROUPS
 from acktr.learner.settings import AdamCritic, Critic, Natural, NaturalCritic
 from acktr.networks.outputs import Outputs
-
-# A factor up to the first width is kept whole, as that of the paper's fully connected layer (1569).
-# Wider ones have diagonal blocks: 3,000 inputs take 0.9 s a rollout where whole they take 4.1.
-_WIDEST_FACTOR, _BLOCK = 2048, 1024
 
 
 class Optimizers(NamedTuple):
@@ -62,21 +61,25 @@ def build_optimizers(
         trunk = set(of_actor)
         of_actor, of_critic = of_actor + [p for p in of_critic if p not in trunk], []
     notes: list[str] = []
-    common: dict[str, Any] = {"process_group": distributed.group(), "target_kl": None}
-    common.update(factor_period=1, inverse_period=1, burn_in=0)
-    if precision == "bf16":
-        common["statistics_dtype"] = torch.bfloat16
-    common.update(natural.kfac_kwargs)
+    dtype = {"statistics_dtype": torch.bfloat16} if precision == "bf16" else {}
+    common = {
+        "process_group": distributed.group(),
+        "target_kl": None,
+        "curvature": dtype,
+        "periods": {"factor": 1, "inverse": 1, "burn_in": 0},
+    }
 
     def kfac(params: list[nn.Parameter], rate: float, of: Natural | NaturalCritic) -> KFAC:
-        kwargs = {**common, **of.kfac_kwargs, "cg_iterations": of.cg_iterations}
+        iterations = {"step_rule": {"cg_iterations": of.cg_iterations}}
+        kwargs = _merged(common, natural.kfac_kwargs, of.kfac_kwargs, iterations)
         wide = _wide_layers(policy, params)
-        if wide and "max_factor_size" not in kwargs:
-            kwargs["max_factor_size"] = _BLOCK
+        if wide and "max_factor_size" not in kwargs["curvature"]:
+            kwargs["curvature"]["max_factor_size"] = BLOCK  # of all layers, as saved files have it
             notes.append(
-                f"K-FAC keeps the factors of {', '.join(wide)} as blocks of at most {_BLOCK} "
+                f"K-FAC keeps the factors of {', '.join(wide)} as blocks of at most {BLOCK} "
                 "coordinates: whole ones of that width are slow. "
-                "natural=Natural(kfac_kwargs=dict(max_factor_size=None)) keeps them whole."
+                "natural=Natural(kfac_kwargs=dict(curvature=dict(max_factor_size=None))) keeps them "
+                "whole."
             )
         assert of.damping is not None  # with_damping
         return KFAC(policy, lr=rate, damping=of.damping, param_groups=[{"params": params}], **kwargs)
@@ -98,6 +101,15 @@ def build_optimizers(
     return Optimizers(actor, optimizer, graphs, notes)
 
 
+def _merged(*many: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge arguments of KFAC, each group field by field; later ones count."""
+    merged: dict[str, Any] = {}
+    for arguments in many:
+        for name, value in arguments.items():
+            merged[name] = {**merged.get(name, {}), **value} if name in GROUPS else value
+    return merged
+
+
 def _wide_layers(policy: nn.Module, params: list[nn.Parameter]) -> list[str]:
     """Name the layers with more inputs or outputs than a whole factor may have."""
     ours = set(params)
@@ -106,7 +118,7 @@ def _wide_layers(policy: nn.Module, params: list[nn.Parameter]) -> list[str]:
         f"{name} ({weight[0].numel()} inputs, {len(weight)} outputs)"
         for name, module in policy.named_modules()
         if isinstance(module, layers) and (weight := module.weight) in ours
-        if max(weight[0].numel(), len(weight)) > _WIDEST_FACTOR
+        if max(weight[0].numel(), len(weight)) > WIDEST
     ]
 
 

@@ -92,17 +92,18 @@ def check_memory(policy: ActorCriticPolicy, natural: Natural, critic: Critic) ->
         return
     name = type(policy).__name__
     for of, settings in (("natural", natural), ("critic", critic)):
-        iterates = getattr(settings, "cg_iterations", 0)
-        if iterates or getattr(settings, "kfac_kwargs", {}).get("exact_scaling"):
+        iterates, kwargs = getattr(settings, "cg_iterations", 0), getattr(settings, "kfac_kwargs", {})
+        if iterates or kwargs.get("step_rule", {}).get("exact_scaling"):
             exact = "cg_iterations" if iterates else "kfac_kwargs with exact_scaling"
             raise ConfigurationError(
                 f"{of}.{exact} needs the exact Fisher, a second derivative, which the memory of {name} "
                 "does not have: leave it out."
             )
-        if getattr(settings, "kfac_kwargs", {}).get("recurrent") in CHAINS:
+        chain = kwargs.get("curvature", {}).get("recurrent")
+        if chain in CHAINS:
             raise ConfigurationError(
-                f"{of}.kfac_kwargs has recurrent={settings.kfac_kwargs['recurrent']!r}, and K-FAC sees "
-                f"whole sequences of {name} already: leave it out, or give 'diagonal'."
+                f"{of}.kfac_kwargs has recurrent={chain!r}, and K-FAC sees whole sequences of {name} "
+                "already: leave it out, or give 'diagonal'."
             )
     if natural.sub_sampling_factor > 1:
         raise ConfigurationError(

@@ -7,6 +7,7 @@ an object of :mod:`acktr.schedules`.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from numbers import Real
@@ -16,6 +17,7 @@ from stable_baselines3.common.type_aliases import Schedule
 
 from acktr.envs.kinds import is_whole
 from acktr.errors import ConfigurationError
+from acktr.kfac.options import GROUPS, grouped
 from acktr.networks.bfloat16 import PRECISIONS
 from acktr.networks.checks import check_widths
 from acktr.schedules import as_discount, as_schedule, as_trace_decay
@@ -72,10 +74,10 @@ class Natural(_Checked):
     :param precision: ``"fp32"`` or ``"bf16"``: trunks under autocast and K-FAC's statistics in bfloat16,
         where the hardware has it (:mod:`acktr.networks.bfloat16`); heads, losses and inverses stay in
         fp32
-    :param cuda_graphs: let a CUDA device repeat the updates by itself (:mod:`acktr.kfac.graphs`);
+    :param cuda_graphs: let a CUDA device repeat the updates by itself (:mod:`acktr.kfac.cuda_graphs`);
         elsewhere training goes on without, after a warning
     :param kfac_kwargs: further arguments of :class:`acktr.kfac.KFAC` for actor and critic alike
-        (``stat_decay``, ``inverse``, ``momentum``, ...)
+        (``curvature={"stat_decay": ...}``, ``momentum``, ...)
     :raises ConfigurationError: one is out of its range
     """
 
@@ -231,9 +233,20 @@ _OWNED = ("lr", "damping", "target_kl", "cg_iterations", "param_groups", "proces
 
 def _check_kfac_kwargs(settings: Natural | NaturalCritic) -> None:
     """Refuse what ACKTR sets, and keep a mapping of its own: settings stay what they are."""
-    argument, kwargs = settings.argument, dict(settings.kfac_kwargs)
+    argument, given = settings.argument, dict(settings.kfac_kwargs)
+    owned = {*_OWNED} & given.keys()
+    kwargs, earlier = grouped({name: value for name, value in given.items() if name not in owned})
+    if "cg_iterations" in (kwargs.get("step_rule") or {}):
+        owned.add("cg_iterations")
+    if earlier:
+        warnings.warn(f"{argument}.kfac_kwargs: {', '.join(earlier)}.", FutureWarning, stacklevel=5)
     object.__setattr__(settings, "kfac_kwargs", kwargs)
-    for name in sorted(set(_OWNED) & kwargs.keys()):
+    for name in GROUPS.keys() & kwargs.keys():
+        if not isinstance(kwargs[name], Mapping):
+            raise ConfigurationError(
+                f"{argument}.kfac_kwargs: {name} must be a mapping of its fields, got {kwargs[name]!r}."
+            )
+    for name in sorted(owned):
         raise ConfigurationError(
             f"{argument}.kfac_kwargs must not hold {name}: ACKTR sets it from its own arguments "
             "(learning_rate, target_kl, and damping and cg_iterations of natural and critic)."

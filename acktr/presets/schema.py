@@ -10,6 +10,7 @@ import difflib
 import functools
 import inspect
 import typing
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
@@ -32,7 +33,7 @@ from acktr.errors import ConfigurationError
 from acktr.learner.algorithm import ACKTR
 from acktr.learner.foreign import REPLACED
 from acktr.learner.migrations import CRITICS, parsed
-from acktr.learner.moved import GONE, MOVED, gone, new_key
+from acktr.learner.moved import GONE, MOVED, gone, new_key, with_groups
 from acktr.learner.settings import Natural, valid_range
 from acktr.presets.classes import check_policy
 from acktr.schedules import TraceDecay, written
@@ -180,7 +181,8 @@ def validate(settings: Mapping[str, Any], *, allow_import: bool = False) -> Conf
     for name in settings:
         if not isinstance(name, str):  # YAML's keys may be anything
             raise unknown_setting(str(name), setting_names(), "the configuration")
-    configuration = complete(settings)
+    tell = functools.partial(warnings.warn, category=FutureWarning, stacklevel=4)
+    configuration = complete(with_groups(settings, tell))
     arguments = configuration.algorithm_arguments()
     if arguments["critic"].normalize_targets is None:
         # Not left to the constructor, which would not know what training had from the environment of an

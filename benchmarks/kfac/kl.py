@@ -25,6 +25,7 @@ from torch import Tensor
 
 from acktr.kfac import KFAC
 from acktr.kfac.likelihood import likelihoods_of, mean_kl
+from acktr.kfac.options import grouped
 from benchmarks.kfac.networks import TASKS, Task
 
 TARGET_KL = 0.01  # nats a sample, or a token
@@ -52,7 +53,7 @@ def run(make: Callable[[], Task], way: str, steps: int, seed: int, **options: An
     torch.manual_seed(seed)
     task = make()
     model = task.model
-    kfac = KFAC(model, lr=1.0, target_kl=TARGET_KL, **{"damping": 0.003, **options})
+    kfac = KFAC(model, lr=1.0, target_kl=TARGET_KL, **{"damping": 0.003, **grouped(options)[0]})
     ratios, losses, spent = [], [], []
     passes = 0
     for _, (x, y) in zip(range(steps), task.batches(0), strict=False):

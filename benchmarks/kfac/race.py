@@ -26,6 +26,7 @@ from pytorch_optimizer import SOAP, Muon
 from torch import Tensor, nn
 
 from acktr.kfac import KFAC
+from acktr.kfac.options import grouped
 from benchmarks.faults.measure import existing
 from benchmarks.kfac.networks import TASKS, Task
 
@@ -87,7 +88,7 @@ def _hidden(model: nn.Module) -> list[nn.Parameter]:
 
 def _kfac_step(task: Task, settings: Settings) -> Step:
     model = task.model
-    kfac = KFAC(model, lr=0.3, **settings)
+    kfac = KFAC(model, lr=0.3, **grouped(settings)[0])
 
     def step(x: Tensor, y: Tensor) -> None:
         with kfac.capture():

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Normal
 
-from acktr.kfac import KFAC
+from acktr.kfac import KFAC, Curvature, Periods
 from acktr.kfac.recurrent import CHAINS as KINDS
 from benchmarks.faults.measure import existing
 from benchmarks.kfac.race import GRIDS, RESULTS, append, races
@@ -64,7 +64,7 @@ def distances(
     errors: dict[str, list[str]] = {}
     for chain in WAYS:
         torch.manual_seed(1)
-        kfac = KFAC(net, stat_decay=1.0, factor_period=1, recurrent=chain)
+        kfac = KFAC(net, curvature=Curvature(stat_decay=1.0, recurrent=chain), periods=Periods(factor=1))
         for _ in range(draws):
             with kfac.capture():
                 outputs = net(x)[:, first:]

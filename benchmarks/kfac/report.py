@@ -36,6 +36,28 @@ def _cell(runs: list[dict[str, str]]) -> str:
     return f"{steps}; {seconds}; `{runs[0]['settings']}`"
 
 
+def wide_table(results: Path = RESULTS) -> str:
+    """Return a row for each width: what inverses cost, and a step with whole factors and with blocks."""
+    heads = ["width", "Cholesky inverse, ms", "eigendecomposition, ms", "step, whole", "step, blocks"]
+    rows = [[cell or "–" for cell in row.values()] for row in existing(results / "wide.csv")]
+    return markdown_table(heads, rows)
+
+
+def update_table(results: Path = RESULTS) -> str:
+    """Return a row for each network: an update beside one with the code of before."""
+    heads = ["network", "before, ms", "now, ms", "ratio (quartiles)"]
+    rows = [
+        [
+            row["network"],
+            row["ms_before"],
+            row["ms_now"],
+            f"{row['ratio']} ({row['ratio_q1']} – {row['ratio_q3']})",
+        ]
+        for row in existing(results / "update.csv")
+    ]
+    return markdown_table(heads, rows)
+
+
 def draw(results: Path = RESULTS) -> Path | None:
     """Draw the loss over steps and over seconds, a column for each network; nothing without results."""
     points = existing(results / "curves.csv")

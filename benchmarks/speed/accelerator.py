@@ -9,7 +9,7 @@ from benchmarks.speed.ratios import BREAKOUT, CHEETAH, LARGE, PAPER, PLAIN, Grou
 GRAPHS, BF16 = "natural.cuda_graphs=true", "natural.precision=bf16"
 WIDTHS = (64, 256, 1024, 4096)
 # Twice the preset's batch, curvature of an eighth of it.
-MANY = (*PLAIN, "n_steps=64", "natural.sub_sampling_factor=8", "natural.kfac_kwargs.inverse_period=4")
+MANY = (*PLAIN, "n_steps=64", "natural.sub_sampling_factor=8", "natural.kfac_kwargs.periods.inverse=4")
 # Until all kinds of updates have been recorded, of which every fourth makes inverses anew.
 WARM_UP = 14
 

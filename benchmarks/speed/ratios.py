@@ -20,7 +20,7 @@ PLAIN = (
     "critic.std=1.0",
     "critic.n_updates=1",
     "critic.batch_size=null",
-    "natural.kfac_kwargs.weight_sharing=reduce",
+    "natural.kfac_kwargs.curvature.weight_sharing=reduce",
     "policy_kwargs.features_extractor_kwargs={}",
 )
 # The paper's batch, 20 steps of 16 environments, with nothing spared; the same with curvature of an
@@ -28,12 +28,12 @@ PLAIN = (
 # preset's batch.
 PAPER = (*PLAIN, "n_steps=20", "natural.sub_sampling_factor=1")
 EIGHTH = "natural.sub_sampling_factor=8"
-SPARING = (*PLAIN, "n_steps=20", EIGHTH, "natural.kfac_kwargs.inverse_period=10")
-LARGE = (*PLAIN, "n_steps=128", EIGHTH, "natural.kfac_kwargs.inverse_period=4")
+SPARING = (*PLAIN, "n_steps=20", EIGHTH, "natural.kfac_kwargs.periods.inverse=10")
+LARGE = (*PLAIN, "n_steps=128", EIGHTH, "natural.kfac_kwargs.periods.inverse=4")
 # The critic's four updates of a rollout see the same samples: curvature of the first serves all, with a
 # memory of as many rollouts.
-ONCE = ("critic.kfac_kwargs.factor_period=4", "critic.kfac_kwargs.stat_decay=0.81")
-BACKGROUND = "natural.kfac_kwargs.inverse_refresh=background"
+ONCE = ("critic.kfac_kwargs.periods.factor=4", "critic.kfac_kwargs.curvature.stat_decay=0.81")
+BACKGROUND = "natural.kfac_kwargs.periods.inverse_refresh=background"
 BF16 = "natural.precision=bf16"
 WIDTHS = (64, 256, 1024, 4096)
 WIDTH_KFAC: dict[int, dict[str, Any]] = {4096: {"max_factor_size": 1024}}

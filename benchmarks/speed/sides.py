@@ -26,6 +26,7 @@ from torch.distributions import Normal
 from acktr import ACKTR, KFAC
 from acktr.envs.lookup import family
 from acktr.kfac import Graphs
+from acktr.kfac.options import grouped
 from acktr.learner.critic import AdamCriticUpdate
 from acktr.learner.natural_step import run
 from acktr.learner.settings import AdamCritic
@@ -264,7 +265,7 @@ def kfac_update(
         parts += [nn.Linear(*shape), nn.Tanh()]
     model = nn.Sequential(*parts[:-1]).to(device)
     as_in_rl = {"factor_period": 1, "inverse_period": 1, "burn_in": 0}
-    kfac = KFAC(model, **{**as_in_rl, **kfac_kwargs})
+    kfac = KFAC(model, **grouped({**as_in_rl, **kfac_kwargs})[0])
     counted = {k: v for k, v in kfac_kwargs.items() if k in ("inverse_period", "max_factor_size")}
     flops = update_flops(shapes, _WIDTH_BATCH, **counted)
     x, y = (torch.randn(_WIDTH_BATCH, n).to(device) for n in (sizes[0], sizes[-1]))

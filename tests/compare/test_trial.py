@@ -199,6 +199,21 @@ def test_a_setting_that_came_later_leaves_older_results_what_they_are(name, none
     assert settings_hash(before) != settings_hash(changed)
 
 
+def test_arguments_of_kfac_are_hashed_by_the_names_that_results_have():
+    """They had no groups then."""
+    groups = {"curvature": {"approximation": "ekfac", "fisher": "x"}, "periods": {"inverse": 3}}
+    after = complete_settings(trial(settings={}))
+    assert after["natural"]["kfac_kwargs"] == {}
+    of_kfac = {"natural.kfac_kwargs": {**groups, "momentum": 0.5, "step_rule": {"exact_scaling": True}}}
+    assert complete_settings(trial(settings=of_kfac))["natural"]["kfac_kwargs"] == {
+        "inverse": "ekfac",
+        "fisher": "x",
+        "inverse_period": 3,
+        "momentum": 0.5,
+        "exact_scaling": True,
+    }
+
+
 def test_complete_settings():
     classic = "CartPole-v0"  # of the family's default section
     changes = {"target_kl": "lin_0.5", "policy_kwargs.log_std_init": -1}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import acktr.kfac.likelihood
-from acktr.kfac import KFAC
+from acktr.kfac import KFAC, Periods
 
 
 @pytest.fixture(autouse=True)
@@ -23,8 +23,7 @@ def float64_and_seed() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def parts_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """In tests of parts curvature and inverses are made anew at each step, unless they say otherwise."""
-    for name, value in {"factor_period": 1, "inverse_period": 1, "burn_in": 0}.items():
-        monkeypatch.setitem(KFAC.__init__.__kwdefaults__, name, value)
+    monkeypatch.setattr(Periods.__init__, "__defaults__", (1, 1, 0, "together"))
 
 
 class OrthogonalSigns:

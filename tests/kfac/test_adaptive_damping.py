@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Normal
 
-from acktr.kfac import KFAC
+from acktr.kfac import KFAC, StepRule
 from acktr.kfac.damping import DECAY, MAX_DAMPING, MIN_DAMPING, PERIOD, Promise, adapt
 from acktr.kfac.exact import flatten
+from tests.helpers.options import in_groups
 
 from . import oracle
 from .test_ekfac import dense
@@ -56,7 +57,9 @@ def vector(net: nn.Module) -> Tensor:
 @pytest.mark.parametrize("target_kl", [None, 1e-4])
 def test_the_promise_is_that_of_the_dense_model(target_kl, options):
     x, damping = torch.randn(20, 4), 0.3
-    kfac = KFAC(mlp(), lr=0.1, damping=damping, target_kl=target_kl, adapt_damping=True, **options)
+    kfac = KFAC(
+        mlp(), lr=0.1, damping=damping, target_kl=target_kl, **in_groups(adapt_damping=True, **options)
+    )
     for _ in range(PERIOD - 1):
         learn(kfac, x)
     theta = vector(kfac.module)
@@ -77,9 +80,8 @@ def test_the_promise_is_kept_where_the_model_is_exact():
         lr=0.3,
         damping=damping,
         target_kl=None,
-        exact_scaling=True,
         momentum=0.5,
-        adapt_damping=True,
+        step_rule=StepRule(exact_scaling=True, adapt_damping=True),
     )
     for _ in range(PERIOD):
         before = vector(net)
@@ -125,7 +127,7 @@ def test_a_step_that_promised_nothing_changes_nothing(promised):
 
 
 def test_every_fifth_step_and_no_other_is_asked_for():
-    kfac, x = KFAC(mlp(), adapt_damping=True), torch.randn(20, 4)
+    kfac, x = KFAC(mlp(), step_rule=StepRule(adapt_damping=True)), torch.randn(20, 4)
     asked = []
     for _ in range(12):
         loss = learn(kfac, x)
@@ -141,7 +143,7 @@ def test_it_finds_a_damping_from_both_sides():
     dampings = {}
     for start in (MIN_DAMPING, 1e3):
         torch.manual_seed(0)
-        kfac = KFAC(mlp(), lr=1.0, target_kl=None, damping=start, adapt_damping=True)
+        kfac = KFAC(mlp(), lr=1.0, target_kl=None, damping=start, step_rule=StepRule(adapt_damping=True))
         for _ in range(300):
             x = torch.randn(8, 4)
             loss = learn(kfac, x)
@@ -154,7 +156,7 @@ def test_it_finds_a_damping_from_both_sides():
 
 def test_the_new_damping_is_the_next_step_s():
     x = torch.randn(20, 4)
-    kfac = KFAC(mlp(), lr=1.0, target_kl=None, adapt_damping=True)
+    kfac = KFAC(mlp(), lr=1.0, target_kl=None, step_rule=StepRule(adapt_damping=True))
     learn_to_the_report(kfac, x)
     kfac.report_reduction(-1.0)
     other = copy.deepcopy(kfac)
@@ -192,7 +194,11 @@ def test_groups_adapt_each_for_itself_to_one_promise():
 
 def test_a_group_that_did_not_move_does_not_adapt():
     net, x = nn.ModuleList([nn.Linear(4, 2), nn.Linear(4, 2)]), torch.randn(20, 4)
-    kfac = KFAC(net, adapt_damping=True, param_groups=[{"params": m.parameters()} for m in net])
+    kfac = KFAC(
+        net,
+        param_groups=[{"params": m.parameters()} for m in net],
+        step_rule=StepRule(adapt_damping=True),
+    )
     for k in range(2 * PERIOD):
         kfac.zero_grad()
         with kfac.capture():
@@ -207,7 +213,7 @@ def test_a_group_that_did_not_move_does_not_adapt():
 
 
 def test_a_refused_step_changes_nothing():
-    kfac, x = KFAC(mlp(), adapt_damping=True), torch.randn(20, 4)
+    kfac, x = KFAC(mlp(), step_rule=StepRule(adapt_damping=True)), torch.randn(20, 4)
     for _ in range(PERIOD - 1):
         learn(kfac, x)
     with kfac.capture():
@@ -222,7 +228,7 @@ def test_a_refused_step_changes_nothing():
 
 def test_a_resumed_optimiser_goes_on_exactly():
     batches = torch.randn(14, 20, 4)
-    whole, cut = (KFAC(mlp(), adapt_damping=True) for _ in range(2))
+    whole, cut = (KFAC(mlp(), step_rule=StepRule(adapt_damping=True)) for _ in range(2))
     cut.module.load_state_dict(whole.module.state_dict())
     for i, x in enumerate(batches):
         for kfac in (whole, cut):
@@ -240,16 +246,16 @@ def test_a_resumed_optimiser_goes_on_exactly():
 
 
 def test_a_report_that_nobody_asked_for_says_what_to_do():
-    with pytest.raises(RuntimeError, match=r"KFAC\(adapt_damping=True\)"):
+    with pytest.raises(RuntimeError, match=r"KFAC\(step_rule=StepRule\(adapt_damping=True\)\)"):
         KFAC(mlp()).report_reduction(1.0)
 
 
 @pytest.mark.parametrize("damping", [0.0, 1e5])
 def test_a_damping_out_of_bounds_is_refused(damping):
     with pytest.raises(ValueError, match="adapt_damping moves damping between 1e-06 and 10000"):
-        KFAC(mlp(), damping=damping, adapt_damping=True)
+        KFAC(mlp(), damping=damping, step_rule=StepRule(adapt_damping=True))
 
 
 def test_something_else_than_a_choice_is_refused():
     with pytest.raises(ValueError, match="adapt_damping must be True or False, got 1"):
-        KFAC(mlp(), adapt_damping=1)
+        KFAC(mlp(), step_rule=StepRule(adapt_damping=1))

@@ -10,6 +10,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from acktr.kfac import KFAC
+from tests.helpers.options import in_groups
 
 
 class Probe(nn.Module):
@@ -145,7 +146,7 @@ def test_no_host_sync(settings):
             "embed": nn.Embedding(4, 8, padding_idx=0),
         }
     )  # fmt: skip
-    kfac = KFAC(net, **settings)
+    kfac = KFAC(net, **in_groups(**settings))
     kfac.defer_checks = True
     image, token = torch.randn(6, 2, 3, 3), torch.randint(4, (6,))
     for _ in range(3):

@@ -11,8 +11,9 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributions import Categorical, Normal
 
-from acktr.kfac import KFAC, comm, curvature, likelihood, refresh
+from acktr.kfac import KFAC, StepRule, comm, curvature, likelihood, refresh
 from acktr.kfac.comm import Comm
+from tests.helpers.options import in_groups
 from tests.helpers.processes import run_in_processes, signs_of_values
 
 STEPS = 5
@@ -70,7 +71,7 @@ def train(rank, size, kind, options, shared_from=None):
     group = dist.group.WORLD if size > 1 else None
     options = {"factor_period": 1, "inverse_period": 1, "burn_in": 0, **options}
     measured = options.pop("measured", False)
-    kfac = KFAC(model, lr=0.5, damping=0.05, target_kl=0.02, process_group=group, **options)
+    kfac = KFAC(model, lr=0.5, damping=0.05, target_kl=0.02, process_group=group, **in_groups(**options))
     for _ in range(STEPS):
         x, y = torch.randn(N, 1, 2, 3).double(), torch.randint(3, (N,))
         part = slice(rank * N // size, (rank + 1) * N // size)
@@ -198,7 +199,7 @@ def reports(rank, size):
     """The loss fell on one process, and rose by more on the other."""
     torch.manual_seed(0)
     layer = nn.Linear(3, 2).double()
-    kfac = KFAC(layer, adapt_damping=True, process_group=dist.group.WORLD)
+    kfac = KFAC(layer, process_group=dist.group.WORLD, step_rule=StepRule(adapt_damping=True))
     for _ in range(5):
         with kfac.capture():
             out = layer(torch.randn(8, 3).double())

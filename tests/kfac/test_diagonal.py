@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Categorical, Normal
 
-from acktr.kfac import KFAC
+from acktr.kfac import KFAC, Curvature
 
 from . import oracle
 
@@ -46,7 +46,7 @@ class Scaled(nn.Module):
 )
 def test_a_state_independent_deviation_is_exact_in_any_draw(scale, expected, fisher):
     net = Scaled(scale)
-    kfac = KFAC(net, fisher=fisher)
+    kfac = KFAC(net, curvature=Curvature(fisher=fisher))
     with kfac.capture():
         dist = net(torch.randn(7, 3))
     kfac.update_curvature(dist)
@@ -78,7 +78,7 @@ def test_a_bare_parameter_inside_the_network_is_exact_on_average(n_samples, obse
             return self.last(self.first(x).tanh() * self.gain)
 
     net, x = Gain(), torch.randn(n_samples, 3)
-    kfac = KFAC(net, stat_decay=1.0)
+    kfac = KFAC(net, curvature=Curvature(stat_decay=1.0))
     observe(kfac, lambda: [Categorical(logits=net(x))], columns="batch")
     exact = oracle.dense_fisher(net, x, oracle.categorical).diagonal()
     close(kfac.factors()["gain"][0], exact[oracle.parameter_positions(net)["gain"]])
@@ -111,7 +111,7 @@ def test_an_unknown_layer_warns_once_and_gets_the_exact_diagonal(build, observe)
     net, x = Net(), torch.randn(4, 3)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        kfac = KFAC(net, stat_decay=1.0)
+        kfac = KFAC(net, curvature=Curvature(stat_decay=1.0))
         observe(kfac, lambda: [Normal(net(x), 1.0)], columns="batch")
         exact = oracle.fisher_by_loops(net, x, oracle.gaussian()).diagonal()
         net(x).square().mean().backward()
@@ -148,7 +148,7 @@ def test_a_network_without_any_known_layer_is_exact_on_average(kind, observe):
         "unknown": (nn.Sequential(bend), x),
         "after-a-frozen-layer": (nn.Sequential(frozen, bend), frozen(x)),
     }[kind]
-    kfac = KFAC(net, stat_decay=1.0)
+    kfac = KFAC(net, curvature=Curvature(stat_decay=1.0))
     observe(kfac, lambda: [Normal(net(x), 1.0)], n_patterns=32, columns="batch")
     exact = (a * (a * bend.weight).cos()).square().mean(0).detach()
     ((diagonal,),) = kfac.factors().values()
@@ -168,7 +168,7 @@ def test_a_deviation_from_an_unknown_layer_is_exact_on_average(observe):
             return Normal(self.mean(x), self.log_std(x).exp())
 
     net, x = Net(), torch.randn(4, 3)
-    kfac = KFAC(net, stat_decay=1.0)
+    kfac = KFAC(net, curvature=Curvature(stat_decay=1.0))
     observe(kfac, lambda: [net(x)], n_patterns=32, columns="batch")
     exact = 2 * (x * (x * net.log_std.weight).cos()).square().mean(0).detach()
     close(kfac.factors()["log_std.weight"][0], exact)

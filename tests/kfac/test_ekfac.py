@@ -7,9 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Normal
 
-from acktr.kfac import KFAC, ekfac
+from acktr.kfac import KFAC, Curvature, Periods, StepRule, samples
 from acktr.kfac.blocks import KroneckerBlock
 from acktr.kfac.exact import flatten
+from acktr.kfac.factors import Batched
+from tests.helpers.options import in_groups
 
 from . import oracle
 from .test_weight_sharing import SumOverPositions
@@ -76,8 +78,8 @@ def kronecker_blocks(kfac: KFAC) -> list[KroneckerBlock]:
 def eigenbasis(block: KroneckerBlock) -> Tensor:
     """Q_S (x) Q_A of one block as columns over its (out, in + 1) matrix, group by group."""
     A, S, _ = block.inverse.tensors
-    columns, rows = block.pair.sizes
-    if block.pair.grouped:
+    columns, rows = (kind.size for kind in block.pair.kinds)
+    if isinstance(block.pair.kinds.S, Batched):
         return torch.block_diag(*map(torch.kron, S, A))
     A = A if A.numel() else torch.eye(columns)
     whole = [torch.block_diag(*x) if x.ndim == 3 else x for x in (S, A)]
@@ -88,9 +90,9 @@ def eigenbasis(block: KroneckerBlock) -> Tensor:
 @pytest.mark.parametrize(("build", "shape"), NETS.values(), ids=NETS)
 def test_the_moments_are_the_diagonal_of_the_exact_fisher(build, shape, options, observe, monkeypatch):
     """...in the eigenbasis; so the block is nearer to the exact one than K-FAC's, and has its trace."""
-    monkeypatch.setattr(ekfac, "MAX_ENTRIES", 100)  # samples in several parts
+    monkeypatch.setattr(samples, "MAX_ENTRIES", 100)  # samples in several parts
     net, x = build(), inputs(shape)
-    kfac = KFAC(net, lr=0.0, stat_decay=1.0, inverse="ekfac", **options)
+    kfac = KFAC(net, lr=0.0, **in_groups(stat_decay=1.0, inverse="ekfac", **options))
     observe(kfac, lambda: [Normal(net(x), SIGMA)])
     net(x).square().mean().backward()
     kfac.step()  # makes the basis, and moves nothing
@@ -142,9 +144,16 @@ def test_steps_against_the_dense_solution(lr, momentum, weight_decay, refresh, o
     net = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2))
     target_kl, damping = 1e-3, 0.02
     kfac = KFAC(
-        net, lr=lr, damping=damping, target_kl=target_kl, momentum=momentum, stat_decay=0.9,
-        weight_decay=weight_decay, inverse="ekfac", inverse_period=2, inverse_refresh=refresh, **options,
-    )  # fmt: skip
+        net,
+        lr=lr,
+        damping=damping,
+        target_kl=target_kl,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        **in_groups(
+            stat_decay=0.9, inverse="ekfac", inverse_period=2, inverse_refresh=refresh, **options
+        ),
+    )
     velocity: Tensor | float = 0.0
     for _ in range(5):
         theta = flatten([p.detach().clone() for p in net.parameters()])
@@ -163,7 +172,13 @@ def test_steps_against_the_dense_solution(lr, momentum, weight_decay, refresh, o
 
 def test_conjugate_gradients_have_it_as_preconditioner_and_damping():
     net = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2))
-    kfac = KFAC(net, lr=10.0, damping=0.02, inverse="ekfac", cg_iterations=60)
+    kfac = KFAC(
+        net,
+        lr=10.0,
+        damping=0.02,
+        curvature=Curvature(approximation="ekfac"),
+        step_rule=StepRule(cg_iterations=60),
+    )
     for _ in range(3):
         x = torch.randn(20, 4)
         exact = oracle.dense_fisher(net, x, oracle.gaussian(SIGMA))
@@ -177,7 +192,7 @@ def test_the_moments_follow_the_basis():
     """What they were, written in the new basis, without what is off its diagonal."""
     convolutions = nn.Conv1d(1, 4, 2), nn.Tanh(), nn.Conv1d(4, 6, 2, groups=2)
     net = nn.Sequential(nn.Unflatten(1, (1, 4)), *convolutions, nn.Flatten())
-    kfac = KFAC(net, lr=0.1, inverse="ekfac", inverse_period=2)
+    kfac = KFAC(net, lr=0.1, curvature=Curvature(approximation="ekfac"), periods=Periods(inverse=2))
     for _ in range(2):
         learn(kfac, torch.randn(20, 4))
     with kfac.capture():
@@ -196,7 +211,7 @@ def test_until_it_has_measured_it_is_the_eigen_form():
     net, x = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2)), torch.randn(20, 4)
     steps = []
     for inverse in ("eigen", "ekfac"):
-        kfac = KFAC(copy.deepcopy(net), lr=10.0, inverse=inverse)
+        kfac = KFAC(copy.deepcopy(net), lr=10.0, **in_groups(inverse=inverse))
         torch.manual_seed(1)
         steps.append([learn(kfac, x)[1] for _ in range(2)])
     (first, second), (same, other) = steps
@@ -206,7 +221,7 @@ def test_until_it_has_measured_it_is_the_eigen_form():
 
 def test_a_damping_of_zero_leaves_alone_what_no_sample_moves():
     net, x = nn.Linear(3, 2), torch.randn(20, 3) * torch.tensor([1.0, 1.0, 0.0])
-    kfac = KFAC(net, lr=1.0, damping=0.0, target_kl=None, inverse="ekfac")
+    kfac = KFAC(net, lr=1.0, damping=0.0, target_kl=None, curvature=Curvature(approximation="ekfac"))
     for _ in range(2):
         learn(kfac, x)
     with kfac.capture():
@@ -222,7 +237,7 @@ def test_a_damping_of_zero_leaves_alone_what_no_sample_moves():
 def test_a_failed_basis_is_left_behind_with_its_moments():
     """On an accelerator zeros stand for a first basis that failed; nothing measured in them counts."""
     net, x = nn.Linear(3, 2), torch.randn(20, 3)
-    kfac = KFAC(net, inverse="ekfac")
+    kfac = KFAC(net, curvature=Curvature(approximation="ekfac"))
     kfac.defer_checks = True
     learn(kfac, x)
     (block,) = kronecker_blocks(kfac)
@@ -238,7 +253,7 @@ def test_a_failed_basis_is_left_behind_with_its_moments():
 
 
 def test_statistics_in_bfloat16_are_near():
-    kfac = KFAC(conv(groups=2), lr=0.0, inverse="ekfac")
+    kfac = KFAC(conv(groups=2), lr=0.0, curvature=Curvature(approximation="ekfac"))
     x = torch.randn(7, 2, 4, 5)
     learn(kfac, x)
     rounded = copy.deepcopy(kfac)
@@ -260,15 +275,15 @@ def test_rows_that_are_no_samples_count_by_themselves():
     """Seven rows and two samples: nobody knows what belongs together."""
     a, g = torch.randn(7, 3), torch.randn(7, 2)
     rows = a.unsqueeze(-2), g.unsqueeze(-2), False
-    moments = ekfac.second_moments([rows], 2, 3, torch.float64)
+    moments = samples.second_moments([rows], 2, 3, torch.float64)
     torch.testing.assert_close(moments, g.square().T @ a.square() / 2)
-    both = ekfac.second_moments([rows, (rows[0][:2], rows[1][:2], False)], 2, 3, torch.float64)
+    both = samples.second_moments([rows, (rows[0][:2], rows[1][:2], False)], 2, 3, torch.float64)
     torch.testing.assert_close(both, moments + g[:2].square().T @ a[:2].square() / 2)
 
 
 def test_numbers_that_overflow_do_not_stay():
     net, x = nn.Linear(3, 2), torch.randn(20, 3)
-    kfac = KFAC(net, inverse="ekfac", stat_decay=0.1, damping=1.0)
+    kfac = KFAC(net, damping=1.0, curvature=Curvature(approximation="ekfac", stat_decay=0.1))
     learn(kfac, x)
     (block,) = kronecker_blocks(kfac)
     learn(kfac, x.clone().mul_(1e100))
@@ -280,14 +295,14 @@ def test_numbers_that_overflow_do_not_stay():
 
 @pytest.mark.parametrize(("mine", "other"), [("ekfac", "eigen"), ("eigen", "ekfac")])
 def test_a_state_of_the_other_kind_is_refused(mine, other):
-    kfac, stranger = (KFAC(nn.Linear(3, 2), inverse=inverse) for inverse in (mine, other))
+    kfac, stranger = (KFAC(nn.Linear(3, 2), **in_groups(inverse=inverse)) for inverse in (mine, other))
     learn(stranger, torch.randn(6, 3))
-    with pytest.raises(ValueError, match=f"not of the form inverse='{mine}'"):
+    with pytest.raises(ValueError, match=f"not of the form .*'{mine}'"):
         kfac.load_state_dict(stranger.state_dict())
 
 
 def test_moments_of_another_shape_are_refused():
-    kfac = KFAC(nn.Linear(3, 2), inverse="ekfac")
+    kfac = KFAC(nn.Linear(3, 2), curvature=Curvature(approximation="ekfac"))
     learn(kfac, torch.randn(6, 3))
     state = copy.deepcopy(kfac.state_dict())
     state["curvature"][""]["average"]["moments"]["values"] = [torch.zeros(7)]
@@ -296,7 +311,7 @@ def test_moments_of_another_shape_are_refused():
 
 
 def test_freezing_a_parameter_begins_anew():
-    kfac = KFAC(nn.Linear(3, 2), inverse="ekfac")
+    kfac = KFAC(nn.Linear(3, 2), curvature=Curvature(approximation="ekfac"))
     for _ in range(2):
         learn(kfac, torch.randn(6, 3))
     kfac.module.bias.requires_grad_(False)

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Categorical, Gamma, Normal
 
-from acktr.kfac import KFAC
+from acktr.kfac import KFAC, Periods, StepRule
 from acktr.kfac.exact import FisherProduct, flatten, solve, split_like
 from acktr.kfac.likelihood import likelihoods_of
+from tests.helpers.options import in_groups
 
 from . import oracle
 from .heads import HEADS, distributions
@@ -90,9 +91,14 @@ def learn(kfac: KFAC, net: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
 def test_steps_against_the_dense_solution(inverse, momentum, weight_decay, lr):
     net, target_kl, damping = mlp(2), 1e-3, 0.02
     kfac = KFAC(
-        net, lr=lr, damping=damping, target_kl=target_kl, momentum=momentum, stat_decay=0.9,
-        weight_decay=weight_decay, inverse=inverse, cg_iterations=60,
-    )  # fmt: skip
+        net,
+        lr=lr,
+        damping=damping,
+        target_kl=target_kl,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        **in_groups(stat_decay=0.9, inverse=inverse, cg_iterations=60),
+    )
     velocity: Tensor | float = 0.0
     for _ in range(3):
         x = torch.randn(20, 4)
@@ -124,7 +130,9 @@ def test_the_predicted_kl_is_the_measured_one_where_kfac_overshoots():
     measured = {}
     for iterations in (0, 5):
         model = copy.deepcopy(net)
-        kfac = KFAC(model, lr=1e6, target_kl=1e-4, damping=1e-3, cg_iterations=iterations)
+        kfac = KFAC(
+            model, lr=1e6, target_kl=1e-4, damping=1e-3, step_rule=StepRule(cg_iterations=iterations)
+        )
         with kfac.capture():
             out = model(x)
         kfac.update_curvature(Normal(out, 1.0))
@@ -138,9 +146,13 @@ def test_the_predicted_kl_is_the_measured_one_where_kfac_overshoots():
 def test_groups_are_solved_each_for_itself_and_before_any_of_them_moves():
     net, x = mlp(2), torch.randn(20, 4)
     kfac = KFAC(
-        net, lr=10.0, target_kl=1e-3, cg_iterations=60, damping=0.02,
+        net,
+        lr=10.0,
+        target_kl=1e-3,
+        damping=0.02,
         param_groups=[{"params": net[0].parameters()}, {"params": net[2].parameters()}],
-    )  # fmt: skip
+        step_rule=StepRule(cg_iterations=60),
+    )
     fisher = oracle.dense_fisher(net, x, oracle.gaussian(0.5))
     gradient, taken = learn(kfac, net, x)
     for name, (a, s) in kfac.factors().items():
@@ -154,7 +166,9 @@ def test_groups_are_solved_each_for_itself_and_before_any_of_them_moves():
 def test_a_part_of_the_batch_gives_the_exact_fisher():
     net, x = mlp(2), torch.randn(20, 4)
     fisher = oracle.dense_fisher(net, x[:7], oracle.gaussian(0.5))
-    whole, part = (KFAC(n, lr=1.0, cg_iterations=3) for n in (copy.deepcopy(net), net))
+    whole, part = (
+        KFAC(n, lr=1.0, step_rule=StepRule(cg_iterations=3)) for n in (copy.deepcopy(net), net)
+    )
     taken = []
     for kfac in (whole, part):
         model = kfac.module
@@ -176,7 +190,7 @@ def test_a_part_of_the_batch_gives_the_exact_fisher():
 def test_a_frozen_layer_and_a_missing_gradient_stay():
     net, x = mlp(2), torch.randn(20, 4)
     net[0].requires_grad_(False)
-    kfac = KFAC(net, cg_iterations=2)
+    kfac = KFAC(net, step_rule=StepRule(cg_iterations=2))
     _, taken = learn_frozen(kfac, net, x)
     assert not taken[: 4 * 5 + 5].any()
     assert taken[4 * 5 + 5 :].all()
@@ -194,7 +208,13 @@ def learn_frozen(kfac: KFAC, net: nn.Module, x: Tensor) -> tuple[None, Tensor]:
 
 def test_factor_period_does_not_age_the_exact_fisher():
     net = mlp(2)
-    kfac = KFAC(net, lr=10.0, target_kl=1e-6, factor_period=3, inverse_period=2, cg_iterations=8)
+    kfac = KFAC(
+        net,
+        lr=10.0,
+        target_kl=1e-6,
+        periods=Periods(factor=3, inverse=2),
+        step_rule=StepRule(cg_iterations=8),
+    )
     for _ in range(4):
         x = torch.randn(20, 4)
         before = net(x).detach()
@@ -205,7 +225,7 @@ def test_factor_period_does_not_age_the_exact_fisher():
 
 def test_state_and_copies_survive():
     net, x = mlp(2), torch.randn(20, 4)
-    kfac = KFAC(net, cg_iterations=3)
+    kfac = KFAC(net, step_rule=StepRule(cg_iterations=3))
     with kfac.capture():
         out = net(x)
     kfac.update_curvature(Normal(out, 0.5))
@@ -217,7 +237,7 @@ def test_state_and_copies_survive():
 
 def test_a_step_without_the_graph_says_what_to_do():
     net, x = mlp(2), torch.randn(20, 4)
-    kfac = KFAC(net, cg_iterations=3)
+    kfac = KFAC(net, step_rule=StepRule(cg_iterations=3))
     with kfac.capture():
         out = net(x)
     kfac.update_curvature(Normal(out, 0.5))
@@ -228,7 +248,7 @@ def test_a_step_without_the_graph_says_what_to_do():
 
 def test_a_second_step_on_one_batch_says_what_to_do():
     net, x = mlp(2), torch.randn(20, 4)
-    kfac = KFAC(net, cg_iterations=3)
+    kfac = KFAC(net, step_rule=StepRule(cg_iterations=3))
     learn(kfac, net, x)
     with pytest.raises(RuntimeError, match="call update_curvature or use_exact_fisher"):
         kfac.step()
@@ -250,7 +270,7 @@ def test_distributions_of_another_model_are_refused():
 @pytest.mark.parametrize("value", [-1, 1.5, "many"])
 def test_bad_cg_iterations(value):
     with pytest.raises(ValueError, match="cg_iterations must be 0 or more"):
-        KFAC(mlp(), cg_iterations=value)
+        KFAC(mlp(), step_rule=StepRule(cg_iterations=value))
 
 
 def test_flatten_and_split_undo_each_other():

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.distributions import Normal
 
-from acktr.kfac import KFAC
+from acktr.kfac import KFAC, Curvature
 
 from . import oracle
 
@@ -58,7 +58,7 @@ def test_convolution_is_exact(kind, shape, options, observe):
     options = {"in_channels": 2, "out_channels": 4, "kernel_size": 3, **options}
     conv = nn.Sequential(kind(**options))
     x = torch.randn(3, options["in_channels"], *shape)
-    kfac = KFAC(conv, stat_decay=1.0)
+    kfac = KFAC(conv, curvature=Curvature(stat_decay=1.0))
 
     observe(kfac, lambda: [Normal(conv(x), 0.5)], columns="channels")
 
@@ -80,7 +80,7 @@ def test_memory_layout_does_not_matter(memory_format, observe):
     conv, x = nn.Sequential(nn.Conv2d(2, 3, 2)), torch.randn(4, 2, 3, 3)
 
     def factors(x):
-        kfac = KFAC(conv, stat_decay=1.0)
+        kfac = KFAC(conv, curvature=Curvature(stat_decay=1.0))
         observe(kfac, lambda: [Normal(conv(x), 1.0)], columns="channels")
         return kfac.factors()["0"]
 

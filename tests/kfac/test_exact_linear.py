@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.distributions import Normal
 
-from acktr.kfac import KFAC
+from acktr.kfac import KFAC, Curvature
 
 from . import oracle
 from .heads import CATEGORICAL, GAUSSIAN, GAUSSIAN_LOG_STD, HEADS
@@ -27,7 +27,7 @@ def assert_blocks_are_exact(kfac: KFAC, fisher: torch.Tensor, module: nn.Module)
 def test_deep_linear_network_with_many_outputs(bias, observe):
     net = nn.Sequential(*[nn.Linear(i, o, bias=bias) for i, o in [(3, 4), (4, 5), (5, 2)]])
     x = torch.randn(7, 3)
-    kfac = KFAC(net, stat_decay=1.0)
+    kfac = KFAC(net, curvature=Curvature(stat_decay=1.0))
 
     observe(kfac, lambda: [Normal(net(x), 0.5)])
 
@@ -64,7 +64,7 @@ class ActorCritic(nn.Module):
 def test_shared_trunk_with_one_sample_is_the_joint_fisher(head, observe):
     """S = S_policy + S_value and a shared A: exact for one sample, tanh included."""
     net, x = ActorCritic(head.size), torch.randn(1, 3)
-    kfac = KFAC(net, stat_decay=1.0)
+    kfac = KFAC(net, curvature=Curvature(stat_decay=1.0))
 
     def forward():
         outputs, value = net(x)
@@ -81,7 +81,7 @@ def test_trunk_adds_the_curvature_of_policy_and_value(head, observe):
     net, x = ActorCritic(head.size), torch.randn(6, 3)
 
     def factors(use_policy, use_value):
-        kfac = KFAC(net, stat_decay=1.0)
+        kfac = KFAC(net, curvature=Curvature(stat_decay=1.0))
 
         def forward():
             outputs, value = net(x)

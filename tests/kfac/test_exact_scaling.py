@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Categorical, Normal, kl_divergence
 
-from acktr.kfac import KFAC
+from acktr.kfac import KFAC, StepRule
 from acktr.kfac.exact import flatten
 from acktr.kfac.scaling import Candidate, best_mix
+from tests.helpers.options import in_groups
 
 from . import oracle
 from .test_ekfac import dense
@@ -29,8 +30,8 @@ def mlp() -> nn.Sequential:
 
 def damped(kfac: KFAC, damping: float) -> Tensor:
     """K-FAC's damped matrix."""
-    kind = kfac.block_options.inverse
-    if kind == "ekfac":
+    kind = kfac.curvature.inverse
+    if kfac.curvature.approximation == "ekfac":
         whole = dense(kfac)
         return whole + damping * torch.eye(len(whole))
     whole = torch.zeros_like(dense(kfac))
@@ -48,9 +49,14 @@ def test_steps_against_the_dense_solution(lr, momentum, weight_decay, iterations
     """Martens & Grosse 2015, sec. 7: the 2 x 2 system, then the trust region, both with the exact F."""
     net, target_kl, damping = mlp(), 1e-3, 0.02
     kfac = KFAC(
-        net, lr=lr, damping=damping, target_kl=target_kl, momentum=momentum, stat_decay=0.9,
-        weight_decay=weight_decay, inverse=inverse, cg_iterations=iterations, exact_scaling=True,
-    )  # fmt: skip
+        net,
+        lr=lr,
+        damping=damping,
+        target_kl=target_kl,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        **in_groups(stat_decay=0.9, inverse=inverse, cg_iterations=iterations, exact_scaling=True),
+    )
     previous: list[Tensor] = []
     for _ in range(4):
         x = torch.randn(20, 4)
@@ -80,7 +86,13 @@ def test_the_predicted_kl_becomes_the_measured_one(momentum):
     for exact in (False, True):
         for target_kl in [1e-4, 1e-6, 1e-8]:
             model = copy.deepcopy(net)
-            kfac = KFAC(model, lr=1e6, target_kl=target_kl, momentum=momentum, exact_scaling=exact)
+            kfac = KFAC(
+                model,
+                lr=1e6,
+                target_kl=target_kl,
+                momentum=momentum,
+                step_rule=StepRule(exact_scaling=exact),
+            )
             for _ in range(3):
                 with kfac.capture():
                     out = model(x)
@@ -126,7 +138,7 @@ def test_the_value_of_momentum_plays_no_role():
     taken = []
     for momentum in (0.1, 0.9):
         torch.manual_seed(1)
-        kfac = KFAC(copy.deepcopy(net), momentum=momentum, exact_scaling=True)
+        kfac = KFAC(copy.deepcopy(net), momentum=momentum, step_rule=StepRule(exact_scaling=True))
         taken.append([learn(kfac, x)[1] for _ in range(3)])
     torch.testing.assert_close(*taken, rtol=0, atol=0)
 
@@ -134,7 +146,7 @@ def test_the_value_of_momentum_plays_no_role():
 @pytest.mark.parametrize("options", [{"exact_scaling": True}, {"cg_iterations": 3}], ids=str)
 def test_a_parameter_without_a_gradient_stays_and_does_not_count(options):
     net, x = mlp(), torch.randn(20, 4)
-    kfac = KFAC(net, lr=10.0, momentum=0.9, **options)
+    kfac = KFAC(net, lr=10.0, momentum=0.9, **in_groups(**options))
     learn(kfac, x)
     fisher = oracle.dense_fisher(net, x, oracle.gaussian(SIGMA))
     with kfac.capture():
@@ -166,7 +178,7 @@ def test_groups_choose_each_for_themselves():
 
 def test_a_resumed_optimiser_goes_on_exactly():
     batches = torch.randn(6, 20, 4)
-    whole, cut = (KFAC(mlp(), momentum=0.9, exact_scaling=True) for _ in range(2))
+    whole, cut = (KFAC(mlp(), momentum=0.9, step_rule=StepRule(exact_scaling=True)) for _ in range(2))
     cut.module.load_state_dict(whole.module.state_dict())
     for i, x in enumerate(batches):
         for kfac in (whole, cut):
@@ -177,7 +189,7 @@ def test_a_resumed_optimiser_goes_on_exactly():
             torch.save((cut.module.state_dict(), cut.state_dict()), file)
             file.seek(0)
             model, state = torch.load(file, weights_only=True)
-            cut = KFAC(mlp(), exact_scaling=False)
+            cut = KFAC(mlp(), step_rule=StepRule(exact_scaling=False))
             cut.module.load_state_dict(model)
             cut.load_state_dict(state)
     for p, q in zip(whole.module.parameters(), cut.module.parameters(), strict=True):
@@ -185,7 +197,7 @@ def test_a_resumed_optimiser_goes_on_exactly():
 
 
 def test_a_state_from_before_there_was_the_setting_is_read():
-    kfac = KFAC(mlp(), exact_scaling=True)
+    kfac = KFAC(mlp(), step_rule=StepRule(exact_scaling=True))
     learn(kfac, torch.randn(20, 4))
     state = copy.deepcopy(kfac.state_dict())
     del state["param_groups"][0]["exact_scaling"]
@@ -195,7 +207,7 @@ def test_a_state_from_before_there_was_the_setting_is_read():
 
 
 def test_a_step_without_the_graph_says_what_to_do():
-    kfac = KFAC(mlp(), exact_scaling=True)
+    kfac = KFAC(mlp(), step_rule=StepRule(exact_scaling=True))
     with kfac.capture():
         out = kfac.module(torch.randn(20, 4))
     kfac.update_curvature(Normal(out, SIGMA))
@@ -205,7 +217,7 @@ def test_a_step_without_the_graph_says_what_to_do():
 
 
 def test_a_second_step_on_one_batch_says_what_to_do():
-    kfac = KFAC(mlp(), exact_scaling=True)
+    kfac = KFAC(mlp(), step_rule=StepRule(exact_scaling=True))
     learn(kfac, torch.randn(20, 4))
     with pytest.raises(RuntimeError, match=r"exact_scaling need the exact Fisher.*update_curvature"):
         kfac.step()
@@ -213,4 +225,4 @@ def test_a_second_step_on_one_batch_says_what_to_do():
 
 def test_something_else_than_a_choice_is_refused():
     with pytest.raises(ValueError, match="exact_scaling must be True or False, got 'yes'"):
-        KFAC(mlp(), exact_scaling="yes")
+        KFAC(mlp(), step_rule=StepRule(exact_scaling="yes"))

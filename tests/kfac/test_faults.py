@@ -10,6 +10,7 @@ from torch import nn
 from torch.distributions import Categorical, Normal
 
 from acktr.kfac import KFAC
+from tests.helpers.options import in_groups
 
 COUNTERS = {"float64_retries", "damping_escalations", "kept_inverses"}
 
@@ -20,7 +21,7 @@ def net_and_kfac(request) -> Callable[..., tuple[nn.Sequential, KFAC]]:
 
     def build(dtype=torch.float64, **settings):
         net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).to(dtype)
-        kfac = KFAC(net, **settings)
+        kfac = KFAC(net, **in_groups(**settings))
         kfac.defer_checks = request.param
         return net, kfac
 

@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import nn
 from torch.distributions import Categorical
 
-from acktr.kfac import KFAC, CrossEntropy
+from acktr.kfac import KFAC, CrossEntropy, Curvature
 from acktr.kfac.exact import FisherProduct
 from acktr.kfac.likelihood import Accumulated, likelihoods_of
+from tests.helpers.options import in_groups
 from tests.helpers.processes import run_in_processes
 
 from . import oracle
@@ -69,7 +70,7 @@ OPTIONS = [
 def test_short_parameters_have_statistics_and_inverses_in_float32(dtype, options):
     x, y = torch.randn(64, 6).to(dtype), torch.randint(3, (64,))
     net = mlp().to(dtype)
-    kfac = KFAC(net, lr=1.0, damping=0.01, target_kl=0.01, **options)
+    kfac = KFAC(net, lr=1.0, damping=0.01, target_kl=0.01, **in_groups(**options))
     losses = learn(kfac, net, x, y)
     assert losses[-1] < losses[0] - 0.02
     assert not any(kfac.counters.values())
@@ -165,7 +166,9 @@ def test_weights_may_decay_and_biases_not(inverse):
         {"params": [p for p in net.parameters() if p.ndim > 1], "weight_decay": 0.1},
         {"params": [p for p in net.parameters() if p.ndim < 2]},
     ]
-    kfac = KFAC(net, lr=1.0, damping=0.01, target_kl=0.005, param_groups=groups, inverse=inverse)
+    kfac = KFAC(
+        net, lr=1.0, damping=0.01, target_kl=0.005, param_groups=groups, **in_groups(inverse=inverse)
+    )
     losses = learn(kfac, net, x, y, measure=True)
     assert losses[-1] < losses[0]
     assert len(kfac.last_step) == 2
@@ -191,7 +194,7 @@ def test_the_exact_fisher_of_accumulated_batches_is_that_of_all_samples():
     torch.testing.assert_close(product(vector), dense @ vector)
 
     for options in ({"exact_scaling": True, "momentum": 0.9}, {"cg_iterations": 2}):
-        kfac = KFAC(net, lr=10.0, target_kl=0.01, damping=0.1, **options)
+        kfac = KFAC(net, lr=10.0, target_kl=0.01, damping=0.1, **in_groups(**options))
         for _ in range(2):
             dense = oracle.dense_fisher(net, x, oracle.categorical)
             before = [p.detach().clone() for p in params]
@@ -254,7 +257,7 @@ def test_a_pass_under_vmap_has_the_factors_of_a_plain_one():
     for call in (lambda net: net, torch.func.vmap):
         torch.manual_seed(0)
         net = mlp()
-        kfac = KFAC(net, fisher="curvature-propagation")
+        kfac = KFAC(net, curvature=Curvature(fisher="curvature-propagation"))
         learn(kfac, call(net), x, y, steps=1)
         factors.append(kfac.factors())
     plain, mapped = factors

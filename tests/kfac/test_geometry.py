@@ -5,7 +5,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Categorical, Normal, kl_divergence
 
-from acktr.kfac import KFAC
+from acktr.kfac import KFAC, Curvature
+from tests.helpers.options import in_groups
 
 from . import oracle
 from .heads import GAUSSIAN, GAUSSIAN_LOG_STD, HEADS, Head
@@ -41,7 +42,11 @@ def test_half_quadratic_becomes_the_measured_kl(head, layer, inverse, observe):
         # A fresh dictionary each time: torch writes the defaults into it.
         group = [{"params": list(net[layer].parameters())}]
         kfac = KFAC(
-            net, lr=1e6, target_kl=target_kl, stat_decay=1.0, param_groups=group, inverse=inverse
+            net,
+            lr=1e6,
+            target_kl=target_kl,
+            param_groups=group,
+            **in_groups(stat_decay=1.0, inverse=inverse),
         )
         observe(kfac, lambda: [head.distribution(net(x))])
         old = head.distribution(net(x).detach())
@@ -63,7 +68,7 @@ def test_half_quadratic_becomes_the_measured_kl(head, layer, inverse, observe):
 def test_gaussian_mean_of_a_linear_layer_has_exactly_the_predicted_kl(observe):
     """Quadratic in the parameters: the prediction holds at any step size and batch size."""
     layer, x = nn.Linear(3, 2), torch.randn(20, 3)
-    kfac = KFAC(layer, lr=0.7, target_kl=None, stat_decay=1.0)
+    kfac = KFAC(layer, lr=0.7, target_kl=None, curvature=Curvature(stat_decay=1.0))
     observe(kfac, lambda: [Normal(layer(x), 0.5)])
     old = Normal(layer(x).detach(), 0.5)
     layer(x).exp().mean().backward()
@@ -136,7 +141,9 @@ def test_affine_reparametrisation_leaves_the_function_space_step(build, shape, h
     target = torch.randn(60, head.size)
 
     def train(net):
-        kfac = KFAC(net, lr=0.1, damping=0.0, target_kl=target_kl, momentum=0.5, inverse=inverse)
+        kfac = KFAC(
+            net, lr=0.1, damping=0.0, target_kl=target_kl, momentum=0.5, **in_groups(inverse=inverse)
+        )
         outputs = []
         for seed in range(3):
             torch.manual_seed(seed)

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.distributions import Independent, Normal
 
 from acktr.kfac import KFAC
+from tests.helpers.options import in_groups
 
 DAMPING = 0.05
 
@@ -50,7 +51,7 @@ def matrix(layer: nn.Module, values: dict[nn.Parameter, Tensor]) -> Tensor:
 @pytest.mark.parametrize(("build", "shape"), NETS.values(), ids=NETS)
 def test_damped_inverse(build, shape, inverse, batch):
     net = build()
-    kfac = KFAC(net, lr=1.0, damping=DAMPING, target_kl=None, inverse=inverse)
+    kfac = KFAC(net, lr=1.0, damping=DAMPING, target_kl=None, **in_groups(inverse=inverse))
     with kfac.capture():
         out = net(torch.randn(batch, *shape))
     kfac.update_curvature(Normal(out, 0.5))
@@ -78,7 +79,7 @@ def test_damping_is_read_from_each_group_at_each_step(inverse):
         {"params": list(net[0].parameters()), "damping": 0.3},
         {"params": list(net[1].parameters()), "damping": 0.02},
     ]
-    kfac = KFAC(net, lr=1.0, target_kl=None, inverse=inverse, param_groups=groups)
+    kfac = KFAC(net, lr=1.0, target_kl=None, param_groups=groups, **in_groups(inverse=inverse))
     x = torch.randn(30, 3)
     for dampings in [(0.3, 0.02), (0.001, 2.0)]:
         for group, damping in zip(kfac.param_groups, dampings, strict=True):

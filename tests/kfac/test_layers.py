@@ -5,7 +5,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Normal
 
-from acktr.kfac import KFAC
+from acktr.kfac import KFAC, Curvature
+from tests.helpers.options import in_groups
 
 from . import oracle
 from .heads import CATEGORICAL, GAUSSIAN_LOG_STD, Head
@@ -61,7 +62,7 @@ def test_norm_layers_have_the_exact_diagonal(build, width, shape, head: Head, ob
         if buffer.is_floating_point():
             nn.init.uniform_(buffer, 0.5, 2.0)
     x = torch.randn(5, *shape)
-    kfac = KFAC(net, stat_decay=1.0)
+    kfac = KFAC(net, curvature=Curvature(stat_decay=1.0))
 
     observe(kfac, lambda: [head.distribution(net(x))])
 
@@ -79,7 +80,7 @@ def test_batch_norm_in_training_uses_the_normalised_batch(kind, shape, observe):
     norm = nn.Sequential(kind(3))
     nn.init.normal_(norm[0].weight)
     x = torch.randn(shape)
-    kfac = KFAC(norm, stat_decay=1.0)
+    kfac = KFAC(norm, curvature=Curvature(stat_decay=1.0))
     observe(kfac, lambda: [Normal(norm(x), 1.0)], n_patterns=32)
 
     normalised = kind(3, affine=False)(x).reshape(6, 3, -1)
@@ -95,7 +96,7 @@ def test_embedding_is_exact_under_a_linear_head(observe):
     """A is the diagonal of token frequencies, on the (dim, n_tokens) matrix."""
     net = nn.Sequential(nn.Embedding(4, 3), nn.Linear(3, 2))
     x = torch.tensor([0, 1, 1, 3, 3, 3])
-    kfac = KFAC(net, stat_decay=1.0)
+    kfac = KFAC(net, curvature=Curvature(stat_decay=1.0))
 
     observe(kfac, lambda: [Normal(net(x), 0.5)])
 
@@ -163,7 +164,7 @@ def test_frozen_parameters(frozen, a_shape, inverse):
     for name, p in net.named_parameters():
         p.requires_grad_(name not in frozen)
     before = {name: p.detach().clone() for name, p in net.named_parameters()}
-    kfac = KFAC(net, inverse=inverse)
+    kfac = KFAC(net, **in_groups(inverse=inverse))
     for _ in range(3):
         with kfac.capture():
             out = net(torch.randn(8, 3))
@@ -206,7 +207,7 @@ def test_an_inplace_activation_changes_nothing(kind, shape, observe):
 
     def factors(inplace):
         net = nn.Sequential(first, kind(inplace=inplace), nn.Flatten(), last)
-        kfac = KFAC(net, stat_decay=1.0)
+        kfac = KFAC(net, curvature=Curvature(stat_decay=1.0))
         observe(kfac, lambda: [Normal(net(x), 1.0)])
         return kfac.factors()
 

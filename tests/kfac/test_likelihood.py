@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.distributions import Bernoulli, Categorical, Normal
 
-from acktr.kfac import KFAC
+from acktr.kfac import KFAC, Curvature
 
 from .heads import HEADS, Head
 
@@ -18,7 +18,7 @@ def head_only(head: Head) -> nn.Linear:
 @pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
 def test_curvature_propagation_is_exact_on_average(head, observe):
     layer, x = head_only(head), torch.randn(4, 1)
-    kfac = KFAC(layer, stat_decay=1.0)
+    kfac = KFAC(layer, curvature=Curvature(stat_decay=1.0))
 
     observe(kfac, lambda: [head.distribution(layer(x))])
 
@@ -32,7 +32,7 @@ def test_curvature_propagation_is_exact_on_average(head, observe):
 def test_both_estimators_are_unbiased(head, fisher):
     """The error of 200,000 draws is below 1 % (one deviation, worst head: the log deviation)."""
     layer, x = head_only(head), torch.ones(1, 1).expand(200_000, 1)
-    kfac = KFAC(layer, fisher=fisher)
+    kfac = KFAC(layer, curvature=Curvature(fisher=fisher))
     with kfac.capture():
         out = layer(x)
     kfac.update_curvature(head.distribution(out))
@@ -50,7 +50,7 @@ def test_draws_follow_the_seed_and_change_between_updates(fisher):
     def updated(n_updates):
         torch.manual_seed(1)
         layer = nn.Linear(2, 3)
-        kfac = KFAC(layer, fisher=fisher, stat_decay=1.0)
+        kfac = KFAC(layer, curvature=Curvature(fisher=fisher, stat_decay=1.0))
         x = torch.randn(5, 2)
         for _ in range(n_updates):
             with kfac.capture():
@@ -76,7 +76,7 @@ def test_draws_follow_the_seed_and_change_between_updates(fisher):
 )
 def test_extreme_outputs_stay_finite(distribution, fisher):
     layer = nn.Linear(2, 3)
-    kfac = KFAC(layer, fisher=fisher)
+    kfac = KFAC(layer, curvature=Curvature(fisher=fisher))
     with kfac.capture():
         out = layer(torch.randn(50, 2))
     kfac.update_curvature(distribution(out))
@@ -86,7 +86,7 @@ def test_extreme_outputs_stay_finite(distribution, fisher):
 
 def test_a_masked_action_has_no_curvature(observe):
     layer, x = nn.Linear(1, 3, bias=False), torch.randn(4, 1)
-    kfac = KFAC(layer, stat_decay=1.0)
+    kfac = KFAC(layer, curvature=Curvature(stat_decay=1.0))
     mask = torch.tensor([False, True, False])
 
     observe(kfac, lambda: [Categorical(logits=layer(x).masked_fill(mask, -torch.inf))])

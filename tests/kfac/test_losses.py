@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Categorical, Poisson
 
-from acktr.kfac import KFAC, CrossEntropy, SquaredError, likelihood
+from acktr.kfac import KFAC, CrossEntropy, SquaredError, StepRule, likelihood
 from acktr.kfac.exact import FisherProduct
 from acktr.kfac.likelihood import (
     DistributionLikelihood,
@@ -15,6 +15,7 @@ from acktr.kfac.likelihood import (
     mean_kl,
     random_signs,
 )
+from tests.helpers.options import in_groups
 
 from . import oracle
 
@@ -35,7 +36,7 @@ def signs_of_places(monkeypatch):
 
 
 def observed(module: nn.Module, forward, **options) -> KFAC:
-    kfac = KFAC(module, **options)
+    kfac = KFAC(module, **in_groups(**options))
     with kfac.capture():
         outputs = forward()
     kfac.update_curvature(outputs)
@@ -186,7 +187,7 @@ def test_padding_counts_for_nothing(kind, options):
     found = []
     for longest in (6, 11):
         net.load_state_dict(start)
-        kfac = KFAC(net, damping=0.01, **options)
+        kfac = KFAC(net, damping=0.01, **in_groups(**options))
         padded, labels = (F.pad(x, (0, longest - 6), value=1) for x in (words, targets))
         there = torch.arange(longest) < lengths[:, None]
         padded = torch.where(there, padded, torch.randint(7, padded.shape))
@@ -302,7 +303,7 @@ def test_a_distribution_of_ones_own_can_be_registered():
     dense = oracle.dense_fisher(net, x, lambda out: out.exp().diag())
     vector = torch.randn(len(dense))
     torch.testing.assert_close(product(vector), dense @ vector, rtol=1e-9, atol=1e-12)
-    kfac = KFAC(net, lr=1.0, damping=0.0, target_kl=1e-4, exact_scaling=True)
+    kfac = KFAC(net, lr=1.0, damping=0.0, target_kl=1e-4, step_rule=StepRule(exact_scaling=True))
     with kfac.capture():
         output = Poisson(net(x).exp())
     kfac.update_curvature(output)

@@ -1,6 +1,5 @@
 """The trust region that measures: the KL that steps really move, and what measuring leaves alone."""
 
-import inspect
 import math
 
 import pytest
@@ -9,20 +8,17 @@ import torch.nn.functional as F
 from torch import nn
 from torch.distributions import Bernoulli, Normal
 
-from acktr.kfac import KFAC, CrossEntropy, SquaredError
+from acktr.kfac import KFAC, CrossEntropy, Periods, SquaredError
 from acktr.kfac.likelihood import Likelihood, OutputCotangent, likelihoods_of, mean_kl
 from acktr.kfac.measured import MAX_EXTENSION, TOLERANCE, Measured
 from tests.helpers.kfac_steps import mlp, step_of
 
 # As they are; the fixtures of this folder change them for the tests of parts.
-DEFAULTS = {
-    name: inspect.signature(KFAC).parameters[name].default
-    for name in ("factor_period", "inverse_period", "burn_in")
-}
+DEFAULTS = Periods()
 
 
 def test_the_defaults_are_those_that_the_documentation_measures():
-    assert list(DEFAULTS.values()) == [5, 10, 20]
+    assert Periods(factor=5, inverse=10, burn_in=20) == DEFAULTS
 
 
 # ---------------------------------------------------------------------- the KL is held
@@ -98,7 +94,7 @@ def test_the_kl_of_steps_is_within_a_factor_2_of_its_target(make, momentum):
     """With curvature that is made anew at every 5th and 10th step, as it is by default."""
     target_kl = 0.003
     net, x, likelihood, loss = make()
-    kfac = KFAC(net, lr=1.0, damping=0.003, target_kl=target_kl, momentum=momentum, **DEFAULTS)
+    kfac = KFAC(net, lr=1.0, damping=0.003, target_kl=target_kl, momentum=momentum, periods=DEFAULTS)
     held = []
     for _ in range(40):
         with kfac.capture():
@@ -204,7 +200,7 @@ def test_a_deep_autoencoder_on_old_curvature_learns():
     for i, o in ((64, 32), (32, 16), (16, 4), (4, 16), (16, 32), (32, 64)):
         layers += [nn.Linear(i, o), nn.Tanh()]
     net = nn.Sequential(*layers[:-1]).float()
-    kfac = KFAC(net, lr=1.0, damping=1e-3, target_kl=0.01, factor_period=5, inverse_period=10)
+    kfac = KFAC(net, lr=1.0, damping=1e-3, target_kl=0.01, periods=Periods(factor=5, inverse=10))
     losses = []
     for _ in range(60):
         with kfac.capture():

@@ -10,7 +10,8 @@ from torch import nn
 from torch.distributions import Categorical, Normal
 from torch.optim.lr_scheduler import LambdaLR
 
-from acktr.kfac import KFAC
+from acktr.kfac import KFAC, Curvature, Periods
+from tests.helpers.options import in_groups
 
 
 class Net(nn.Module):
@@ -64,7 +65,7 @@ KINDS = pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 def build(settings: dict, seed: int = 0) -> tuple[Net, KFAC]:
     torch.manual_seed(seed)
     net = Net()
-    return net, KFAC(net, lr=0.5, target_kl=1e-2, **settings)
+    return net, KFAC(net, lr=0.5, target_kl=1e-2, **in_groups(**settings))
 
 
 def assert_same_parameters(a: Net, b: Net) -> None:
@@ -152,7 +153,7 @@ def test_hooks_on_the_optimizer_run():
 
 def test_factor_period_uses_every_kth_batch():
     layer = nn.Linear(1, 1, bias=False)
-    kfac = KFAC(layer, stat_decay=1.0, factor_period=3)
+    kfac = KFAC(layer, curvature=Curvature(stat_decay=1.0), periods=Periods(factor=3))
     for value in [1.0, 2.0, 3.0, 5.0, 6.0, 7.0]:
         with kfac.capture():
             out = layer(torch.full((2, 1), value))
@@ -167,9 +168,13 @@ def test_inverse_period_keeps_an_inverse_for_k_steps():
     """With the first batch's factors the step is g / (a s + damping); a and s are 1, then 100."""
     layer = nn.Linear(1, 1, bias=False)
     kfac = KFAC(
-        layer, lr=1.0, target_kl=None, damping=0.0, stat_decay=1e-9, inverse="eigen",
-        inverse_period=3,
-    )  # fmt: skip
+        layer,
+        lr=1.0,
+        target_kl=None,
+        damping=0.0,
+        curvature=Curvature(stat_decay=1e-9, inverse="eigen"),
+        periods=Periods(inverse=3),
+    )
     steps = []
     for value in [1.0, 10.0, 10.0, 10.0]:
         with kfac.capture():
@@ -238,7 +243,7 @@ def test_a_state_that_says_nothing_of_its_structure_is_what_its_factors_say(inve
         net.conv = nn.Conv2d(1, 2, 2)
         net.grouped = nn.Conv1d(2, 4, 1, groups=2)
         net.mean.weight.requires_grad_(False)
-        return net, KFAC(net, inverse=inverse, max_factor_size=4)
+        return net, KFAC(net, **in_groups(inverse=inverse, max_factor_size=4))
 
     def step(net, kfac):
         torch.manual_seed(4)
@@ -297,7 +302,7 @@ def test_a_saved_state_is_a_snapshot():
 
 def trained_mlp(width: int, **settings) -> KFAC:
     net = nn.Sequential(nn.Linear(3, width), nn.Tanh(), nn.Linear(width, 2))
-    kfac = KFAC(net, **settings)
+    kfac = KFAC(net, **in_groups(**settings))
     with kfac.capture():
         out = net(torch.randn(9, 3))
     kfac.update_curvature(Normal(out, 1.0))

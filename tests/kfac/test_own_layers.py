@@ -8,8 +8,9 @@ from torch.distributions import Normal
 from torch.nn.utils import prune
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
-from acktr.kfac import KFAC
+from acktr.kfac import KFAC, Curvature
 from acktr.kfac.blocks import KroneckerBlock
+from tests.helpers.options import in_groups
 
 from . import oracle
 from .heads import CATEGORICAL
@@ -46,7 +47,7 @@ def test_a_product_with_a_parameter_is_a_linear_layer(inverse):
 
     def train(net):
         torch.manual_seed(1)
-        kfac = KFAC(net, inverse=inverse, momentum=0.9)
+        kfac = KFAC(net, momentum=0.9, **in_groups(inverse=inverse))
         for _ in range(3):
             with kfac.capture():
                 out = net(x)
@@ -64,7 +65,7 @@ def test_a_product_with_a_parameter_is_a_linear_layer(inverse):
 def test_a_gain_is_exact(observe):
     net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), Gain(4), nn.Tanh(), nn.Linear(4, 3))
     x = torch.randn(6, 3)
-    kfac = KFAC(net, stat_decay=1.0)
+    kfac = KFAC(net, curvature=Curvature(stat_decay=1.0))
     observe(kfac, lambda: [CATEGORICAL.distribution(net(x))])
     exact = oracle.dense_fisher(net, x, oracle.categorical).diagonal()
     (diagonal,) = kfac.factors()["2.gain"]
@@ -120,7 +121,7 @@ STRANGE = {
 def test_a_weight_that_is_made_of_parameters_has_diagonals_in_those(build, observe):
     """One warning names the layer, its bias has its block, and no parameter takes another's step."""
     net, x = nn.Sequential(build(), nn.Tanh(), nn.Linear(4, 2)).eval(), torch.randn(5, 3)
-    kfac = KFAC(net, stat_decay=1.0)
+    kfac = KFAC(net, curvature=Curvature(stat_decay=1.0))
     with pytest.warns(UserWarning, match="no Kronecker block for 0") as caught:
         observe(kfac, lambda: [Normal(net(x), 1.0)], n_patterns=16, columns="batch")
     assert len(caught) == 1

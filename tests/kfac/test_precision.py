@@ -5,7 +5,8 @@ import torch
 from torch import nn
 from torch.distributions import Categorical
 
-from acktr.kfac import KFAC
+from acktr.kfac import KFAC, Curvature
+from tests.helpers.options import in_groups
 
 
 def network(dtype: torch.dtype) -> nn.Sequential:
@@ -16,7 +17,7 @@ def network(dtype: torch.dtype) -> nn.Sequential:
 
 
 def train(net: nn.Sequential, autocast: bool, **settings) -> KFAC:
-    kfac = KFAC(net, **settings)
+    kfac = KFAC(net, **in_groups(**settings))
     dtype = net[0].weight.dtype
     for _ in range(3):
         x = torch.randn(64, 1, 3, 3).to(dtype)
@@ -48,7 +49,7 @@ def test_lower_precision_stays_close(dtype, autocast):
     net.load_state_dict(reference.state_dict())
     kfacs = []
     for module, cast in [(reference, False), (net, autocast)]:
-        kfac = KFAC(module, fisher="curvature-propagation")
+        kfac = KFAC(module, curvature=Curvature(fisher="curvature-propagation"))
         torch.manual_seed(3)
         x = torch.randn(64, 1, 3, 3).to(module[0].weight.dtype)
         with torch.autocast("cpu", torch.bfloat16, enabled=cast), kfac.capture():
@@ -69,7 +70,8 @@ def test_statistics_in_bfloat16_are_near_the_exact_ones(weight_sharing):
     net = nn.Sequential(nn.Conv2d(2, 5, 3), nn.Tanh(), nn.Flatten(), nn.Linear(5 * 16, 4))
     x = torch.randn(64, 2, 6, 6)
     exact, rounded = (
-        KFAC(net, weight_sharing=weight_sharing, statistics_dtype=dtype) for dtype in (None, "bfloat16")
+        KFAC(net, curvature=Curvature(weight_sharing=weight_sharing, statistics_dtype=dtype))
+        for dtype in (None, "bfloat16")
     )
     for kfac in (exact, rounded):
         torch.manual_seed(1)
@@ -86,4 +88,4 @@ def test_statistics_in_bfloat16_are_near_the_exact_ones(weight_sharing):
 def test_a_dtype_that_cannot_hold_statistics_is_refused():
     for dtype in ("int8", "half-ish", torch.int32):
         with pytest.raises(ValueError, match="statistics_dtype must be a floating-point dtype"):
-            KFAC(nn.Linear(2, 2), statistics_dtype=dtype)
+            KFAC(nn.Linear(2, 2), curvature=Curvature(statistics_dtype=dtype))

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from acktr.kfac.assignment import Spec
-from acktr.kfac.blocks import BlockOptions
 from acktr.kfac.forms import Form
 from acktr.kfac.graph import whole
 from acktr.kfac.inverses import damping_shifts
+from acktr.kfac.options import Curvature
 from acktr.kfac.recurrent import LinearGaussianBlock, gamma
 from acktr.kfac.samples import Batch
 from acktr.kfac.uses import Use, Used
@@ -38,7 +38,7 @@ def chain_block(chain: str, rows: int = 2, columns: int = 3) -> LinearGaussianBl
     form = Form((rows, columns), whole((rows, columns)))
     params = {"weight": nn.Parameter(torch.zeros(rows, columns))}
     spec = Spec("layer", 0, (("weight", "layer.weight"),), form)
-    return LinearGaussianBlock(spec, params, BlockOptions(1.0, recurrent=chain))
+    return LinearGaussianBlock(spec, params, Curvature(stat_decay=1.0, recurrent=chain))
 
 
 def given(block: LinearGaussianBlock, A: list[Tensor], G: list[Tensor], steps: float) -> None:

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Normal
 
-from acktr.kfac import KFAC, CrossEntropy, curvature, likelihood
+from acktr.kfac import KFAC, CrossEntropy, Curvature, Periods, curvature, likelihood
 from acktr.kfac.blocks import KroneckerBlock
-from acktr.kfac.graphs import Graphs
+from acktr.kfac.cuda_graphs import Graphs
 from acktr.kfac.recurrent import LinearGaussianBlock
+from tests.helpers.options import in_groups
 from tests.helpers.processes import run_in_processes, signs_of_values
 
 from . import oracle
@@ -56,7 +57,7 @@ def test_chains_of_states_are_nearer_to_the_dense_fisher(kind, chain, observe):
     fisher = oracle.fisher_by_loops(net, x, oracle.gaussian())
     distances = []
     for recurrent in ("independent", chain):
-        kfac = KFAC(net, stat_decay=1.0, recurrent=recurrent)
+        kfac = KFAC(net, curvature=Curvature(stat_decay=1.0, recurrent=recurrent))
         observe(kfac, lambda: [Normal(net(x), 1.0)], n_patterns=10)
         (block,) = [b for b in kfac._all_blocks() if b.name == "layer.weight_hh_l0"]
         distances.append((block.dense() - oracle.block_of(fisher, net, block)).norm())
@@ -67,7 +68,7 @@ def test_chains_of_states_are_nearer_to_the_dense_fisher(kind, chain, observe):
 def test_every_layer_and_direction_takes_steps_inside_the_trust_region(chain):
     for kind in (nn.RNN, nn.GRU, nn.LSTM):
         net = Net(kind, num_layers=2, bidirectional=True)
-        kfac = KFAC(net, recurrent=chain)
+        kfac = KFAC(net, curvature=Curvature(recurrent=chain))
         for _ in range(3):
             step(kfac, signals(4, 4))  # as many steps as samples
             assert kfac.last_step[0].predicted_kl <= 0.001 * (1 + 1e-9)
@@ -86,7 +87,7 @@ def test_rows_are_in_the_order_of_time(monkeypatch):
 
     monkeypatch.setattr(LinearGaussianBlock, "_steps", spy)
     net, x = Net(bidirectional=True), signals(4, 6)
-    step(KFAC(net, lr=0.0, recurrent="lgm-1"), x)
+    step(KFAC(net, lr=0.0, curvature=Curvature(recurrent="lgm-1")), x)
     states = net.layer(x)[0].detach()
     zero = torch.zeros(4, 1, 2)
     close(seen["layer.weight_ih_l0"][0][..., :3], x)
@@ -109,7 +110,7 @@ class Cells(nn.Module):
 
 
 def factors(net: nn.Module, forward, recurrent: str = "lgm-2") -> list[tuple[Tensor, ...]]:
-    kfac = KFAC(net, stat_decay=1.0, recurrent=recurrent)
+    kfac = KFAC(net, curvature=Curvature(stat_decay=1.0, recurrent=recurrent))
     with kfac.capture():
         outputs = forward()
     kfac.update_curvature(outputs)
@@ -150,7 +151,7 @@ def test_a_single_step_has_the_plain_block():
     for recurrent in ("independent", "lgm-1", "lgm-2"):
         torch.manual_seed(0)
         net = Net()
-        kfac = KFAC(net, recurrent=recurrent, target_kl=None)
+        kfac = KFAC(net, target_kl=None, curvature=Curvature(recurrent=recurrent))
         step(kfac, signals(5, 1))
         kfacs.append(kfac)
     for kfac in kfacs[1:]:
@@ -161,10 +162,10 @@ def test_a_single_step_has_the_plain_block():
 
 @CHAINS
 def test_other_layers_and_wide_ones_keep_their_blocks(chain):
-    kfac = KFAC(Net(), recurrent=chain, max_factor_size=5)
+    kfac = KFAC(Net(), curvature=Curvature(recurrent=chain, max_factor_size=5))
     step(kfac, signals(5, 3))
     assert not chains(kfac)  # 6 gates
-    kfac = KFAC(Net(), recurrent=chain)
+    kfac = KFAC(Net(), curvature=Curvature(recurrent=chain))
     step(kfac, signals(5, 3))
     plain = [b.name for b in kfac._all_blocks() if type(b) is KroneckerBlock]
     assert plain == ["head"]
@@ -175,7 +176,7 @@ def test_frozen_biases_and_weights(chain):
     net = Net()
     net.layer.bias_ih_l0.requires_grad_(False)
     net.layer.weight_hh_l0.requires_grad_(False)
-    kfac = KFAC(net, recurrent=chain)
+    kfac = KFAC(net, curvature=Curvature(recurrent=chain))
     for _ in range(2):
         step(kfac, signals(5, 3))
     net.layer.bias_ih_l0.requires_grad_(True)
@@ -192,10 +193,10 @@ def test_frozen_biases_and_weights(chain):
 @pytest.mark.parametrize("refresh", ["together", "staggered", "background"])
 def test_a_resumed_run_takes_the_same_steps(chain, refresh):
     options = {"recurrent": chain, "inverse_refresh": refresh, "inverse_period": 2, "factor_period": 2}
-    kfac = KFAC(Net(), **options)
+    kfac = KFAC(Net(), **in_groups(**options))
     for _ in range(3):
         step(kfac, signals(4, 3))
-    other = KFAC(copy.deepcopy(kfac.module), **options)
+    other = KFAC(copy.deepcopy(kfac.module), **in_groups(**options))
     other.load_state_dict(copy.deepcopy(kfac.state_dict()))
     x = signals(4, 3)
     for _ in range(3):
@@ -210,7 +211,10 @@ def test_a_resumed_run_takes_the_same_steps(chain, refresh):
     ("saved", "loading"), [("independent", "lgm-1"), ("lgm-1", "lgm-2"), ("lgm-2", "independent")]
 )
 def test_the_state_of_another_chain_is_refused(saved, loading):
-    kfac, other = KFAC(Net(), recurrent=saved), KFAC(Net(), recurrent=loading)
+    kfac, other = (
+        KFAC(Net(), curvature=Curvature(recurrent=saved)),
+        KFAC(Net(), curvature=Curvature(recurrent=loading)),
+    )
     step(kfac, signals(4, 3))
     with pytest.raises(ValueError, match=r"layer\.weight_ih_l0"):
         other.load_state_dict(kfac.state_dict())
@@ -218,7 +222,7 @@ def test_the_state_of_another_chain_is_refused(saved, loading):
 
 @CHAINS
 def test_scaling_the_fisher_scales_its_lags(chain):
-    kfac = KFAC(Net(), recurrent=chain)
+    kfac = KFAC(Net(), curvature=Curvature(recurrent=chain))
     step(kfac, signals(4, 3))
     for block in chains(kfac):
         before = block.dense()
@@ -231,7 +235,12 @@ def train(rank: int, size: int, chain: str) -> list[Tensor]:
     torch.manual_seed(0)
     net = Net()
     group = torch.distributed.group.WORLD if size > 1 else None
-    kfac = KFAC(net, factor_period=1, inverse_period=1, recurrent=chain, process_group=group)
+    kfac = KFAC(
+        net,
+        process_group=group,
+        curvature=Curvature(recurrent=chain),
+        periods=Periods(factor=1, inverse=1),
+    )
     for _ in range(3):
         x = signals(6, 4)
         step(kfac, x[rank * 6 // size : (rank + 1) * 6 // size])
@@ -261,18 +270,18 @@ def test_parts_of_a_batch_on_two_processes_are_the_batch(chain, monkeypatch):
 )
 def test_what_does_not_go_together_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        KFAC(Net(), **options)
+        KFAC(Net(), **in_groups(**options))
 
 
 def test_a_cuda_graph_is_refused():
     with pytest.raises(ValueError, match="recurrent='lgm-1', whose decompositions wait"):
-        Graphs(KFAC(Net(), recurrent="lgm-1"))
+        Graphs(KFAC(Net(), curvature=Curvature(recurrent="lgm-1")))
 
 
 @pytest.mark.parametrize("how", ["packed", "flattened"])
 def test_rows_of_no_sample_are_refused(how):
     net, x = Net(), signals(3, 4)
-    kfac = KFAC(net, recurrent="lgm-1")
+    kfac = KFAC(net, curvature=Curvature(recurrent="lgm-1"))
     with kfac.capture():
         if how == "packed":
             packed = nn.utils.rnn.pack_padded_sequence(x, torch.tensor([4, 3, 1]), batch_first=True)

@@ -5,13 +5,13 @@ import torch
 from torch import nn
 from torch.distributions import Categorical, Normal
 
-from acktr.kfac import KFAC
+from acktr.kfac import KFAC, Curvature
 
 from .heads import CATEGORICAL, GAUSSIAN, GAUSSIAN_LOG_STD
 
 
 def factors(net, x, distribution, observe):
-    kfac = KFAC(net, stat_decay=1.0)
+    kfac = KFAC(net, curvature=Curvature(stat_decay=1.0))
     observe(kfac, lambda: [distribution(net(x))])
     return kfac.factors()
 
@@ -148,7 +148,7 @@ def test_the_loss_has_no_say(reduction):
 def test_running_average(decay, weights):
     """rho = min(1 - 1/k, decay): the first batches are averaged plainly, without an identity."""
     layer = nn.Linear(1, 1, bias=False)
-    kfac = KFAC(layer, stat_decay=decay)
+    kfac = KFAC(layer, curvature=Curvature(stat_decay=decay))
     for value in [1.0, 2.0, 3.0, 4.0]:
         with kfac.capture():
             out = layer(torch.full((2, 1), value))

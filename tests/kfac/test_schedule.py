@@ -12,13 +12,15 @@ from torch.distributions import Normal
 from acktr.kfac import KFAC, schedule
 from acktr.kfac.blocks import KroneckerBlock
 from acktr.kfac.comm import Comm
-from acktr.kfac.schedule import InverseSchedule, Periods
+from acktr.kfac.options import REFRESHES, Periods
+from acktr.kfac.schedule import InverseSchedule
+from tests.helpers.options import in_groups
 
 
 def build(**options: object) -> KFAC:
     torch.manual_seed(3)
     net = nn.Sequential(nn.Linear(4, 9), nn.Tanh(), nn.Linear(9, 5), nn.Tanh(), nn.Linear(5, 2))
-    return KFAC(net, lr=0.1, damping=0.1, target_kl=0.1, **options)
+    return KFAC(net, lr=0.1, damping=0.1, target_kl=0.1, **in_groups(**options))
 
 
 def train(kfac: KFAC, steps: int, seed: int = 0) -> None:
@@ -51,7 +53,7 @@ def test_together_refreshes_all_at_every_period():
     assert seen == [[1] * 3, [2] * 3, [3] * 3, [1] * 3, [2] * 3, [3] * 3, [1] * 3]
 
 
-@pytest.mark.parametrize("kind", schedule.REFRESHES)
+@pytest.mark.parametrize("kind", REFRESHES)
 def test_nothing_is_made_anew_without_new_statistics_or_damping(kind):
     kfac = build(inverse_refresh=kind)
     train(kfac, 3)
@@ -130,7 +132,7 @@ def test_how_long_the_thread_takes_changes_nothing(monkeypatch):
     torch.testing.assert_close(parameters(slow), parameters(quick))
 
 
-@pytest.mark.parametrize("kind", schedule.REFRESHES)
+@pytest.mark.parametrize("kind", REFRESHES)
 @pytest.mark.parametrize("steps", [1, 4, 5])
 @pytest.mark.parametrize("how", ["state_dict", "deepcopy"])
 @pytest.mark.parametrize("inverse", ["cholesky", "ekfac"])
@@ -188,7 +190,7 @@ def test_an_unknown_refresh_is_refused():
 
 def test_all_of_them_learn_alike():
     losses = {}
-    for kind in schedule.REFRESHES:
+    for kind in REFRESHES:
         kfac = build(inverse_period=4, inverse_refresh=kind)
         train(kfac, 60)
         x = torch.randn(200, 4, generator=torch.Generator().manual_seed(9))
@@ -198,18 +200,18 @@ def test_all_of_them_learn_alike():
 
 
 def test_a_schedule_without_blocks_does_nothing():
-    InverseSchedule("background", Periods(1, 2, 0)).refresh([], 0, 0, 0.1, {}, False, Comm())
+    InverseSchedule(Periods(1, 2, 0, "background")).refresh([], 0, 0, 0.1, {}, False, Comm())
 
 
 def test_statistics_and_inverses_are_made_at_each_step_and_then_now_and_then():
-    periods = Periods(factors=2, inverses=3, burn_in=4)
+    periods = Periods(factor=2, inverse=3, burn_in=4)
     assert [c for c in range(12) if periods.takes(c)] == [0, 1, 2, 3, 4, 6, 8, 10]
     assert [s for s in range(12) if periods.phase(s) == 0] == [0, 1, 2, 3, 4, 7, 10]
     for calls in range(12):
         assert periods.taken(calls) == sum(periods.takes(c) for c in range(calls))
 
 
-@pytest.mark.parametrize("refresh", schedule.REFRESHES)
+@pytest.mark.parametrize("refresh", REFRESHES)
 def test_inverses_of_the_burn_in_are_never_old(refresh):
     kfac = build(inverse_period=3, burn_in=4, inverse_refresh=refresh)
     seen = []

@@ -7,6 +7,7 @@ from torch.distributions import Categorical, Normal
 from torch.optim.lr_scheduler import LambdaLR
 
 from acktr.kfac import KFAC
+from tests.helpers.options import in_groups
 
 from .test_inverse import FORMULAS, matrix
 
@@ -39,9 +40,14 @@ def test_bound_on_the_step_really_taken(momentum, weight_decay, lr, inverse):
     """Four updates, each rebuilt from the dense blocks: direction, scale and predicted KL."""
     net, target_kl, damping = mlp(), 1e-3, 0.02
     kfac = KFAC(
-        net, lr=lr, damping=damping, target_kl=target_kl, momentum=momentum,
-        weight_decay=weight_decay, stat_decay=0.9, inverse=inverse,
-    )  # fmt: skip
+        net,
+        lr=lr,
+        damping=damping,
+        target_kl=target_kl,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        **in_groups(stat_decay=0.9, inverse=inverse),
+    )
     velocity = dict.fromkeys(["0", "2"], 0.0)
     for _ in range(4):
         theta = {k: v.clone() for k, v in flat(net, {p: p.data for p in net.parameters()}).items()}

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.distributions import Normal
 
-from acktr.kfac import KFAC
+from acktr.kfac import KFAC, Curvature
 from acktr.kfac.units import scale_fisher
 
 
@@ -13,7 +13,7 @@ from acktr.kfac.units import scale_fisher
 def test_the_fisher_of_the_layers_asked_for_is_so_many_times_as_large(max_factor_size):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5), nn.Linear(5, 2)).double()
-    kfac = KFAC(model, max_factor_size=max_factor_size)
+    kfac = KFAC(model, curvature=Curvature(max_factor_size=max_factor_size))
     x = torch.randn(7, 4, dtype=torch.float64)
     with kfac.capture():
         mean = model(x)

@@ -5,8 +5,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Normal
 
-from acktr.kfac import KFAC
-from acktr.kfac.blocks import DiagonalBlock, KroneckerBlock
+from acktr.kfac import KFAC, Curvature
+from acktr.kfac.blocks import KroneckerBlock
+from acktr.kfac.diagonal import DiagonalBlock
+from tests.helpers.options import in_groups
 
 from . import oracle
 from .models import MODELS, inputs
@@ -33,7 +35,7 @@ def test_diagonals_and_moments_are_those_of_the_exact_fisher(model, observe):
     """
     net, x = with_norms_moved(model.build()), inputs(model)
     fisher = oracle.fisher_by_loops(net, x, oracle.gaussian(SIGMA))
-    kfac = KFAC(net, lr=0.0, stat_decay=1.0, inverse="ekfac")
+    kfac = KFAC(net, lr=0.0, curvature=Curvature(stat_decay=1.0, approximation="ekfac"))
     observe(kfac, lambda: [Normal(net(x), SIGMA)], n_patterns=2)
     net(x).square().mean().backward()
     kfac.step()  # makes the basis, and moves nothing
@@ -58,7 +60,7 @@ def test_diagonals_and_moments_are_those_of_the_exact_fisher(model, observe):
 def test_expand_and_reduce_take_steps_inside_the_trust_region(model):
     for sharing in ("expand", "reduce"):
         net = model.build()
-        kfac = KFAC(net, weight_sharing=sharing)
+        kfac = KFAC(net, curvature=Curvature(weight_sharing=sharing))
         before = [p.detach().clone() for p in net.parameters()]
         for _ in range(2):
             with kfac.capture():
@@ -73,7 +75,7 @@ def test_expand_and_reduce_take_steps_inside_the_trust_region(model):
 
 
 def factors(net: nn.Module, x: Tensor, **options: object) -> dict[str, tuple[Tensor, ...]]:
-    kfac = KFAC(net, stat_decay=1.0, **options)
+    kfac = KFAC(net, **in_groups(stat_decay=1.0, **options))
     torch.manual_seed(1)
     with kfac.capture():
         out = net(x)
@@ -188,7 +190,9 @@ def test_linear_networks_are_exact(time_first, pooled, observe):
             return y.mean(0 if time_first else 1) if pooled else y
 
     net, x = Net(), torch.randn(5, 3, 4)
-    kfac = KFAC(net, stat_decay=1.0, weight_sharing="reduce" if pooled else "expand")
+    kfac = KFAC(
+        net, curvature=Curvature(stat_decay=1.0, weight_sharing="reduce" if pooled else "expand")
+    )
     observe(kfac, lambda: [Normal(net(x), SIGMA)], n_patterns=8)
     fisher = oracle.fisher_by_loops(net, x, oracle.gaussian(SIGMA))
     for block in kfac._all_blocks():

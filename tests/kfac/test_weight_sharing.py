@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.distributions import Normal
 
-from acktr.kfac import KFAC
+from acktr.kfac import KFAC, Curvature
 from acktr.kfac.graph import Sites, trace
 from acktr.kfac.uses import Use, read
 
@@ -25,7 +25,7 @@ def test_reduce_is_exact_where_the_positions_are_summed(options, observe):
     exact = oracle.dense_fisher(net, x, oracle.gaussian(0.7))
     blocks = {}
     for sharing in ("expand", "reduce"):
-        kfac = KFAC(net, stat_decay=1.0, weight_sharing=sharing)
+        kfac = KFAC(net, curvature=Curvature(stat_decay=1.0, weight_sharing=sharing))
         observe(kfac, lambda: [Normal(net(x), 0.7)])
         blocks[sharing] = kfac.fisher_blocks()["0"]
     block = oracle.layer_block(exact, net, "0", groups=options.get("groups", 1))
@@ -36,7 +36,7 @@ def test_reduce_is_exact_where_the_positions_are_summed(options, observe):
 
 def test_a_sequence_of_tokens_is_reduced_too(observe):
     linear, x = nn.Linear(3, 2), torch.randn(4, 7, 3)
-    kfac = KFAC(linear, stat_decay=1.0, weight_sharing="reduce")
+    kfac = KFAC(linear, curvature=Curvature(stat_decay=1.0, weight_sharing="reduce"))
     observe(kfac, lambda: [Normal(linear(x).sum(1), 1.0)])
     A, S = kfac.factors()[""]
     mean = torch.cat([x.mean(1), torch.ones(4, 1)], 1)
@@ -48,7 +48,7 @@ def test_without_positions_both_are_the_same(observe):
     linear, x = nn.Linear(3, 2), torch.randn(4, 3)
     factors = []
     for sharing in ("expand", "reduce"):
-        kfac = KFAC(linear, stat_decay=1.0, weight_sharing=sharing)
+        kfac = KFAC(linear, curvature=Curvature(stat_decay=1.0, weight_sharing=sharing))
         observe(kfac, lambda: [Normal(linear(x), 1.0)])
         factors.append(kfac.factors()[""])
     torch.testing.assert_close(*factors, rtol=0, atol=0)

@@ -11,8 +11,9 @@ from torch.func import functional_call
 from torch.nn.utils.rnn import pack_sequence
 from torch.utils.checkpoint import checkpoint
 
-from acktr.kfac import KFAC
+from acktr.kfac import KFAC, Curvature
 from acktr.kfac.blocks import KroneckerBlock
+from tests.helpers.options import in_groups
 
 from . import oracle
 
@@ -127,7 +128,7 @@ def test_recurrent_layers_in_float32_are_taken_step_by_step(kind):
 def test_sequences_of_different_lengths(options):
     """Packed rows belong to no sample in equal parts: they count by themselves."""
     net = nn.ModuleDict({"rnn": nn.GRU(3, 4), "head": nn.Linear(4, 2)})
-    kfac = KFAC(net, **options)
+    kfac = KFAC(net, **in_groups(**options))
     for lengths in ([5, 3, 2], [4, 4, 1], [2, 1, 1]):
         x = pack_sequence([torch.randn(n, 3) for n in lengths])
         learn(kfac, lambda x=x: net["head"](net["rnn"](x)[1][-1]))
@@ -138,7 +139,7 @@ def test_sequences_of_different_lengths(options):
 @pytest.mark.parametrize("inverse", ["cholesky", "ekfac"])
 def test_bags_of_different_sizes(inverse):
     net = nn.ModuleDict({"bag": nn.EmbeddingBag(5, 3, mode="sum"), "head": nn.Linear(3, 2)})
-    kfac, words = KFAC(net, inverse=inverse), torch.tensor([0, 1, 1, 4, 2, 0])
+    kfac, words = KFAC(net, **in_groups(inverse=inverse)), torch.tensor([0, 1, 1, 4, 2, 0])
     for offsets in ([0, 1, 3], [0, 0, 4], [0, 2, 4]):
         learn(kfac, lambda offsets=offsets: net["head"](net["bag"](words, torch.tensor(offsets))))
     assert isinstance(kfac._all_blocks()[0], KroneckerBlock)
@@ -169,7 +170,7 @@ def test_a_norm_of_rows_laid_flat(observe):
     x = torch.randn(4, 5, 3)
     for time_first in (False, True):
         net = Flat(time_first)
-        kfac = KFAC(net, stat_decay=1.0)
+        kfac = KFAC(net, curvature=Curvature(stat_decay=1.0))
         observe(kfac, lambda net=net: [Normal(net(x), 1.0)], n_patterns=2)
         exact = oracle.fisher_by_loops(net, x, oracle.gaussian()).diagonal()
         rows = [oracle.parameter_positions(net)[f"norm.{name}"] for name in ("weight", "bias")]
@@ -195,7 +196,7 @@ def test_autocast():
 def test_lengths_that_change_from_batch_to_batch():
     """A causal sum over time: the graph repeats, its sizes do not."""
     net = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Tanh(), nn.Linear(4, 2))
-    kfac = KFAC(net, inverse="ekfac")
+    kfac = KFAC(net, curvature=Curvature(approximation="ekfac"))
     for length in (4, 7, 4, 5):
         x = torch.randn(length, 5, 3)
         learn(kfac, lambda x=x: net(x).mean(0))
@@ -244,7 +245,7 @@ def test_the_logits_of_tokens_laid_flat():
 
     net = Speller()
     for options in ({}, {"inverse": "ekfac"}, {"weight_sharing": "reduce"}):
-        kfac = KFAC(net, **options)
+        kfac = KFAC(net, **in_groups(**options))
         for _ in range(2):
             x = torch.randint(5, (6, 3))
             with kfac.capture():

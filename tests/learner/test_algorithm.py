@@ -161,19 +161,17 @@ def test_options_of_kfac_are_handed_through():
         natural=Natural(
             damping=0.05,
             kfac_kwargs={
+                "curvature": {"inverse": "eigen", "fisher": "monte-carlo", "stat_decay": 0.9},
                 "momentum": 0.5,
                 "weight_decay": 0.01,
-                "inverse": "eigen",
-                "fisher": "monte-carlo",
-                "stat_decay": 0.9,
             },
         ),
         critic=NaturalCritic(damping=0.2, kfac_kwargs={"momentum": 0.25}),
     )
     model.learn(32)
     actor, critic = model.policy.optimizer, model.policy.critic_optimizer
-    options = actor.block_options
-    assert (options.inverse, actor.fisher, options.decay) == ("eigen", "monte-carlo", 0.9)
+    options = actor.curvature
+    assert (options.inverse, options.fisher, options.stat_decay) == ("eigen", "monte-carlo", 0.9)
     group = actor.param_groups[0]
     assert (group["damping"], group["momentum"], group["weight_decay"]) == (0.05, 0.5, 0.01)
     group = critic.param_groups[0]

@@ -80,7 +80,7 @@ def test_a_model_of_strings_that_are_objects_now():
     assert model.natural == Natural(
         damping=0.2,
         corrected_learning_rate=10,
-        kfac_kwargs={"stat_decay": 0.9, "momentum": 0.5, "weight_decay": 0.001},
+        kfac_kwargs={"curvature": {"stat_decay": 0.9}, "momentum": 0.5, "weight_decay": 0.001},
     )
     assert model.critic == AdamCritic(
         learning_rate=Linear(0.001), n_updates=3, batch_size=8, std="adaptive", normalize_targets=True

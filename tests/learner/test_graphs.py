@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map
 from acktr import AdamCritic, Natural, NaturalCritic
 from acktr.errors import ConfigurationError, DivergenceError
 from acktr.kfac import Graphs
-from acktr.kfac.graphs import CudaEngine
+from acktr.kfac.cuda_graphs import CudaEngine
 from acktr.learner.actor import ActorUpdate
 from acktr.learner.critic import AdamCriticUpdate, NaturalCriticUpdate
 from acktr.learner.natural_step import NaturalStep, run
@@ -35,11 +35,12 @@ SETTINGS = [
     {"natural": Natural(kfac_kwargs={"momentum": 0.9}), "normalize_advantage": "running"},
     {
         "natural": Natural(
-            sub_sampling_factor=2, kfac_kwargs={"inverse_period": 2, "inverse_refresh": "staggered"}
+            sub_sampling_factor=2,
+            kfac_kwargs={"periods": {"inverse": 2, "inverse_refresh": "staggered"}},
         )
     },
-    {"critic": NaturalCritic(n_updates=2, cg_iterations=2, kfac_kwargs={"factor_period": 2})},
-    {"natural": Natural(kfac_kwargs={"exact_scaling": True}), "ent_coef": 0.01},
+    {"critic": NaturalCritic(n_updates=2, cg_iterations=2, kfac_kwargs={"periods": {"factor": 2}})},
+    {"natural": Natural(kfac_kwargs={"step_rule": {"exact_scaling": True}}), "ent_coef": 0.01},
     {"natural": Natural(corrected_learning_rate=Linear(0.5))},
     SHARED,
     {**SHARED, "critic": NaturalCritic(normalize_targets=False)},

@@ -8,17 +8,18 @@ from gymnasium import spaces
 from acktr import ACKTR, AdamCritic, Natural, NaturalCritic
 from acktr.errors import DivergenceError
 from tests.helpers.models import POLICIES, make, parameters, same
+from tests.helpers.options import in_groups
 from tests.helpers.small_envs import small_env
 
 OPTIONS = {
-    "ekfac": {"inverse": "ekfac", "inverse_period": 2},
-    "ekfac, reduced": {"inverse": "ekfac", "weight_sharing": "reduce", "max_factor_size": 10},
-    "exact scaling": {"exact_scaling": True},
-    "adaptive damping": {"adapt_damping": True},
-    "all of them": {"inverse": "ekfac", "exact_scaling": True, "adapt_damping": True},
+    "ekfac": in_groups(inverse="ekfac", inverse_period=2),
+    "ekfac, reduced": in_groups(inverse="ekfac", weight_sharing="reduce", max_factor_size=10),
+    "exact scaling": in_groups(exact_scaling=True),
+    "adaptive damping": in_groups(adapt_damping=True),
+    "all of them": in_groups(inverse="ekfac", exact_scaling=True, adapt_damping=True),
 }
 
-ADAPTIVE = Natural(kfac_kwargs={"adapt_damping": True})
+ADAPTIVE = Natural(kfac_kwargs={"step_rule": {"adapt_damping": True}})
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
@@ -48,7 +49,7 @@ def test_exact_scaling_gives_the_kl_asked_for(policy, action, factor):
     model = make(
         small_env(action, observation), policy, policy_kwargs=policy_kwargs,
         natural=Natural(
-            kl_feedback=False, kfac_kwargs={"exact_scaling": True, "momentum": 0.5},
+            kl_feedback=False, kfac_kwargs={"step_rule": {"exact_scaling": True}, "momentum": 0.5},
             sub_sampling_factor=factor,
         ),
         learning_rate=1e3, target_kl=1e-4,
@@ -73,7 +74,7 @@ def test_short_steps_lower_the_loss_as_promised(policy):
     observation, policy_kwargs = POLICIES[policy]
     model = make(
         small_env("Box", observation), policy, policy_kwargs=policy_kwargs,
-        natural=Natural(kl_feedback=False, kfac_kwargs={"adapt_damping": True}),
+        natural=Natural(kl_feedback=False, kfac_kwargs={"step_rule": {"adapt_damping": True}}),
         critic=NaturalCritic(n_updates=1, trust_region=1e-7), target_kl=1e-7, ent_coef=0.01,
     )  # fmt: skip
     of_actor, of_critic = [], []
@@ -122,7 +123,7 @@ def test_a_damping_that_cannot_adapt_is_refused():
     with pytest.raises(
         ValueError, match=r"adapt_damping moves damping between 1e-06 and 10000: .* got 0"
     ):
-        make(natural=Natural(damping=0.0, kfac_kwargs={"adapt_damping": True}))
+        make(natural=Natural(damping=0.0, kfac_kwargs={"step_rule": {"adapt_damping": True}}))
 
 
 def test_a_wide_layer_has_blocks_and_says_so(capsys):
@@ -134,7 +135,7 @@ def test_a_wide_layer_has_blocks_and_says_so(capsys):
     assert "mlp_extractor.policy_net.0 (2100 inputs, 4 outputs)" in model.notes[0]
     assert "value_net.0" in model.notes[1]
     assert model.notes[0] in capsys.readouterr().out
-    natural = Natural(kfac_kwargs={"max_factor_size": None})
+    natural = Natural(kfac_kwargs={"curvature": {"max_factor_size": None}})
     whole = ACKTR("MlpPolicy", small_env(observation=observation), natural=natural, **kwargs)
     assert not whole.notes
     assert not ACKTR("MlpPolicy", small_env()).notes

@@ -27,12 +27,14 @@ DROPOUT = {"features_extractor_class": Trunk, "features_extractor_kwargs": {"noi
 SETTINGS = {
     "separate": {},
     "entropy": {"ent_coef": 0.1},
-    "monte carlo": {"natural": Natural(kfac_kwargs={"fisher": "monte-carlo", "momentum": 0.9})},
+    "monte carlo": {
+        "natural": Natural(kfac_kwargs={"curvature": {"fisher": "monte-carlo"}, "momentum": 0.9})
+    },
     "sub-sampling": {"natural": Natural(sub_sampling_factor=2)},
     "conjugate gradients": {"natural": Natural(cg_iterations=2)},
     "both": {"natural": Natural(cg_iterations=2, sub_sampling_factor=2)},
-    "exact scaling": {"natural": Natural(kfac_kwargs={"exact_scaling": True})},
-    "adaptive damping": {"natural": Natural(kfac_kwargs={"adapt_damping": True})},
+    "exact scaling": {"natural": Natural(kfac_kwargs={"step_rule": {"exact_scaling": True}})},
+    "adaptive damping": {"natural": Natural(kfac_kwargs={"step_rule": {"adapt_damping": True}})},
     "bf16": {"natural": Natural(precision="bf16")},
     "shared trunk": {"policy": "CnnPolicy"},
     "shared trunk, Adam": {"policy": "CnnPolicy", "critic": AdamCritic(n_updates=2, batch_size=6)},

@@ -86,8 +86,14 @@ def test_the_gradient_of_a_rollout_is_that_of_its_episodes_one_by_one(policy, ow
         ("MlpGruPolicy", {"policy_kwargs": SHARED}),
         ("MlpLstmPolicy", {"policy_kwargs": {"enable_critic_lstm": False}}),
         ("MlpGruPolicy", {"critic": AdamCritic()}),
-        ("MlpLstmPolicy", {"natural": Natural(kfac_kwargs={"inverse": "ekfac"}), "noise_color": 0.5}),
-        ("MlpGruPolicy", {"natural": Natural(kfac_kwargs={"recurrent": "diagonal"})}),
+        (
+            "MlpLstmPolicy",
+            {
+                "natural": Natural(kfac_kwargs={"curvature": {"approximation": "ekfac"}}),
+                "noise_color": 0.5,
+            },
+        ),
+        ("MlpGruPolicy", {"natural": Natural(kfac_kwargs={"curvature": {"recurrent": "diagonal"}})}),
         ("MlpLstmPolicy", {"policy_kwargs": {"n_lstm_layers": 2, "lstm_kwargs": {"dropout": 0.5}}}),
     ],
     ids=["apart", "shared", "critic without", "Adam", "EKFAC", "diagonal", "two layers"],
@@ -153,10 +159,13 @@ def test_predict_takes_its_state_as_that_of_sb3_contrib_does():
         ({"natural": Natural(cg_iterations=2)}, "natural.cg_iterations needs the exact Fisher"),
         ({"critic": NaturalCritic(cg_iterations=2)}, "critic.cg_iterations needs the exact Fisher"),
         (
-            {"natural": Natural(kfac_kwargs={"exact_scaling": True})},
+            {"natural": Natural(kfac_kwargs={"step_rule": {"exact_scaling": True}})},
             "natural.kfac_kwargs with exact_scaling needs the exact Fisher",
         ),
-        ({"natural": Natural(kfac_kwargs={"recurrent": "lgm-1"})}, "sees whole sequences of MlpLstm"),
+        (
+            {"natural": Natural(kfac_kwargs={"curvature": {"recurrent": "lgm-1"}})},
+            "sees whole sequences of MlpLstm",
+        ),
         ({"natural": Natural(cuda_graphs=True)}, "natural.cuda_graphs=True is not possible"),
         ({"policy_kwargs": {"shared_lstm": True}}, "set one of them to False"),
         ({"policy_kwargs": {"lstm_hidden_size": 0}}, "lstm_hidden_size must be a whole number"),

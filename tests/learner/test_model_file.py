@@ -54,7 +54,9 @@ def test_any_architecture_comes_back(policy, action, sizes, activation, shared, 
         name,
         policy_kwargs=kwargs,
         critic=critic(learning_rate=Linear(0.1)),
-        natural=Natural(kfac_kwargs={"inverse": inverse}, corrected_learning_rate=Late(9)),
+        natural=Natural(
+            kfac_kwargs={"curvature": {"inverse": inverse}}, corrected_learning_rate=Late(9)
+        ),
         target_kl=Linear(0.01),
         gamma=Horizon(0.9, 0.99, lasting="rise"),
         gae_lambda=TraceDecay(0.95, 0.9),
@@ -246,9 +248,10 @@ def test_another_architecture_is_refused_with_a_diff(content):
 
 def test_nothing_changes_if_the_optimiser_does_not_fit(content):
     # The critic's optimiser and the parameters fit, and come before the one that does not.
-    fits = {"inverse": "cholesky"}
+    fits = {"curvature": {"inverse": "cholesky"}}
     other = build(
-        natural=Natural(kfac_kwargs={"inverse": "eigen"}), critic=NaturalCritic(kfac_kwargs=fits)
+        natural=Natural(kfac_kwargs={"curvature": {"inverse": "eigen"}}),
+        critic=NaturalCritic(kfac_kwargs=fits),
     ).learn(16)
     before = {name: x.clone() for name, x in states(other)[1].items()}
     with pytest.raises(CheckpointMismatchError, match=r"as it was: The inverse of block .*'eigen'"):

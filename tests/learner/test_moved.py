@@ -8,10 +8,13 @@ import shutil
 import pytest
 import yaml
 
-from acktr import ACKTR
+from acktr import ACKTR, Natural, NaturalCritic
 from acktr.cli import main
 from acktr.errors import CheckpointError, ConfigurationError
 from acktr.files.allowed import earlier_modules
+from acktr.files.codec import decode
+from acktr.kfac import Curvature
+from acktr.learner.migrations import current_data
 from acktr.learner.moved import GONE, MOVED, current_settings, new_key
 from acktr.networks.policies import CnnPolicy
 from acktr.presets import resolve
@@ -84,7 +87,13 @@ def test_settings_of_a_run_are_in_the_words_of_now():
     settings, told = current_settings(of_before, "it")
     assert of_before == before
     assert settings == {
-        "natural": {"kfac_kwargs": {"inverse": "eigen", "momentum": 0.9, "weight_decay": 0.01}},
+        "natural": {
+            "kfac_kwargs": {
+                "curvature": {"inverse": "eigen"},
+                "momentum": 0.9,
+                "weight_decay": 0.01,
+            }
+        },
         "critic": {"kind": "natural", "n_updates": 3, "kfac_kwargs": {"momentum": 0.0}},
     }
     assert told == ["overlap in it is gone and was left out: it changed nothing that was learned."]
@@ -189,6 +198,52 @@ def test_settings_that_no_model_has_are_refused_in_one_sentence(tmp_path):
         with pytest.raises((CheckpointError, ConfigurationError), match=r"natural\.damping") as caught:
             ACKTR.load(path, device="cpu", trust=trust)
         assert "\n" not in str(caught.value)
+
+
+# KFAC's arguments, which have groups now ---------------------------------------------------
+
+FLAT = {"inverse": "ekfac", "stat_decay": 0.9, "momentum": 0.5}
+IN_GROUPS = {"curvature": {"approximation": "ekfac", "stat_decay": 0.9}, "momentum": 0.5}
+
+
+@pytest.mark.parametrize("kind", [Natural, NaturalCritic])
+def test_flat_arguments_of_kfac_are_taken_with_a_warning(kind):
+    with pytest.warns(FutureWarning, match=r"stat_decay is now curvature=Curvature\(stat_decay=\.\.\."):
+        settings = kind(kfac_kwargs=FLAT)
+    assert settings == kind(kfac_kwargs=IN_GROUPS)
+    groups = {"curvature": Curvature(approximation="ekfac", stat_decay=0.9), "momentum": 0.5}
+    assert settings == kind(kfac_kwargs=groups)
+
+
+def test_flat_arguments_of_kfac_in_a_preset_are_taken_with_a_warning(tmp_path):
+    (tmp_path / "mine.yaml").write_text(
+        "default: {n_timesteps: 8, natural: {kfac_kwargs: {inverse: ekfac, stat_decay: 0.9}}}\n"
+    )
+    with pytest.warns(FutureWarning, match=r"natural\.kfac_kwargs: inverse is now curvature="):
+        configuration, _ = resolve(
+            "CartPole-v1",
+            preset=str(tmp_path / "mine.yaml"),
+            overrides=["natural.kfac_kwargs.momentum=0.5"],
+        )
+    assert configuration.natural.kfac_kwargs == IN_GROUPS
+
+
+def test_flat_arguments_of_kfac_in_files_are_read_silently():
+    flat = {"env_id": "x", "natural": {"kfac_kwargs": FLAT}, "critic": {"kind": "natural"}}
+    settings, told = current_settings(flat, "it")
+    assert (settings["natural"]["kfac_kwargs"], told) == (IN_GROUPS, [])
+    saved = {"$": "settings", "name": "Natural", "values": {"kfac_kwargs": FLAT}}
+    assert decode(saved, {}) == Natural(kfac_kwargs=IN_GROUPS)
+    pickled = Natural()
+    object.__setattr__(pickled, "kfac_kwargs", dict(FLAT))  # as unpickling does, without a check
+    data = current_data({"natural": pickled, "parts": {"noise": {}}}, "it")
+    assert data["natural"] == Natural(kfac_kwargs=IN_GROUPS)
+
+
+@pytest.mark.parametrize("group", ["curvature", "periods", "step_rule"])
+def test_a_group_that_is_no_mapping_is_refused(group):
+    with pytest.raises(ConfigurationError, match=rf"natural\.kfac_kwargs: {group} must be a mapping"):
+        Natural(kfac_kwargs={group: 3})
 
 
 def test_pickles_name_classes_where_they_were():

@@ -39,7 +39,7 @@ NOISE = {
         {},
         {"features_extractor_kwargs": False},
         {"critic": AdamCritic(learning_rate=1e-12, normalize_targets=False)},
-        {"natural": Natural(kfac_kwargs={"adapt_damping": True})},
+        {"natural": Natural(kfac_kwargs={"step_rule": {"adapt_damping": True}})},
         {"natural": Natural(sub_sampling_factor=2)},
     ],
 )

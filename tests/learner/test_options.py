@@ -235,20 +235,22 @@ def test_unsupported_action_spaces_are_refused(space):
 
 def test_kfac_options_are_checked():
     with pytest.raises(ValueError, match="fisher"):
-        ACKTR("MlpPolicy", small_env(), natural=Natural(kfac_kwargs={"fisher": "empirical"}))
+        ACKTR(
+            "MlpPolicy", small_env(), natural=Natural(kfac_kwargs={"curvature": {"fisher": "empirical"}})
+        )
 
 
 def test_a_critic_may_differ_from_the_actor():
     model = ACKTR(
         "MlpPolicy",
         small_env(),
-        natural=Natural(kfac_kwargs={"stat_decay": 0.9}),
-        critic=NaturalCritic(cg_iterations=1, kfac_kwargs={"factor_period": 2}),
+        natural=Natural(kfac_kwargs={"curvature": {"stat_decay": 0.9}}),
+        critic=NaturalCritic(cg_iterations=1, kfac_kwargs={"periods": {"factor": 2}}),
         n_steps=8,
         seed=0,
     )
-    assert (model.kfac.periods.factors, model.critic_optimizer.periods.factors) == (1, 2)
-    assert model.critic_optimizer.block_options.decay == model.kfac.block_options.decay == 0.9
+    assert (model.kfac.periods.factor, model.critic_optimizer.periods.factor) == (1, 2)
+    assert model.critic_optimizer.curvature.stat_decay == model.kfac.curvature.stat_decay == 0.9
     model.learn(32)
     assert model.kfac.last_step[0].cg_residual is None
     assert model.critic_optimizer.last_step[0].cg_residual is not None

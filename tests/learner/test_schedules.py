@@ -384,10 +384,20 @@ def test_a_policy_that_would_not_learn_is_refused():
 
 
 def test_settings_are_those_of_one_model():
-    options = {"stat_decay": 0.9}
+    options = {"curvature": {"stat_decay": 0.9}}
     natural = Natural(kfac_kwargs=options)
     options["momentum"] = 0.5
-    assert natural.kfac_kwargs == {"stat_decay": 0.9}
+    assert natural.kfac_kwargs == {"curvature": {"stat_decay": 0.9}}
     make().natural.kfac_kwargs["momentum"] = 0.5
     assert make().natural == Natural(damping=0.1)
-    assert len({natural, Natural(kfac_kwargs={"stat_decay": 0.9}), NaturalCritic(), AdamCritic()}) == 3
+    assert (
+        len(
+            {
+                natural,
+                Natural(kfac_kwargs={"curvature": {"stat_decay": 0.9}}),
+                NaturalCritic(),
+                AdamCritic(),
+            }
+        )
+        == 3
+    )

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from acktr import Natural, NaturalCritic
-from acktr.kfac.factors import Gram
+from acktr.kfac.averages import Gram
 from acktr.kfac.likelihood import likelihoods_of, mean_kl, sample_count
 from acktr.learner.natural_step import NaturalStep
 from tests.helpers.models import make

@@ -68,8 +68,8 @@ def test_learning_in_bfloat16(policy, cg_iterations, critic):
 
 
 def test_statistics_dtype_of_the_user_wins():
-    model = make(natural=Natural(kfac_kwargs={"statistics_dtype": "bfloat16"}))
-    assert model.kfac.block_options.statistics_dtype == torch.bfloat16
+    model = make(natural=Natural(kfac_kwargs={"curvature": {"statistics_dtype": "bfloat16"}}))
+    assert model.kfac.curvature.statistics_dtype == torch.bfloat16
 
 
 @pytest.mark.usefixtures("capable")

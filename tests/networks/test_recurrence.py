@@ -173,7 +173,7 @@ def test_diagonal_blocks_have_the_diagonal_of_the_dense_fisher(kind, monkeypatch
     for signs in itertools.product((-1.0, 1.0), repeat=steps):
         drawn = torch.tensor(signs, dtype=torch.float64).unsqueeze(1)
         monkeypatch.setattr("acktr.kfac.likelihood.random_signs", lambda like, drawn=drawn: drawn)
-        found = factors(model, x, starts, layer.zeros(1), recurrent="diagonal")
+        found = factors(model, x, starts, layer.zeros(1), curvature={"recurrent": "diagonal"})
         assert len(found["head"]) == 2
         for name in params:
             (square,) = found[f"layer.{name}"]

@@ -215,7 +215,7 @@ def test_what_the_command_says_of_the_preset_is_a_warning(made):
     "refused",
     [
         {"std_scale": 0},  # by the constructor
-        {"natural": Natural(kfac_kwargs={"fisher": "x"})},
+        {"natural": Natural(kfac_kwargs={"curvature": {"fisher": "x"}})},
         {"device": "abacus"},
         {"policy": "CnnPolicy"},
         {"normalize": {"norm_obs": True, "norm_obs_keys": ["a"]}},  # by what normalises

@@ -95,8 +95,8 @@ def assert_refused(capsys, message):
         ("natural.damping=0.3", "natural.damping is 0.3 and was 0.1"),
         ("critic.damping=0.1", "critic.damping is 0.1 and was 0.2"),
         (
-            "natural.kfac_kwargs.fisher=monte-carlo",
-            "natural.kfac_kwargs is {'fisher': 'monte-carlo'} and",
+            "natural.kfac_kwargs.curvature.fisher=monte-carlo",
+            "natural.kfac_kwargs is {'curvature': {'fisher': 'monte-carlo'}} and",
         ),
         ("normalize.norm_obs=true", "normalize.norm_obs is True and was False"),
         ("n_steps=8", "n_steps is 8 and was 16"),
@@ -155,13 +155,13 @@ FIRST_ORDER = {"critic_norm": "euclidean", "critic_damping": 0.2, "critic_trust_
         ({"momentum": 0.0, "weight_decay": 0.0}, {"kfac_kwargs": {}}, {"kfac_kwargs": {}}),
         (
             {"kfac_kwargs": {"inverse": "eigen", "length_floor": 0.0}, "critic_kfac_kwargs": None},
-            {"kfac_kwargs": {"inverse": "eigen"}},
+            {"kfac_kwargs": {"curvature": {"inverse": "eigen"}}},
             {"kfac_kwargs": {}},
         ),
         (
             {"cg_iterations": 3, "critic_kfac_kwargs": {"cg_iterations": 2, "stat_decay": 0.9}},
             {"cg_iterations": 3},
-            {"cg_iterations": 2, "kfac_kwargs": {"stat_decay": 0.9}},
+            {"cg_iterations": 2, "kfac_kwargs": {"curvature": {"stat_decay": 0.9}}},
         ),
     ],
 )

@@ -35,8 +35,8 @@ def assert_same_run(first, second):
 
 
 GYM = "backend=gymnasium"
-BACKGROUND = "natural.kfac_kwargs={inverse_refresh: background, inverse_period: 3}"
-STAGGERED = "natural.kfac_kwargs={inverse_refresh: staggered, inverse_period: 3}"
+BACKGROUND = "natural.kfac_kwargs.periods={inverse_refresh: background, inverse: 3}"
+STAGGERED = "natural.kfac_kwargs.periods={inverse_refresh: staggered, inverse: 3}"
 CHEETAH = ("HalfCheetah-v5", "eval_interval=0", "n_final_eval_episodes=0")
 # Episodes that end by time within the first rollout, so that a resumed run must know of them.
 ENDING = ("gamma=auto_0.9_0.99", "env_kwargs.max_episode_steps=4")
@@ -71,17 +71,20 @@ MORE_CASES = {
         "critic.n_updates=3",
         "critic.batch_size=9",
     ),
-    "measured eigenvalues": ("Acrobot-v1", "natural.kfac_kwargs={inverse: ekfac, inverse_period: 2}"),
+    "measured eigenvalues": (
+        "Acrobot-v1",
+        "natural.kfac_kwargs={curvature: {approximation: ekfac}, periods: {inverse: 2}}",
+    ),
     "exact scaling": (
         "CartPole-v1",
-        "natural.kfac_kwargs.exact_scaling=true",
+        "natural.kfac_kwargs.step_rule.exact_scaling=true",
         "natural.kfac_kwargs.momentum=0.9",
     ),
-    "adaptive damping": ("CartPole-v1", "natural.kfac_kwargs.adapt_damping=true"),
+    "adaptive damping": ("CartPole-v1", "natural.kfac_kwargs.step_rule.adapt_damping=true"),
     "conjugate gradients": (
         "Acrobot-v1",
         "natural.cg_iterations=2",
-        "natural.kfac_kwargs.inverse=eigen",
+        "natural.kfac_kwargs.curvature.inverse=eigen",
     ),
     "workers": ("CartPole-v1", "backend=subproc"),
     "masks, workers": ("tests.helpers.masked_envs:StrictMultiBinary-v0", "backend=subproc"),

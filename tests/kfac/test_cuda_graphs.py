@@ -8,6 +8,7 @@ from torch import nn
 from torch.distributions import Categorical, Normal
 
 from acktr.kfac import KFAC, Graphs
+from tests.helpers.options import in_groups
 from tests.helpers.recording import NoLooks, RecordingEngine
 
 UPDATES = 13
@@ -30,7 +31,7 @@ def train(settings, graphs=None, updates=UPDATES):
     """Train on batches that differ; the rate and the bound follow a schedule."""
     torch.manual_seed(0)
     net = Net()
-    kfac = KFAC(net, lr=0.3, target_kl=0.01, damping=0.1, **settings)
+    kfac = KFAC(net, lr=0.3, target_kl=0.01, damping=0.1, **in_groups(**settings))
     kfac.defer_checks = True
     engine = RecordingEngine()
     run = Graphs(kfac, engine) if graphs else lambda name, work, *inputs: work(*inputs)
@@ -161,7 +162,7 @@ def test_what_is_loaded_is_what_goes_on():
 )
 def test_what_waits_for_the_device_is_refused_by_name(settings, named):
     with pytest.raises(ValueError, match=named):
-        Graphs(KFAC(nn.Linear(2, 2), **settings), RecordingEngine())
+        Graphs(KFAC(nn.Linear(2, 2), **in_groups(**settings)), RecordingEngine())
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")

@@ -48,7 +48,7 @@ _SCHEDULED = ("lr", "target_kl")
 Work = Callable[..., Any]
 
 
-class CaptureError(RuntimeError):
+class RecordingError(RuntimeError):
     """Work that cannot be recorded; the optimiser has to be built anew."""
 
 
@@ -121,7 +121,7 @@ class Graphs:
 
     def __init__(self, optimizer: Optimizer, engine: Engine | None = None) -> None:
         if isinstance(optimizer, KFAC):
-            check_capturable(optimizer)
+            check_recordable(optimizer)
             optimizer.defer_checks = True
         self.optimizer = optimizer
         self._engine = engine or CudaEngine()
@@ -135,7 +135,7 @@ class Graphs:
         :param work: makes one step of the optimiser; nothing in it may look at a value from the host
         :param inputs: tensors, or containers of them; other things in them belong to the kind of update
         :return: what ``work`` returned, valid until the next update of this kind
-        :raises CaptureError: something in ``work`` looks at a value, or copies one from the host
+        :raises RecordingError: something in ``work`` looks at a value, or copies one from the host
         """
         key = (name, _describe(inputs), self._describe_optimizer())
         graph = self._graphs.get(key)
@@ -171,7 +171,7 @@ class Graphs:
             outputs, replay = self._engine.record(partial(work, *copies))
         except RuntimeError as error:
             reason = str(error).splitlines()[0].rstrip(".")
-            raise CaptureError(
+            raise RecordingError(
                 f"The update {name!r} cannot be recorded as a CUDA graph ({reason}): nothing in it may "
                 "look at a value on the device or copy one to it; leave graphs out, or change the model."
             ) from error
@@ -210,17 +210,23 @@ class Graphs:
 _COUNTED = ("params", "step", "initial_lr")  # of a group: they decide nothing by their value
 
 
-def check_capturable(kfac: KFAC) -> None:
+def check_recordable(kfac: KFAC) -> None:
     """Refuse what cannot be recorded.
 
     :raises ValueError: names the option, and what to do
     """
-    kind, chain = kfac.block_options.inverse, kfac.block_options.recurrent
+    blocks = [kfac.curvature.of(name) for name in ("", *kfac.curvature.layers)]
+    options = [own for own in blocks if own is not None]
+    kind = next((own.inverse for own in options if own.inverse != "cholesky"), None)
+    measures = any(own.approximation == "ekfac" for own in options)
+    chain = next((own.recurrent for own in options if own.recurrent in CHAINS), None)
+    refresh = kfac.periods.inverse_refresh
     adapts = any(group["adapt_damping"] for group in kfac.param_groups)
     for holds, option in (
-        (kind != "cholesky", f"inverse={kind!r}, whose decomposition waits for the device"),
-        (chain in CHAINS, f"recurrent={chain!r}, whose decompositions wait for the device"),
-        (kfac.inverse_refresh == "background", "inverse_refresh='background', which is for CPUs"),
+        (measures, "approximation='ekfac', whose decomposition waits for the device"),
+        (kind, f"inverse={kind!r}, whose decomposition waits for the device"),
+        (chain, f"recurrent={chain!r}, whose decompositions wait for the device"),
+        (refresh == "background", "inverse_refresh='background', which is for CPUs"),
         (adapts, "adapt_damping, which looks at the loss"),
         (not kfac._comm.alone, "several processes, whose messages it cannot hold"),
     ):  # fmt: skip
