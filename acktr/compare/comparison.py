@@ -111,7 +111,7 @@ def compare(
 
 def _with_memory(algo: str, preset: Configuration) -> str:
     """Name the policy with the memory that an algorithm asks for, for what the environment observes."""
-    policy = preset.policy
+    policy = str(preset.policy)  # our presets name theirs
     if policy == "auto":
         policy = fitting_policy(try_environment(preset.env_id, preset.env_kwargs))
     return policy.replace("Policy", f"{REMEMBERING[algo]}Policy")
