@@ -112,6 +112,7 @@ def compare(
 def _with_memory(algo: str, preset: Configuration) -> str:
     """Name the policy with the memory that an algorithm asks for, for what the environment observes."""
     policy = preset.policy
+    assert isinstance(policy, str)  # a preset names it
     if policy == "auto":
         policy = fitting_policy(try_environment(preset.env_id, preset.env_kwargs))
     return policy.replace("Policy", f"{REMEMBERING[algo]}Policy")

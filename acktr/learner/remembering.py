@@ -99,9 +99,10 @@ def check_memory(policy: ActorCriticPolicy, natural: Natural, critic: Critic) ->
                 f"{of}.{exact} needs the exact Fisher, a second derivative, which the memory of {name} "
                 "does not have: leave it out."
             )
-        if getattr(settings, "kfac_kwargs", {}).get("recurrent") in CHAINS:
+        chain = getattr(settings, "kfac_kwargs", {}).get("recurrent")
+        if chain in CHAINS:
             raise ConfigurationError(
-                f"{of}.kfac_kwargs has recurrent={settings.kfac_kwargs['recurrent']!r}, and K-FAC sees "
+                f"{of}.kfac_kwargs has recurrent={chain!r}, and K-FAC sees "
                 f"whole sequences of {name} already: leave it out, or give 'diagonal'."
             )
     if natural.sub_sampling_factor > 1:
