@@ -2,7 +2,8 @@
 
 ``python -m benchmarks.kfac.recurrent`` writes ``benchmarks/results/kfac/recurrent.csv``: the task "GRU"
 of :mod:`benchmarks.kfac.race` with its grid, rules and seeds, once for each. ``--fisher`` prints how far
-the blocks are from the dense Fisher of small networks.
+the blocks are from the dense Fisher of small networks, ``--memory`` those of policies that remember,
+beside independent steps and a diagonal block.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch.distributions import Normal
 
 from acktr.kfac import KFAC, Curvature, Periods
 from acktr.kfac.recurrent import CHAINS as KINDS
+from acktr.networks.recurrence import GRU, LSTM, Recurrent
 from benchmarks.faults.measure import existing
 from benchmarks.kfac.race import GRIDS, RESULTS, append, races
 from benchmarks.markdown import markdown_table
@@ -78,6 +80,62 @@ def distances(
     return [[kind.__name__, loss, f"`{name[6:]}`", *of] for name, of in errors.items()]
 
 
+class Remembering(nn.Module):
+    """:class:`Small` with the layer of a policy that remembers, which K-FAC shows whole sequences.
+
+    :param small: whose weights it has
+    """
+
+    def __init__(self, small: Small, kind: type[Recurrent]) -> None:
+        super().__init__()
+        self.layer, self.head = kind(3, 4), small.head
+        self.layer.load_state_dict(small.layer.state_dict())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``(T N, 2)`` of ``(N, T, 3)``."""
+        starts = torch.zeros(x.shape[1], len(x), dtype=torch.bool)
+        state = self.layer.zeros(len(x))
+        outputs: Tensor = self.head(self.layer(x.transpose(0, 1).flatten(0, 1), state, starts)[0])
+        return outputs
+
+
+def distances_of_memory(
+    kind: type[nn.RNNBase], own: type[Recurrent], draws: int = 300
+) -> list[list[str]]:
+    """Return a row for each weight: errors of independent steps, whole sequences, the exact diagonal.
+
+    The loss is of each step. A scale is no error: it is the trust region's.
+
+    :param draws: as for :func:`distances`
+    """
+    torch.manual_seed(0)
+    net, x = Small(kind), inputs(SAMPLES, STEPS)
+    found: dict[str, list[Tensor]] = {}
+    for model in (net, Remembering(net, own)):
+        torch.manual_seed(1)
+        kfac = KFAC(model, stat_decay=1.0, factor_period=1)
+        for _ in range(draws):
+            with kfac.capture():
+                outputs = model(x)
+            kfac.update_curvature(Normal(outputs, 1.0))
+        for name, dense in kfac.fisher_blocks().items():
+            if name.startswith("layer"):
+                found.setdefault(name[6:], []).append(dense)
+    rows = []
+    for name, blocks in found.items():
+        params = [getattr(net.layer, name.replace("weight", part)) for part in ("weight", "bias")]
+        exact = dense_fisher(net, x, 0, params)
+        blocks.append(exact.diagonal().diag())
+        errors = [(best_scale(b, exact) * b - exact).norm() / exact.norm() for b in blocks]
+        rows.append([kind.__name__, f"`{name}`", *(f"{float(e):.2f}" for e in errors)])
+    return rows
+
+
+def best_scale(block: Tensor, exact: Tensor) -> Tensor:
+    """Return the factor with which a block is nearest."""
+    return (block * exact).sum() / block.square().sum()
+
+
 def dense_fisher(net: Small, x: Tensor, first: int, params: list[nn.Parameter]) -> Tensor:
     """Return the Fisher of a weight and its bias, on the matrix ``(out, in + 1)`` row by row."""
     total = torch.zeros(())
@@ -95,8 +153,15 @@ def main(arguments: list[str] | None = None) -> None:
     """Run what is not done yet."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--fisher", action="store_true", help="print the distances, and train nothing")
+    parser.add_argument("--memory", action="store_true", help="likewise, of policies that remember")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
+    if options.memory:
+        rows = [r for pair in ((nn.GRU, GRU), (nn.LSTM, LSTM)) for r in distances_of_memory(*pair)]
+        print(
+            markdown_table(["layer", "weight", "independent steps", "whole sequences", "diagonal"], rows)
+        )
+        return
     if options.fisher:
         kinds = itertools.product((nn.RNN, nn.GRU, nn.LSTM), (False, True))
         rows = [row for kind, last in kinds for row in distances(kind, last)]

@@ -12,6 +12,7 @@ import pytest
 from benchmarks.report import SPEED_PAGE, speed_page
 from benchmarks.speed import accelerator as speed_accelerator
 from benchmarks.speed import measure as speed
+from benchmarks.speed import memory as speed_memory
 from benchmarks.speed.flops import block_sizes, update_flops
 from benchmarks.speed.process import WARM_UP, Measurement, Pace
 from benchmarks.speed.profile import PHASES, Profiler, draw
@@ -67,7 +68,7 @@ def test_the_fastest_side_below_the_line_counts():
 
 
 def test_every_line_names_sides_of_its_group():
-    for group in (*groups(), *speed_accelerator.groups()):
+    for group in (*groups(), *speed_accelerator.groups(), *speed_memory.groups()):
         assert {s for line in group.lines for s in (line.top, *line.bottom)} <= set(group.sides)
 
 
@@ -80,6 +81,15 @@ def test_the_accelerators_sides_run_where_there_is_none():
     ((results, rows),) = speed.measure([replace(group, sides=kept, lines=lines)], True)
     assert [line["ratio"] for line in results["ratios"]] == ["peers"]
     assert len(rows) == 2 * group.repetitions
+
+
+def test_a_memory_is_taken_apart_by_phases():
+    """In miniature: nothing of its update is charged to the rollout."""
+    (group,) = (g for g in speed_memory.groups(True) if g.name == "profile")
+    kept = {"CartPole, 64 units": group.sides["CartPole, 64 units"]}
+    ((results, _),) = speed.measure([replace(group, sides=kept)], True)
+    phases = results["profile"]["CartPole, 64 units"]
+    assert all(phases[name] > 0 for name in PHASES)
 
 
 def test_the_operations_of_an_update_are_those_counted_by_hand():
