@@ -131,10 +131,10 @@ class RunningAverage:
                     value.lerp_(x.to(value), weight)
 
     @property
-    def accepted(self) -> Tensor:
-        """Whether any statistics were taken in (0-dim bool tensor)."""
+    def taken(self) -> Tensor:
+        """How many statistics were taken in (0-dim tensor)."""
         assert self.count is not None
-        return self.count > 0
+        return self.count
 
     def state_dict(self) -> dict[str, Any]:
         """Return the averages and their count as plain containers of tensors."""

@@ -283,9 +283,11 @@ class KroneckerBlock(Block):
         """``tr(D' S D A)``."""
         A, S = self.average.values
         D = self._to_matrix(steps)
-        rows, columns = D.shape[-2:]
         of_A, of_S = self.inverse.kinds
-        return torch.sum(D * of_A.right(of_S.left(S, D), A)[..., :rows, :columns])
+        product = of_A.right(of_S.left(S, D), A)
+        if self.inverse.kinds.padded:
+            product = product[..., : of_S.size, : of_A.size]
+        return torch.sum(D * product)
 
     def dense(self) -> Tensor:
         """``kron(S, A)``; with groups, one such block after the other on the diagonal."""

@@ -37,6 +37,11 @@ class Kinds(NamedTuple):
     S: Dense
 
     @property
+    def padded(self) -> bool:
+        """Whether products come with rows or columns beyond those of the matrix."""
+        return self.S.padded > self.S.size or self.A.padded > self.A.size
+
+    @property
     def spectrum_shape(self) -> tuple[int, ...]:
         """Shape of the spectrum of their product: ``(out, in)`` or ``(G, out, in)``, padded."""
         groups = self.S.shape[:1] if isinstance(self.S, Batched) else ()
@@ -116,10 +121,15 @@ def invert_shifted(
         batches = [kinds[i].matrices(factors[i]) for i in members]
         counts = [len(batch) for batch in batches]
         matrices = torch.cat(batches)
-        shift = torch.cat([shifts[i].expand(c) for i, c in zip(members, counts, strict=True)])
+        shift = shifts[members[0]]
+        if len(members) > 1:
+            shift = torch.cat([shifts[i].expand(c) for i, c in zip(members, counts, strict=True)])
         matrices.diagonal(dim1=-2, dim2=-1).add_(shift.unsqueeze(-1))
         inverses, ok = _invert(matrices, defer)
         good = [fine] * len(members) if ok is None else [x.all() for x in ok.split(counts)]
+        if len(members) == 1:
+            found[members[0]] = inverses.view_as(factors[members[0]]), good[0]
+            continue
         for i, inverse, usable in zip(members, inverses.split(counts), good, strict=True):
             # Memory of its own: a product's rounding may depend on where a matrix begins in memory, and
             # an inverse that is loaded from a checkpoint begins elsewhere than a part of a batch.

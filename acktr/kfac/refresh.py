@@ -46,8 +46,11 @@ class SafeInverse:
         """Precondition a gradient matrix; zero before the first good inverse."""
         if not self.tensors:
             return torch.zeros_like(gradient)
+        product = self.method.apply(self.kinds, self.tensors, gradient)
+        if not self.kinds.padded:
+            return product
         rows, columns = gradient.shape[-2:]
-        return self.method.apply(self.kinds, self.tensors, gradient)[..., :rows, :columns]
+        return product[..., :rows, :columns]
 
     def state_dict(self) -> dict[str, object]:
         """Return the inverse, its age and the boost as plain containers of tensors."""

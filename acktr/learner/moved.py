@@ -120,12 +120,12 @@ def current_settings(flat: Mapping[str, Any], where: str) -> tuple[dict[str, Any
 
 
 def with_groups(
-    settings: Mapping[str, Any], tell: Callable[[str], None] = lambda clause: None
+    settings: Mapping[str, Any], tell: Callable[[str], None] = lambda sentence: None
 ) -> dict[str, Any]:
     """Return settings whose arguments of KFAC are in its groups, which they were not in 0.1.0.
 
     :param settings: by name, ``natural`` and ``critic`` as mappings
-    :param tell: called with a clause about each argument that was in none
+    :param tell: called with a sentence about those that were in none
     """
     found = dict(settings)
     for name in ("natural", "critic"):
@@ -135,8 +135,8 @@ def with_groups(
             own = {key: kwargs.pop(key) for key in ("cg_iterations",) if key in kwargs}  # is refused
             kwargs, clauses = grouped(kwargs)
             found[name] = {**of_name, "kfac_kwargs": {**kwargs, **own}}
-            for clause in clauses:
-                tell(f"{name}.kfac_kwargs: {clause}.")
+            if clauses:
+                tell(f"{name}.kfac_kwargs: {', '.join(clauses)}.")
     return found
 
 

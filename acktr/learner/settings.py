@@ -236,8 +236,6 @@ def _check_kfac_kwargs(settings: Natural | NaturalCritic) -> None:
     argument, given = settings.argument, dict(settings.kfac_kwargs)
     owned = {*_OWNED} & given.keys()
     kwargs, earlier = grouped({name: value for name, value in given.items() if name not in owned})
-    if "cg_iterations" in (kwargs.get("step_rule") or {}):
-        owned.add("cg_iterations")
     if earlier:
         warnings.warn(f"{argument}.kfac_kwargs: {', '.join(earlier)}.", FutureWarning, stacklevel=5)
     object.__setattr__(settings, "kfac_kwargs", kwargs)
@@ -246,6 +244,8 @@ def _check_kfac_kwargs(settings: Natural | NaturalCritic) -> None:
             raise ConfigurationError(
                 f"{argument}.kfac_kwargs: {name} must be a mapping of its fields, got {kwargs[name]!r}."
             )
+    if "cg_iterations" in kwargs.get("step_rule", {}):
+        owned.add("cg_iterations")
     for name in sorted(owned):
         raise ConfigurationError(
             f"{argument}.kfac_kwargs must not hold {name}: ACKTR sets it from its own arguments "

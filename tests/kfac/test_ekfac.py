@@ -1,6 +1,7 @@
 """EKFAC: the diagonal of the exact Fisher in K-FAC's eigenbasis, and all that follows from it."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -258,7 +259,7 @@ def test_statistics_in_bfloat16_are_near():
     learn(kfac, x)
     rounded = copy.deepcopy(kfac)
     for block in kronecker_blocks(rounded):
-        block.options = block.options._replace(statistics_dtype=torch.bfloat16)
+        block.options = replace(block.options, statistics_dtype=torch.bfloat16)
     for one in (kfac, rounded):
         torch.manual_seed(1)
         with one.capture():

@@ -84,7 +84,7 @@ def test_arguments_of_now_stay_as_they_are():
 @pytest.mark.parametrize(
     ("wrong", "error", "message"),
     [
-        ({"dampin": 1.0}, TypeError, "KFAC has no argument 'dampin'"),
+        ({"lrr": 1.0}, TypeError, "KFAC has no argument 'lrr'"),
         ({"stat_dcay": 1.0}, TypeError, "KFAC has no argument 'stat_dcay': did you mean 'stat_decay'"),
         ({"curvature": {"stat_dcay": 1.0}}, ValueError, "curvature has no 'stat_dcay': .* stat_decay"),
         ({"periods": {"zzz": 1.0}}, ValueError, "periods has no 'zzz': did you mean factor, inverse"),

@@ -106,9 +106,9 @@ def test_the_inverse_is_that_of_the_damped_chain(chain, symmetric):
         [G[0] + shifts[1] * torch.eye(2), G[1]],
         steps=6,
     )
-    ((tensors, ok),) = block.inverse.form.invert([block.pair], [damping], False)
+    ((tensors, ok),) = block.inverse.method.invert([block.pair], [damping], False)
     assert ok
-    assert [tuple(x.shape) for x in tensors] == block.inverse.form.shapes(block.pair)
+    assert [tuple(x.shape) for x in tensors] == block.inverse.method.shapes(block.pair.kinds)
     block.inverse.tensors = tensors
     matrix = torch.randn(2, 3)
     (natural,) = block.precondition([matrix], damping)

@@ -390,5 +390,5 @@ def test_settings_are_those_of_one_model():
     assert natural.kfac_kwargs == {"curvature": {"stat_decay": 0.9}}
     make().natural.kfac_kwargs["momentum"] = 0.5
     assert make().natural == Natural(damping=0.1)
-    same = Natural(kfac_kwargs={"curvature": {"stat_decay": 0.9}})
-    assert len({natural, same, NaturalCritic(), AdamCritic()}) == 3
+    again = Natural(kfac_kwargs={"curvature": {"stat_decay": 0.9}})
+    assert len({natural, again, NaturalCritic(), AdamCritic()}) == 3
