@@ -119,3 +119,9 @@ def test_it_learns_inside_the_bound_with_kronecker_blocks_and_is_saved(example):
     assert same(loaded._last_lstm_states, model._last_lstm_states)
     more = [m.learn(T * N, reset_num_timesteps=False) for m in (model, loaded)]
     assert more[0].num_timesteps == more[1].num_timesteps
+
+
+def test_the_example_runs(example, capsys):
+    scores = example.main(["--steps", "400", "--window", "4", "--policies", "attention"])
+    assert scores["attention"] > 0
+    assert "attention, seed 0" in capsys.readouterr().out
