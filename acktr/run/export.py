@@ -248,7 +248,16 @@ def compare(
     obs: Any = next(iter(named.values())) if graph.single else named
     masks = inputs[-1] if graph.mask_sizes is not None else None
     assert model.env is not None
-    expected, _ = model.predict(as_predict_takes(model.env, obs), deterministic=True, action_masks=masks)
+    taken = as_predict_takes(model.env, obs)
+    try:
+        expected, _ = model.predict(taken, deterministic=True, action_masks=masks)
+    except AcktrError:
+        raise
+    except Exception as error:  # whatever a policy raises, and torch of one that has lost its numbers
+        raise ConfigurationError(
+            f"{type(graph.policy).__name__} does not act on observations of its space "
+            f"({_reason(error)}): mend the policy, or export a model from before it was lost."
+        ) from error
     if answers.shape != expected.shape or answers.dtype != expected.dtype:
         return np.inf, 1.0
     difference = np.abs(answers.astype(float) - expected.astype(float)).reshape(count, -1)
