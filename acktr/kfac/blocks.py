@@ -262,16 +262,20 @@ class KroneckerBlock(Block):
         if "weight" in parts:
             columns.append(self.form.to_matrix(parts["weight"]))
         if "bias" in parts:
-            columns.append(parts["bias"].reshape(self.form.shape[:-1]).unsqueeze(-1))
+            bias = parts["bias"]
+            if bias.shape != self.form.shape[:-1]:
+                bias = bias.reshape(self.form.shape[:-1])
+            columns.append(bias.unsqueeze(-1))
         return torch.cat(columns, -1) if len(columns) > 1 else columns[0]
 
     def _from_matrix(self, matrix: Tensor) -> list[Tensor]:
         parts = []
         for name, param in self.params.items():
             if name == "bias":
-                parts.append(matrix[..., -1].reshape(param.shape))
+                parts.append(matrix.select(-1, -1).reshape(param.shape))
             else:
-                columns = matrix[..., :-1] if "bias" in self.params else matrix
+                width = matrix.shape[-1] - 1
+                columns = matrix.narrow(-1, 0, width) if "bias" in self.params else matrix
                 parts.append(self.form.from_matrix(columns, param.shape))
         return parts
 

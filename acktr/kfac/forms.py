@@ -49,7 +49,7 @@ class Form(NamedTuple):
         """
         assert self.view is not None
         if self._in_order:
-            return matrix.reshape(tuple(shape))
+            return matrix if matrix.shape == shape else matrix.reshape(tuple(shape))
         if self._transposed(matrix) and tuple(shape) == self.shape[::-1]:
             return matrix.mT
         tensor = matrix.new_zeros(tuple(shape))

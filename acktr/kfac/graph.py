@@ -8,6 +8,7 @@ the one before as a rule, and then everything below is looked up by :attr:`Graph
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import NamedTuple
@@ -316,6 +317,7 @@ class Sites:
         return _strided(origin.view(size))
 
 
+@functools.lru_cache(maxsize=1024)  # it is asked several times for each weight in each step
 def whole(shape: tuple[int, ...]) -> View:
     """Return the view of all of a tensor."""
     return View(shape, tuple(math.prod(shape[i + 1 :]) for i in range(len(shape))))

@@ -263,7 +263,10 @@ def test_parts_of_a_batch_on_two_processes_are_the_batch(chain, monkeypatch):
     ("options", "message"),
     [
         ({"recurrent": "lgm"}, "recurrent must be one of independent, lgm-1, lgm-2, diagonal"),
-        ({"recurrent": "lgm-1", "inverse": "ekfac"}, "inverse='cholesky' alone, got inverse='ekfac'"),
+        (
+            {"recurrent": "lgm-1", "inverse": "ekfac"},
+            "approximation='kfac' alone, got approximation='ekfac'",
+        ),
         ({"recurrent": "lgm-2", "inverse": "eigen"}, "inverse='cholesky' alone, got inverse='eigen'"),
         ({"recurrent": "lgm-2", "weight_sharing": "reduce"}, "weight_sharing='expand' alone"),
     ],
