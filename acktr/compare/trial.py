@@ -25,7 +25,6 @@ _CAME_LATER: Mapping[str, Any] = {
     "noise_color": 0.0,
     "std_scale": 1.0,
     "use_masking": True,
-    "staggered_resets": True,
 }
 
 

@@ -37,7 +37,6 @@ from acktr.envs.kinds import is_whole
 from acktr.envs.monitor import ACCOUNT, BoundedMonitor
 from acktr.envs.resets import VecStack
 from acktr.envs.running import VecRunningNormalize
-from acktr.envs.staggered import staggering
 from acktr.errors import AcktrError
 
 __all__ = ["NotCapturable", "capture", "capture_single", "restore", "restore_single"]
@@ -83,10 +82,8 @@ def restore(env: VecEnv, state: State) -> None:
 
 
 def _capture_innermost(env: VecEnv) -> Any:
-    staggered = staggering(env)
-    counted = {} if staggered is None else {"staggered": staggered.account()}
     # Seeds wait for the next reset: evaluations begin with one.
-    return {"seeds": list(env._seeds), "state": _capture_plain(env), **counted}
+    return {"seeds": list(env._seeds), "state": _capture_plain(env)}
 
 
 def _capture_plain(env: VecEnv) -> Any:
@@ -115,8 +112,6 @@ def _restore_innermost(env: VecEnv, state: Any) -> None:
     if len(seeds) != env.num_envs or not all(x is None or is_whole(x, least=0) for x in seeds):
         raise NotCapturable(f"the seeds that wait for a reset are none of {env.num_envs} environments")
     env._seeds = seeds
-    if staggered := staggering(env):
-        staggered.set_account(state.get("staggered"))
 
 
 def _joined(halves: list[State]) -> State:

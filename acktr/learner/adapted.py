@@ -18,7 +18,6 @@ from acktr.envs.adapter import Adapter
 from acktr.envs.lookup import find_spec
 from acktr.envs.masks import ActionMasks, check_given, has_masks
 from acktr.envs.spaces import adapt, check_spaces
-from acktr.envs.staggered import StaggeredResets, stagger
 from acktr.errors import ConfigurationError
 from acktr.networks.masks import masking
 
@@ -37,7 +36,6 @@ class AdaptedAlgorithm(OnPolicyAlgorithm):
 
     adapter: Adapter
     use_masking: bool
-    staggered_resets: bool
 
     def __init__(
         self, policy: str | type[ActorCriticPolicy], env: GymEnv | str | None, **settings: Any
@@ -60,7 +58,6 @@ class AdaptedAlgorithm(OnPolicyAlgorithm):
         own = self.observation_space, self.action_space
         check_spaces("The environment", *own, self.policy_class, self.policy_kwargs)
         self.adapter = adapt(*own, self.policy_class, self.policy_kwargs)
-        self._stagger()  # before a state is put back
         # What SB3 builds here takes the spaces from these attributes.
         self.observation_space = self.adapter.observation_space
         self.action_space = self.adapter.action_space
@@ -68,20 +65,6 @@ class AdaptedAlgorithm(OnPolicyAlgorithm):
             super()._setup_model()
         finally:
             self.observation_space, self.action_space = own
-
-    def learn(self, *args: Any, **kwargs: Any) -> Any:
-        """Learn, with resets staggered; who steps the environments otherwise sees nothing of that."""
-        staggered = self._stagger()  # set_env may have brought others
-        if staggered is None:
-            return super().learn(*args, **kwargs)
-        staggered.cutting = True
-        try:
-            return super().learn(*args, **kwargs)
-        finally:
-            staggered.cutting = False
-
-    def _stagger(self) -> StaggeredResets | None:
-        return stagger(self.env) if self.env is not None and self.staggered_resets else None
 
     def masks_of(self, env: VecEnv | None) -> ActionMasks | None:
         """Return what asks environments for masks; ``None`` where they have none, or none are wanted.

@@ -81,8 +81,6 @@ class ACKTR(Timed, AdaptedAlgorithm, RememberingAlgorithm, SafeAlgorithm):
         :class:`~acktr.learner.settings.AdamCritic`
     :param use_masking: ask environments that have ``action_masks()`` which actions are allowed, and let
         the policy be that without the others (:mod:`acktr.networks.masks`); with ``False`` nobody asks
-    :param staggered_resets: cut one episode of each environment short where time alone ends them, so
-        that they do not all end together (:mod:`acktr.envs.staggered`)
     :param stats_window_size: episodes in the logged averages
     :param tensorboard_log: where TensorBoard's files go
     :param policy_kwargs: for the policy; ``log_std_init`` is a number or, without one, ``"auto"``
@@ -116,7 +114,6 @@ class ACKTR(Timed, AdaptedAlgorithm, RememberingAlgorithm, SafeAlgorithm):
         natural: Natural = Natural(),  # noqa: B008
         critic: Critic = NaturalCritic(),  # noqa: B008
         use_masking: bool = True,
-        staggered_resets: bool = True,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
         policy_kwargs: dict[str, Any] | None = None,
@@ -154,7 +151,6 @@ class ACKTR(Timed, AdaptedAlgorithm, RememberingAlgorithm, SafeAlgorithm):
         self.noise_color = noise_color
         self.std_scale = std_scale
         self.use_masking = use_masking
-        self.staggered_resets = staggered_resets
         self.natural, self.critic = replace(natural), replace(critic)  # with mappings of its own
         self.notes: list[str] = []  # what a user should know of how the model is built
         self._last_lstm_states = None

@@ -266,7 +266,6 @@ _RANGES: Mapping[str, Range] = {
         "must be True, False or 'running'",
     ),
     "use_masking": _SWITCH,
-    "staggered_resets": _SWITCH,
     "natural": (lambda x: isinstance(x, Natural), "must be Natural(...)"),
     "critic": (lambda x: isinstance(x, Critic), "must be NaturalCritic(...) or AdamCritic(...)"),
 }
