@@ -50,7 +50,9 @@ class Resets(NamedTuple):
     @classmethod
     def of(cls, starts: Tensor, device: torch.device) -> Resets:
         """Bring flags ``(T, N)`` from the host to where they are needed."""
-        return cls(starts.unsqueeze(-1).to(device), starts.any(1).tolist())
+        # Of a graph that is recorded, no value decides the course.
+        any_at = [True] * len(starts) if torch.compiler.is_compiling() else starts.any(1).tolist()
+        return cls(starts.unsqueeze(-1).to(device), any_at)
 
     def __call__(self, step: int, *states: Tensor) -> State:
         """Return states ``(N, H)`` with zeros where an episode begins."""

@@ -120,7 +120,8 @@ class RecurrentPolicy(ActorCriticPolicy):
 
         def build() -> Recurrent:
             make = type(self).cell
-            return make(self.features_dim, lstm_hidden_size, n_lstm_layers, **self.lstm_kwargs)
+            # A number of numpy's where a part of a Dict is one of choices, which torch refuses.
+            return make(int(self.features_dim), lstm_hidden_size, n_lstm_layers, **self.lstm_kwargs)
 
         self.lstm_actor = build()
         self.lstm_critic = build() if enable_critic_lstm else None

@@ -25,7 +25,7 @@ _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 _CHECKED = 64  # observations on which a file is compared with ``predict`` before it is written
 _TOLERANCE = 1e-3  # of the range of an action: rounding is far less
 _TIES = 0.05  # the share of counted actions that rounding may turn: two of them are as good
-_MASKS, _ACTION = "action_masks", "action"
+_MASKS, _ACTION, _START = "action_masks", "action", "episode_start"
 
 
 class Exported(NamedTuple):
@@ -74,8 +74,10 @@ def export_model(
 
     Inputs have the names of the observations in a ``Dict``, else ``observation``; they are as the
     environment gives them, ``(B, *obs)`` in the dtype of its space: normalisation is inside. A model
-    that learned with masks has an input ``action_masks`` of booleans, ``(B, width)``, besides. The
-    metadata says ``acktr_version``, ``actions`` (``deterministic`` or ``sampled``), ``inputs`` and
+    that learned with masks has an input ``action_masks`` of booleans, ``(B, width)``, besides. A policy
+    that remembers has inputs ``state_0``, ``state_1``, ... of ``(n_layers, B, H)``, zeros at first, and
+    ``episode_start``, booleans ``(B,)``; what the next step gets comes out as ``next_state_0``, ...
+    The metadata says ``acktr_version``, ``actions`` (``deterministic`` or ``sampled``), ``inputs`` and
     ``output`` (JSON), and what ``about`` adds.
 
     :param model: with its environments, on the CPU
@@ -91,13 +93,12 @@ def export_model(
         raise ConfigurationError("The model has no environments, whose observations it is to take.")
     model.policy.set_training_mode(False)
     graph = ActionGraph(model, sampled)
-    names, output = _names(graph)
     metadata = {
         "acktr_version": acktr.__version__,
         **(about or {}),
         "actions": "sampled" if sampled else "deterministic",
-        "inputs": json.dumps(_describe(graph, names)),
-        "output": json.dumps({output: _described(model.action_space)}),
+        "inputs": json.dumps(_describe(graph)),
+        "output": json.dumps(_describe_output(graph, model.action_space)),
     }
     data = _translate(graph, metadata)
     difference = None
@@ -128,24 +129,43 @@ def _check(out: Path) -> None:
         )
 
 
-def _names(graph: ActionGraph) -> tuple[list[str], str]:
-    """Return the names of the inputs and of the output: of all, no two may be the same."""
-    names = list(graph.inputs)
-    for name in (_MASKS,) * (graph.mask_sizes is not None) + (_ACTION,):
+def _names(graph: ActionGraph) -> tuple[list[str], list[str]]:
+    """Return the names of the inputs and of the outputs: of all, no two may be the same."""
+    names, n_states = list(graph.inputs), len(graph.state_shapes)
+    further = [f"state_{i}" for i in range(n_states)] + [_START] * (n_states > 0)
+    further += [_MASKS] * (graph.mask_sizes is not None)
+    outputs = [_ACTION, *(f"next_state_{i}" for i in range(n_states))]
+    for name in (*further, *outputs):
         while name in names:
             name += "_"
         names.append(name)
-    return names[:-1], names[-1]
+    return names[: -len(outputs)], names[-len(outputs) :]
 
 
-def _describe(graph: ActionGraph, inputs: list[str]) -> dict[str, Any]:
+def _describe(graph: ActionGraph) -> dict[str, Any]:
     """Say what each input is."""
     said = {name: _described(space) for name, space in graph.inputs.items()}
+    further: list[dict[str, Any]] = []
+    if graph.state_shapes:
+        further += _describe_states(graph, "what is remembered: zeros at first, then what came out")
+        further.append({"meaning": "whether an episode begins", "shape": ["batch"], "dtype": "bool"})
     if graph.mask_sizes is not None:
         width = int(graph.mask_sizes.sum())
         meaning = "True where an action is allowed, part after part"
-        said[inputs[-1]] = {"meaning": meaning, "shape": ["batch", width], "dtype": "bool"}
-    return said
+        further.append({"meaning": meaning, "shape": ["batch", width], "dtype": "bool"})
+    names = _names(graph)[0][len(said) :]
+    return {**said, **dict(zip(names, further, strict=True))}
+
+
+def _describe_output(graph: ActionGraph, actions: spaces.Space) -> dict[str, Any]:
+    """Say what each output is."""
+    said = [_described(actions), *_describe_states(graph, "what the next step is to remember")]
+    return dict(zip(_names(graph)[1], said, strict=True))
+
+
+def _describe_states(graph: ActionGraph, meaning: str) -> list[dict[str, Any]]:
+    shapes = ([layers, "batch", *rest] for layers, *rest in graph.state_shapes)
+    return [{"meaning": meaning, "shape": shape, "dtype": "float32"} for shape in shapes]
 
 
 def _described(space: spaces.Space) -> dict[str, Any]:
@@ -158,9 +178,10 @@ def _described(space: spaces.Space) -> dict[str, Any]:
 
 def _translate(graph: ActionGraph, metadata: dict[str, str]) -> bytes:
     """Return the bytes of an ONNX model."""
-    names, output = _names(graph)
+    names, outputs = _names(graph)
     example = tuple(torch.as_tensor(x) for x in draw_inputs(graph, 3, seed=0))
     batch = torch.export.Dim("batch", min=1)
+    states = range(len(graph.inputs), len(graph.inputs) + len(graph.state_shapes))
     try:
         with quiet(), torch.no_grad():
             program: Any = torch.onnx.export(
@@ -169,8 +190,8 @@ def _translate(graph: ActionGraph, metadata: dict[str, str]) -> bytes:
                 dynamo=True,
                 verbose=False,
                 input_names=names,
-                output_names=[output],
-                dynamic_shapes=(tuple({0: batch} for _ in example),),
+                output_names=outputs,
+                dynamic_shapes=(tuple({int(i in states): batch} for i in range(len(example))),),
             )
         proto = program.model_proto
         proto.ClearField("metadata_props")
@@ -207,15 +228,19 @@ def _reason(error: BaseException) -> str:
 
 
 def draw_inputs(graph: ActionGraph, count: int, seed: int) -> list[np.ndarray]:
-    """Make up inputs: observations that are likely, and masks that allow about half of the actions.
+    """Make up inputs: likely observations, any memories, and masks that allow half of the actions.
 
     :param graph: for which
     :param count: B
     :param seed: of the draw
-    :return: ``(B, *shape)`` for each input
+    :return: ``(B, *shape)`` for each input, ``(n_layers, B, H)`` for states
     """
     rng = np.random.default_rng(seed)
     drawn = [graph.parts[name].draw(count, rng) for name in graph.inputs]
+    for layers, *rest in graph.state_shapes:
+        drawn.append(rng.uniform(-1.0, 1.0, (layers, count, *rest)).astype(np.float32))
+    if graph.state_shapes:
+        drawn.append(rng.random(count) < 0.5)
     if graph.mask_sizes is not None:
         parts = []
         for size in graph.mask_sizes:
@@ -237,20 +262,23 @@ def compare(
     :param count: observations, made up by :func:`draw_inputs`
     :param seed: of the draw
     :return: the largest difference of an action, in its own unit, and the share of observations with
-        an action that is off by more than a thousandth of its range
+        an action that is off by more than a thousandth of its range, or a state off by a thousandth
     """
     import onnxruntime
 
     inputs = draw_inputs(graph, count, seed)
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
-    (answers,) = session.run(None, dict(zip(_names(graph)[0], inputs, strict=True)))
+    answers, *after = session.run(None, dict(zip(_names(graph)[0], inputs, strict=True)))
     named = dict(zip(graph.inputs, inputs, strict=False))
+    *states, starts = inputs[len(named) :][: len(graph.state_shapes) + 1] or [None]
     obs: Any = next(iter(named.values())) if graph.single else named
     masks = inputs[-1] if graph.mask_sizes is not None else None
     assert model.env is not None
     taken = as_predict_takes(model.env, obs)
     try:
-        expected, _ = model.predict(taken, deterministic=True, action_masks=masks)
+        expected, expected_after = model.predict(
+            taken, tuple(states) or None, starts if states else None, True, action_masks=masks
+        )
     except AcktrError:
         raise
     except Exception as error:  # whatever a policy raises, and torch of one that has lost its numbers
@@ -266,4 +294,7 @@ def compare(
     if isinstance(space, spaces.Box):
         wide = (space.high.astype(float) - space.low.astype(float)).ravel()
     off = ~(difference <= _TOLERANCE * wide).all(1)  # nor is NaN an answer
+    for own, other in zip(after, expected_after or (), strict=True):
+        near = np.abs(own - other) <= _TOLERANCE
+        off |= ~near.swapaxes(0, 1).reshape(count, -1).all(1)
     return float(difference.max()), float(off.mean())

@@ -29,30 +29,26 @@ from acktr.errors import ConfigurationError
 from acktr.learner.algorithm import ACKTR
 from acktr.networks.masks import masking
 from acktr.networks.outputs import as_list, without_validation
-from acktr.networks.recurrent import RecurrentPolicy
+from acktr.networks.recurrent import Memory, RecurrentPolicy, Sequences
 
 PLAIN = "observation"  # the name of an observation that is no Dict
 
 
 class ActionGraph(nn.Module):
-    """Observations of an environment to actions of its space.
+    """Observations of an environment to actions of its space, and a memory to the next one.
 
     :param model: a model with its environments; it has to be on the CPU, and gets no copy
     :param sampled: whether actions are drawn, with random numbers that the graph draws itself; else they
         are the most probable ones
-    :raises ConfigurationError: the policy remembers; or ``sampled``, and one that draws in a way of its
-        own
+    :raises ConfigurationError: ``sampled``, and a policy that draws in a way of its own
     """
 
     def __init__(self, model: ACKTR, sampled: bool = False) -> None:
         super().__init__()
         assert model.env is not None
         self.policy = model.policy
-        if isinstance(self.policy, RecurrentPolicy):
-            raise ConfigurationError(
-                f"{type(self.policy).__name__} remembers from step to step, and an exported file would "
-                "forget: play it with ACKTR.load and predict, which take its state along."
-            )
+        memory = self.policy.empty_memory(1).actor if isinstance(self.policy, RecurrentPolicy) else ()
+        self.state_shapes = [(len(s), *s.shape[2:]) for s in memory]  # of each state, but for the batch
         self._sampled = sampled
         own = model.observation_space
         plain = model.adapter.observation_space
@@ -76,25 +72,36 @@ class ActionGraph(nn.Module):
         """The observations by the name of their input, and the spaces that they are of."""
         return {name: part.space for name, part in self.parts.items()}
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        """Choose actions ``(B, *action)``.
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Choose actions ``(B, *action)``, and say what is to be remembered.
 
-        :param inputs: ``(B, *obs)`` for each of :attr:`inputs`; then, for a model that learned with
-            masks, which actions are allowed, ``(B, sum(mask_sizes))``
+        :param inputs: ``(B, *obs)`` for each of :attr:`inputs`; for a policy that remembers its states,
+            ``(n_layers, B, H)`` each, and whether an episode begins, ``(B,)``; then, for a model that
+            learned with masks, which actions are allowed, ``(B, sum(mask_sizes))``
+        :return: the actions, and the states afterwards
         """
         allowed = inputs[-1] if self.mask_sizes is not None else None
         pairs = zip(self.parts.items(), inputs, strict=False)
         parts = {name: part(x) for (name, part), x in pairs}
         obs: Any = parts[PLAIN] if self.single else parts
         policy: Any = self.policy
+        after: tuple[Tensor, ...] = ()
         with without_validation(), masking(policy, allowed):
-            if self._sampled:
+            if self.state_shapes:
+                *states, starts = inputs[len(parts) :][: len(self.state_shapes) + 1]
+                told = Sequences(obs, starts.unsqueeze(0), Memory(tuple(states)))
+                latent, history = policy.latent_actor(told)
+                after = tuple(s[0] for s in history)
+                distribution = policy._get_action_dist_from_latent(latent)
+            elif self._sampled:
                 distribution = policy.get_distribution(obs)
-                draw = _DRAW[type(distribution)]
-                actions = draw(as_list(distribution.distribution))
+            if self._sampled:
+                actions = _DRAW[type(distribution)](as_list(distribution.distribution))
+            elif self.state_shapes:
+                actions = distribution.get_actions(deterministic=True)
             else:
                 actions = policy._predict(obs, deterministic=True)
-        return self._action(actions)
+        return self._action(actions), *after
 
 
 class Observation(nn.Module):
@@ -223,7 +230,8 @@ def _translation(own: spaces.Space, plain: spaces.Space) -> Callable[[Tensor], T
 
 
 def _draws_as_sb3(policy: ActorCriticPolicy) -> bool:
-    own = type(policy)._predict is ActorCriticPolicy._predict and "_predict" not in vars(policy)
+    known = ActorCriticPolicy._predict, RecurrentPolicy._predict
+    own = type(policy)._predict in known and "_predict" not in vars(policy)
     return own and type(policy.action_dist) in _DRAW
 
 

@@ -38,6 +38,8 @@ CASES = {
     "numbers": ("MlpPolicy", FAR, NARROW, Small, {}),
     "pictures": ("CnnPolicy", PICTURE, spaces.Discrete(4, start=5), Small, None),
     "dict": ("MultiInputPolicy", MIXED, NARROW, Small, NORMALIZED),
+    "LSTM, two layers": ("MlpLstmPolicy", FAR, NARROW, Small, {}),
+    "GRU, dict, masks": ("MultiInputGruPolicy", MIXED, COUNTED, Strict, None),
     "binary, masks": ("MlpPolicy", spaces.MultiBinary(3), spaces.MultiBinary([2, 2]), Strict, None),
 }
 
@@ -63,7 +65,8 @@ def session(path):
 @pytest.mark.parametrize("case", CASES)
 def test_a_file_answers_as_predict_does(case, tmp_path):
     *arguments, normalize = CASES[case]
-    model = build(*arguments, normalize=normalize)
+    layers = {"policy_kwargs": {"n_lstm_layers": 2}} if "two layers" in case else {}
+    model = build(*arguments, normalize=normalize, **layers)
     path = tmp_path / "model.onnx"
     written = export_model(model, path, about={"env_id": "Small"})
     data = path.read_bytes()
@@ -79,15 +82,35 @@ def test_a_file_answers_as_predict_does(case, tmp_path):
     assert about["actions"] == "deterministic"
     said = json.loads(about["inputs"])
     assert list(said) == [x.name for x in played.get_inputs()]
-    assert [x.shape[1:] for x in played.get_inputs()] == [x["shape"][1:] for x in said.values()]
+    assert [x.shape for x in played.get_inputs()] == [x["shape"] for x in said.values()]
+    assert list(json.loads(about["output"])) == [x.name for x in played.get_outputs()]
     assert "nothing" not in said
     assert b"/acktr/" not in data  # where the code lies on this machine
     (action,) = played.run(None, dict(zip(said, draw_inputs(graph, 1, 2), strict=True)))[0]
     assert model.action_space.contains(action)
     if arguments[2] is NARROW:
-        (actions,) = played.run(None, dict(zip(said, draw_inputs(graph, 200, 2), strict=True)))
+        actions, *_ = played.run(None, dict(zip(said, draw_inputs(graph, 200, 2), strict=True)))
         assert (actions.min(0) == NARROW.low).all()
         assert (actions.max(0) == NARROW.high).all()
+
+
+@pytest.mark.parametrize("policy", ["MlpLstmPolicy", "MlpGruPolicy"])
+def test_a_memory_is_taken_from_step_to_step(policy, tmp_path):
+    model = build(policy, VECTOR, NARROW)
+    played = session(export_model(model, tmp_path / "model.onnx").path)
+    states = {x.name: np.zeros((1, 3, 64), np.float32) for x in played.get_inputs() if "state" in x.name}
+    rng, state, forgotten = np.random.default_rng(0), None, 0
+    for step in range(20):
+        observation = rng.uniform(-1.0, 1.0, (3, 3)).astype(np.float32)
+        starts = np.array([step == 0, step % 5 == 0, False])
+        given = {"observation": observation, "episode_start": starts, **states}
+        action, *after = played.run(None, given)
+        expected, state = model.predict(observation, state, starts, deterministic=True)
+        np.testing.assert_allclose(action, expected, rtol=0, atol=1e-4)
+        states = dict(zip(states, after, strict=True))
+        alone, _ = model.predict(observation, deterministic=True)
+        forgotten += not np.allclose(action, alone, atol=1e-3)
+    assert forgotten > 10  # it matters
 
 
 def test_a_gaussian_is_drawn(tmp_path):
@@ -96,6 +119,7 @@ def test_a_gaussian_is_drawn(tmp_path):
     with torch.no_grad():
         model.policy.log_std.copy_(torch.tensor([0.0, 1.0]))
     written = export_model(model, tmp_path / "model.onnx", sampled=True)
+    export_model(build("MlpLstmPolicy", VECTOR, wide), tmp_path / "lstm.onnx", sampled=True)
     assert written.difference is None
     assert written.metadata["actions"] == "sampled"
     observation = np.full((1, 3), 0.5, np.float32)
@@ -155,7 +179,6 @@ class Lost(ActorCriticPolicy):
         (Counts, False, "The graph of Counts answers otherwise than predict, or NaN, for "),
         (Lost, False, r"Lost does not act on observations of its space \(ValueError: .* invalid values"),
         (Counts, True, "Counts draws its actions in a way of its own"),
-        ("MlpLstmPolicy", False, "MlpLstmPolicy remembers from step to step"),
     ],
 )
 def test_a_policy_that_cannot_be_one_is_refused(policy, sampled, message, tmp_path, capfd):
