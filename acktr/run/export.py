@@ -270,14 +270,15 @@ def compare(
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
     answers, *after = session.run(None, dict(zip(_names(graph)[0], inputs, strict=True)))
     named = dict(zip(graph.inputs, inputs, strict=False))
-    *states, starts = inputs[len(named) :][: len(graph.state_shapes) + 1] or [None]
+    further, n_states = inputs[len(named) :], len(graph.state_shapes)
+    states, starts = (tuple(further[:n_states]), further[n_states]) if n_states else (None, None)
     obs: Any = next(iter(named.values())) if graph.single else named
     masks = inputs[-1] if graph.mask_sizes is not None else None
     assert model.env is not None
     taken = as_predict_takes(model.env, obs)
     try:
         expected, expected_after = model.predict(
-            taken, tuple(states) or None, starts if states else None, True, action_masks=masks
+            taken, states, starts, deterministic=True, action_masks=masks
         )
     except AcktrError:
         raise
