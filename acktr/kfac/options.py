@@ -18,8 +18,8 @@ from acktr.kfac.likelihood import ESTIMATORS
 
 APPROXIMATIONS = ("kfac", "ekfac", "diagonal")
 WEIGHT_SHARING = ("expand", "reduce")
-RECURRENT = ("independent", "lgm-1", "lgm-2", "diagonal")
 _CHAINS = ("lgm-1", "lgm-2")
+RECURRENT = ("independent", *_CHAINS, "diagonal")
 REFRESHES = ("together", "staggered", "background")
 # What a layer may have for itself.
 OF_LAYERS = ("approximation", "inverse", "weight_sharing", "recurrent", "max_factor_size")

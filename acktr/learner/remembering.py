@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
-from torch import Tensor
+from torch import Tensor, nn
 
 from acktr.errors import ConfigurationError
+from acktr.kfac.options import Curvature, as_group
 from acktr.kfac.recurrent import CHAINS
 from acktr.learner.settings import Critic, Natural, NaturalCritic
 from acktr.networks.outputs import Outputs
@@ -83,6 +84,17 @@ def with_damping(policy: ActorCriticPolicy, natural: Natural, critic: Critic) ->
     return natural, critic
 
 
+def _of_memory(policy: RecurrentPolicy, curvature: Any) -> list[Curvature]:
+    """Return what is said of each weight of a memory, by its own name or for all."""
+    try:
+        whole = as_group(Curvature, curvature)
+    except (TypeError, ValueError):
+        return []  # KFAC says what is wrong
+    memories = [name for name, module in policy.named_modules() if isinstance(module, nn.RNNBase)]
+    names = [name for name, _ in policy.named_parameters() if name.rpartition(".")[0] in memories]
+    return [own for name in names if (own := whole.of(name)) is not None]
+
+
 def check_memory(policy: ActorCriticPolicy, natural: Natural, critic: Critic) -> None:
     """Refuse settings that a policy with memory cannot have.
 
@@ -99,12 +111,17 @@ def check_memory(policy: ActorCriticPolicy, natural: Natural, critic: Critic) ->
                 f"{of}.{exact} needs the exact Fisher, a second derivative, which the memory of {name} "
                 "does not have: leave it out."
             )
-        chain = kwargs.get("curvature", {}).get("recurrent")
-        if chain in CHAINS:
-            raise ConfigurationError(
-                f"{of}.kfac_kwargs has recurrent={chain!r}, and K-FAC sees whole sequences of {name} "
-                "already: leave it out, or give 'diagonal'."
-            )
+        for said in _of_memory(policy, kwargs.get("curvature", {})):
+            if said.recurrent in CHAINS:
+                raise ConfigurationError(
+                    f"{of}.kfac_kwargs has recurrent={said.recurrent!r}, and K-FAC sees whole sequences "
+                    f"of {name} already: leave it out, or give 'diagonal'."
+                )
+            if said.approximation == "diagonal":
+                raise ConfigurationError(
+                    f"{of}.kfac_kwargs gives the memory of {name} approximation='diagonal', which would "
+                    "be of single steps: give curvature={'recurrent': 'diagonal'}."
+                )
     if natural.sub_sampling_factor > 1:
         raise ConfigurationError(
             f"natural.sub_sampling_factor is {natural.sub_sampling_factor}, and {name} learns from "

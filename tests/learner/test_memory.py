@@ -166,6 +166,10 @@ def test_predict_takes_its_state_as_that_of_sb3_contrib_does():
             {"natural": Natural(kfac_kwargs={"curvature": {"recurrent": "lgm-1"}})},
             "sees whole sequences of MlpLstm",
         ),
+        (
+            {"natural": Natural(kfac_kwargs={"curvature": {"layers": {"lstm_actor": "diagonal"}}})},
+            "approximation='diagonal', which would be of single steps",
+        ),
         ({"natural": Natural(cuda_graphs=True)}, "natural.cuda_graphs=True is not possible"),
         ({"policy_kwargs": {"shared_lstm": True}}, "set one of them to False"),
         ({"policy_kwargs": {"lstm_hidden_size": 0}}, "lstm_hidden_size must be a whole number"),
