@@ -8,7 +8,6 @@ from unittest import mock
 import pytest
 
 from acktr import zoo
-from acktr.cli import main
 from acktr.errors import ConfigurationError
 from acktr.presets import resolve
 from acktr.schedules import Linear
