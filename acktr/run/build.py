@@ -18,6 +18,7 @@ from acktr.envs.spaces import check_spaces, fitting_policy, numbers_alone
 from acktr.errors import AcktrError, ConfigurationError
 from acktr.learner.algorithm import ACKTR
 from acktr.networks.checks import try_networks
+from acktr.networks.recurrent import POLICIES
 from acktr.presets import Configuration, Normalize, resolve
 from acktr.presets.classes import resolve_classes, resolve_policy
 from acktr.schedules import as_discount
@@ -144,12 +145,13 @@ def choose_normalization(settings: Normalize, observation_space: spaces.Space) -
 def choose_threads(configuration: Configuration) -> None:
     """Let torch compute with one thread where networks are small, unless ``OMP_NUM_THREADS`` says more.
 
-    They gain nothing from threads, and with one of them a seed gives the same run on machines with more
-    or fewer cores.
+    They gain nothing from threads, which beside another busy process make them up to fifty times slower,
+    and with one of them a seed gives the same run on machines with more or fewer cores.
 
     :param configuration: the settings
     """
-    if configuration.policy in ("MlpPolicy", "auto") and "OMP_NUM_THREADS" not in os.environ:
+    small = {"auto", *(name for name in POLICIES if not name.startswith("Cnn"))}
+    if configuration.policy in small and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)
 
 

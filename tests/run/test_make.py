@@ -40,6 +40,27 @@ def settled(monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("policy", "given", "threads"),
+    [
+        ("auto", None, [1]),
+        ("MlpPolicy", None, [1]),
+        ("MlpGruPolicy", None, [1]),
+        ("MultiInputLstmPolicy", None, [1]),
+        ("MlpLstmPolicy", "2", []),
+        ("CnnPolicy", None, []),
+    ],
+)
+def test_small_networks_have_one_thread(settled, monkeypatch, policy, given, threads):
+    chosen = []
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if given:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    settled(TOY, preset="defaults", policy=policy)
+    assert chosen == threads
+
+
+@pytest.mark.parametrize(
     ("settings", "overrides"),
     [
         ({}, []),
