@@ -5,6 +5,7 @@ import pytest
 from acktr.compare import runner
 from acktr.compare.trial import complete_settings, settings_hash
 from acktr.errors import ConfigurationError
+from acktr.presets import resolve
 from benchmarks import run, suites, tasks
 from benchmarks.suites import Suite
 
@@ -46,6 +47,16 @@ def test_the_general_suite_gives_all_the_same_environments():
         if "minatar" in trial.env_id:
             extractor = settings["policy_kwargs"]["features_extractor_class"]
             assert extractor == "benchmarks.tasks:MinAtarCNN"
+
+
+def test_on_the_other_tasks_of_general_acktr_train_takes_the_defaults():
+    suite = suites.load("general")
+    own = suite.algorithms["acktr preset"].envs
+    for env_id in filter(_installed, suite.envs):
+        chosen, _ = resolve(env_id, allow_import=True)
+        defaults, _ = resolve(env_id, preset="defaults", allow_import=True)
+        same = chosen.model_copy(update={"n_timesteps": defaults.n_timesteps}) == defaults
+        assert same == (env_id not in own), env_id
 
 
 def test_held_out_tasks_are_tasks():
