@@ -19,11 +19,12 @@ from acktr.kfac.blocks import Block, KroneckerBlock
 from acktr.kfac.comm import Comm
 from acktr.kfac.diagonal import DiagonalBlock
 from acktr.kfac.graph import Graph
+from acktr.kfac.layouts import choose, layouts, weights_of_samples
 from acktr.kfac.likelihood import Likelihood, OutputCotangent, random_signs, sample_count
 from acktr.kfac.passes import statistics
-from acktr.kfac.samples import Batch, choose, layouts, weights_of_samples
+from acktr.kfac.samples import Batch
 from acktr.kfac.structure import Known, Structure
-from acktr.kfac.uses import Layout, Use, Used, read
+from acktr.kfac.uses import Layout, Owners, Use, Used, read
 
 
 class Drawn(NamedTuple):
@@ -39,11 +40,17 @@ class Drawn(NamedTuple):
     make: Callable[[], tuple[Tensor | Gram, ...]]
 
 
+_ON_VALUES = ("factor", "term")  # roles of what acts on values, which may be parameters too
+
+
 class _Work(NamedTuple):
     """One use that is to be read.
 
     :param place: of the task among all, for what is remembered of it
     :param layouts: where its samples may be; none where that is not needed, or there is no such place
+    :param asks: whether the graph has to say where the samples are
+    :param ragged: whether a use of its block has rows that are no equal parts of the samples, so that
+        each batch is asked whose rows are whose
     """
 
     block: Block
@@ -51,6 +58,8 @@ class _Work(NamedTuple):
     use: Use
     place: Hashable
     layouts: list[Layout]
+    asks: bool
+    ragged: bool = False
 
 
 def draw_statistics(
@@ -89,6 +98,27 @@ def draw_statistics(
             "The distributions do not depend on any parameter of this optimiser's groups: pass "
             "those whose likelihood these parameters change."
         )
+    drawn = None
+    while drawn is None:
+        drawn = _read(graph, known, pairs, counts, retain_graph, structure.diagonal_memory)
+    return drawn
+
+
+def _read(
+    graph: Graph,
+    known: Known,
+    pairs: Sequence[OutputCotangent],
+    counts: Batch,
+    retain_graph: bool,
+    diagonal_memory: bool,
+) -> list[Drawn] | None:
+    """Pull cotangents back, and read what arrives at the uses of each block.
+
+    :param known: of this graph; what it says of layouts grows
+    :return: ``None`` where a use that seemed to act on samples acts on other parameters; the next time
+        this is known
+    """
+    batch = counts.samples
     with torch.no_grad():  # what was saved has a history
         work, bare = _work(graph, known, batch)
     unfed = [pair for pair, alone in zip(pairs, known.alone, strict=True) if alone]
@@ -103,27 +133,36 @@ def draw_statistics(
     places = {w.task.site.node: i for i, w in reversed(list(enumerate(work)))}
     edges = [GradientEdge(graph.nodes[node], 0) for node in places]
     order = {node: i for i, node in enumerate(places)}
-    asked = [w for w in work if len(w.layouts) > 1 and w.place not in known.layouts]
+    asked = [w for w in work if w.asks and w.place not in known.layouts]
     weighted: list[Tensor | None] = []
     if asked:
         weighted = _pull_back([(p.output, _weighted(p.cotangent, batch)) for p in fed], edges, True)
     inputs = [*edges, *bare]
     # What is shown to Kronecker blocks of a memory is no gradient of its weights.
-    shown = nullcontext() if structure.diagonal_memory else statistics()
-    grads = _pull_back([(p.output, p.cotangent) for p in fed], inputs, retain_graph, shown)
+    shown = nullcontext() if diagonal_memory else statistics()
+    fed_pairs = [(p.output, p.cotangent) for p in fed]
+    grads = _pull_back(fed_pairs, inputs, retain_graph or bool(asked), shown)
     with torch.no_grad():
+        told: dict[Hashable, Layout | Owners | None] = {}
         for w in asked:
             at = order[w.task.site.node]
             plain, other = grads[at], weighted[at]
             if plain is not None and other is not None:
-                known.layouts[w.place] = choose(w.use, w.layouts, plain, other, batch)
+                guess = w.task.site.role not in _ON_VALUES
+                found = told[w.place] = choose(w.use, w.layouts, plain, other, batch, guess)
+                # Whose rows are whose differs from batch to batch; that they are nobody's does not.
+                if found is None or not (w.ragged or isinstance(found, Owners)):
+                    known.layouts[w.place] = found
+        if any(told.get(w.place, ()) is None and w.task.site.role in _ON_VALUES for w in asked):
+            return None
         squares = _squares_of_bare(grads[len(edges) :], common, counts)
         by_param = {id(p): square for p, square in zip(bare, squares, strict=True)}
         used: dict[int, list[tuple[Task, Used]]] = {}
         for w in work:
             grad = grads[order[w.task.site.node]]
             if grad is not None:
-                layout = known.layouts.get(w.place, w.layouts[0]) if w.layouts else None
+                certain = known.layouts.get(w.place, w.layouts[0] if w.layouts else None)
+                layout = told.get(w.place, certain)
                 of_use = Used(w.use, grad, layout, w.task.groups, w.task.form)
                 used.setdefault(id(w.block), []).append((w.task, of_use))
         drawn = [_drawn(b, used.get(id(b), []), by_param, counts) for b, _ in known.tasks]
@@ -151,7 +190,7 @@ def _work(graph: Graph, known: Known, batch: int) -> tuple[list[_Work], list[Ten
     for i, (block, tasks) in enumerate(known.tasks):
         if not block.params:
             continue
-        of_block = _work_of(block, tasks, graph, batch, i)
+        of_block = _work_of(block, tasks, graph, batch, i, known)
         if of_block is None:
             bare.extend(block.params.values())
         else:
@@ -160,21 +199,28 @@ def _work(graph: Graph, known: Known, batch: int) -> tuple[list[_Work], list[Ten
 
 
 def _work_of(
-    block: Block, tasks: Sequence[Task], graph: Graph, batch: int, place: int
+    block: Block, tasks: Sequence[Task], graph: Graph, batch: int, place: int, known: Known
 ) -> list[_Work] | None:
     """Return the uses of a block; ``None`` where there is nothing to read but gradients."""
     work = []
+    by_sample = not isinstance(block, KroneckerBlock) or block.needs_samples
+    ragged, several = False, len({task.site.node for task in tasks}) > 1
     for j, task in enumerate(tasks):
         node = graph.nodes[task.site.node]
         use = read(node, task.site)
         use.created = nodes.created(node)
         found: list[Layout] = []
-        if not isinstance(block, KroneckerBlock) or block.needs_samples:
+        asks = False
+        remembered = (place, j, use.lead, batch)
+        if by_sample:
             found = layouts(use, task.site, batch)
-            if not found and task.site.role in ("factor", "term"):
+            on_values = task.site.role in _ON_VALUES
+            if on_values and (not found or known.layouts.get(remembered, ()) is None):
                 return None  # it acts on all samples alike, or nobody knows where they are
-        work.append(_Work(block, task, use, (place, j, use.lead, batch), found))
-    return work or None
+            ragged |= not found and remembered not in known.layouts
+            asks = len(found) > 1 or on_values or several  # the order of samples may differ
+        work.append(_Work(block, task, use, remembered, found, by_sample and (asks or not found)))
+    return [w._replace(ragged=ragged, asks=w.asks or ragged) for w in work] or None
 
 
 def _weighted(cotangent: Tensor, batch: int) -> Tensor:

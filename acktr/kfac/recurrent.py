@@ -32,7 +32,7 @@ from acktr.kfac.factors import split_shape
 from acktr.kfac.inverses import EigenInverse, Inverted, Kinds, Method, Pair, damping_shifts
 from acktr.kfac.options import Curvature
 from acktr.kfac.samples import Batch, counted_rows, use_by_sample
-from acktr.kfac.uses import Used
+from acktr.kfac.uses import Owners, Used
 
 # A direction in which the steps cancel keeps a twentieth of its curvature: gamma(-1) is 0 for even T,
 # and what estimates say of such a direction is noise.
@@ -300,7 +300,7 @@ class LinearGaussianBlock(KroneckerBlock):
         inputs, outputs = [], []
         for used in sorted(uses, key=lambda u: u.use.created):
             a, g, whole = use_by_sample(used, batch.samples, self.form.shape[-2], None)
-            if not whole:
+            if not whole or isinstance(used.layout, Owners):
                 raise RuntimeError(
                     f"recurrent={self.options.recurrent!r} needs to know the time steps of each sample, "
                     f"and the rows of {self.name!r} do not belong to samples in equal parts: pad "

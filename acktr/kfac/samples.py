@@ -1,8 +1,4 @@
-"""Which rows belong to which sample, and what the gradient of a single sample is.
-
-The axis of the samples is the one that has their number; where several have, the graph is asked: a
-second backward pass, whose cotangent weights each sample differently, shows in every row whose it is.
-"""
+"""From rows to samples: what factors, and the squared gradients of single samples, are made of."""
 
 from __future__ import annotations
 
@@ -14,7 +10,8 @@ import torch
 from torch import Tensor
 
 from acktr.kfac.graph import Site, View
-from acktr.kfac.uses import BiasUse, ElementwiseUse, Layout, TableUse, Use, Used
+from acktr.kfac.layouts import by_sample
+from acktr.kfac.uses import BiasUse, ElementwiseUse, Owners, TableUse, Used
 
 MAX_ENTRIES = 2**22  # of the gradients of single samples that are held at once
 
@@ -53,62 +50,6 @@ def counted_rows(g: Tensor, axes: int = 1) -> Tensor:
     return (counted.any(0) if counted.ndim > axes else counted).to(g)
 
 
-def layouts(use: Use, site: Site, batch: int) -> list[Layout]:
-    """Return where the samples may be among the entries of ``use.lead``, as its lengths say.
-
-    :return: one where that is certain; several, of which :func:`choose` finds the right one; none where
-        the rows belong to no sample in equal parts
-    """
-    rows = math.prod(use.lead)
-    if not batch or rows % batch or (isinstance(use, TableUse) and use.ragged):
-        return []
-    if rows == batch:
-        return [(1, 1)]
-    shapes = [use.lead]
-    for shape in site.after:
-        prefixes = [shape[:n] for n in range(1, len(shape)) if math.prod(shape[:n]) == rows]
-        shapes += prefixes[:1] if not isinstance(use, ElementwiseUse) else []
-    found = []
-    for lead in shapes:
-        for axis, length in enumerate(lead):
-            layout = math.prod(lead[:axis]), math.prod(lead[axis + 1 :])
-            if length == batch and layout not in found:
-                found.append(layout)
-    if found or site.role in ("factor", "term"):
-        return found
-    positions = rows // batch
-    return [(n, positions // n) for n in range(1, positions + 1) if positions % n == 0]
-
-
-def weights_of_samples(batch: int, like: Tensor) -> Tensor:
-    """Return a weight for each sample, ``(N,)``, which no sample shares with its neighbours."""
-    steps = torch.arange(batch, device=like.device, dtype=like.dtype)
-    return 1.0 + (steps * 0.6180339887498949).remainder(1.0) * 3.0
-
-
-def choose(use: Use, found: Sequence[Layout], plain: Tensor, weighted: Tensor, batch: int) -> Layout:
-    """Return the layout in which rows grow by the weights of their samples.
-
-    :param plain: gradient of the use's output
-    :param weighted: the same with each sample's cotangent multiplied by its weight
-    """
-    energies = []
-    for grads in (plain, weighted):
-        if isinstance(use, ElementwiseUse):
-            g = use.gradients(grads).reshape(math.prod(use.lead), -1)
-        else:
-            g = use.sample_rows(grads)[1]
-            g = g.transpose(0, 1).flatten(1) if g.ndim == 3 else g
-            g = g.reshape(math.prod(use.lead), -1)
-        energies.append(g.double().square().sum(-1))
-    moves = energies[0] > 0
-    ratio = (energies[1][moves] / energies[0][moves]).sqrt().log()
-    weights = weights_of_samples(batch, energies[0]).log()
-    rows = torch.arange(len(energies[0]), device=plain.device)[moves]
-    errors = [float((ratio - weights[rows // inner % batch]).abs().sum()) for _, inner in found]
-    return found[errors.index(min(errors))]
-
-
 def all_rows(used: Used, batch: Batch) -> tuple[Tensor, Tensor]:
     """Return the rows ``(a, g)`` of a use; :func:`counted_rows` needs them as they are."""
     read = used.use.sample_rows if batch.partial else used.use.rows
@@ -138,31 +79,18 @@ def joined(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     return a, g
 
 
-def by_sample(x: Tensor, layout: Layout, batch: int, axis: int) -> Tensor:
-    """Bring rows ``(..., M, d)`` or ``(M,)`` to ``(..., N, T, d)`` or ``(N, T)``.
-
-    :param axis: of the rows, counted from the end
-    """
-    outer, _ = layout
-    parts: Tensor
-    if outer == 1:
-        parts = x.unflatten(axis, (batch, -1))
-        return parts
-    parts = x.unflatten(axis, (outer, batch, -1))
-    return parts.transpose(axis - 2, axis - 1).flatten(axis - 1, axis)
-
-
 def use_by_sample(used: Used, batch: int, unit: int, group: int | None) -> tuple[Tensor, Tensor, bool]:
     """Return the rows of a use as ``(N, T, in)`` and ``(N, T, out)``, and whether N are the samples.
 
-    Rows that belong to no sample in equal parts are samples of their own, ``(M, 1, in)``.
+    Rows that belong to no sample are samples of their own, ``(M, 1, in)``.
     """
     a, g = own_rows(used, used.use.sample_rows(used.grads), unit, group)
     axis = -2 if a.is_floating_point() else -1
     if used.layout is None:
         return a.unflatten(axis, (-1, 1)), g.unflatten(-2, (-1, 1)), False
-    outer, inner = used.layout
-    layout = outer, inner * used.use.positions
+    layout = used.layout
+    if not isinstance(layout, Owners):
+        layout = layout[0], layout[1] * used.use.positions
     return by_sample(a, layout, batch, axis), by_sample(g, layout, batch, -2), True
 
 
@@ -171,10 +99,10 @@ def combined(
 ) -> list[tuple[Tensor, Tensor]]:
     """Return one row a sample over all uses: the mean of the rows of a, the sum of the rows of g.
 
-    Rows that belong to no sample in equal parts, and words, are returned as they are. Where outputs are
-    left out, so are the rows of theirs.
+    Rows that belong to no sample, and words, are returned as they are. Where outputs are left out, so
+    are the rows of theirs.
     """
-    if batch.partial:
+    if batch.partial or any(isinstance(used.layout, Owners) for used in uses):
         return _combined_of_counted(uses, batch, unit, group)
     apart, inputs, outputs, positions = [], [], [], 0
     for used in uses:
@@ -182,6 +110,7 @@ def combined(
             apart.append(own_rows(used, used.use.rows(used.grads), unit, group))
             continue
         a, g = own_rows(used, used.use.reduced(used.grads), unit, group)
+        assert not isinstance(used.layout, Owners)
         count = math.prod(used.layout)
         if count > 1:
             a, g = (by_sample(x, used.layout, batch.samples, -2) for x in (a, g))
@@ -324,7 +253,7 @@ def second_moments(
 ) -> Tensor:
     """Return ``sum over samples (sum_t g_t a_t')^2 / N``, squared entry by entry.
 
-    Rows that do not belong to samples in equal parts count as samples of their own.
+    Rows that belong to no sample count as samples of their own.
 
     :param uses: rows of a, ``(N, T, in)``, ``(G, N, T, in)`` or indices ``(N, T)``, and of g,
         ``(N, T, out)`` or ``(G, N, T, out)``, for each use of the layer, and whether its N are the

@@ -42,12 +42,13 @@ class Known(NamedTuple):
 
     :param tasks: of each block that takes part
     :param alone: of each output, whether it is one number for all samples, which no layer feeds
-    :param layouts: of uses whose samples had to be asked for, by block, task and shape
+    :param layouts: of uses whose samples had to be asked for, by block, task and shape; ``None`` where
+        the rows are nobody's
     """
 
     tasks: list[tuple[Block, list[Task]]]
     alone: list[bool]
-    layouts: dict[Hashable, Layout]
+    layouts: dict[Hashable, Layout | None]
 
 
 class Structure:

@@ -24,6 +24,21 @@ from acktr.kfac.graph import Site
 Layout = tuple[int, int]
 
 
+class Owners(NamedTuple):
+    """Whose each of M rows is, where samples do not have one each or the same number in order.
+
+    :param sample: which, ``(M,)``
+    :param place: where among those of its sample, ``(M,)``
+    :param counts: whether it has a gradient at all, ``(M,)``, boolean
+    :param longest: most rows of a sample
+    """
+
+    sample: Tensor
+    place: Tensor
+    counts: Tensor
+    longest: int
+
+
 _VECTORS = ("MvBackward0", "AddmvBackward0")
 
 
@@ -323,15 +338,15 @@ class Used(NamedTuple):
 
     :param use: the use
     :param grads: gradient of the summed log-likelihood in its output
-    :param layout: where the samples are in ``use.lead``; ``None`` where its rows belong to none in equal
-        parts
+    :param layout: where the samples are in ``use.lead``, or whose its rows are; ``None`` where they
+        belong to none
     :param groups: which groups of a packed weight it multiplies with; ``None`` for all
     :param form: of the part of the weight that it multiplies with, if it does
     """
 
     use: Use
     grads: Tensor
-    layout: Layout | None
+    layout: Layout | Owners | None
     groups: tuple[int, int] | None = None
     form: Form | None = None
 

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.utils.checkpoint import checkpoint
 
 from .models import Around, Model
@@ -109,6 +110,25 @@ def weighted_bag(core: nn.Module, x: Tensor) -> Tensor:
     return core(x, per_sample_weights=(1.0 + x).to(core.weight)).tanh()
 
 
+def packed(core: nn.Module, x: Tensor) -> Tensor:
+    """Sequences of as many steps as their first numbers say, sorted by their lengths on the way."""
+    lengths = 1 + (x[:, 1:, 0] > 0).sum(1)
+    rows = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+    return pad_packed_sequence(core(rows)[0], batch_first=True)[0].sum(1)
+
+
+def chosen(core: nn.Module, x: Tensor) -> Tensor:
+    """Positions of which each sample has as many as it likes."""
+    kept = x.flatten(2)[..., 0] > -0.5
+    out = core(x[kept]).tanh().flatten(1)
+    return out.new_zeros(*kept.shape, out.shape[-1]).index_put((kept,), out).sum(1)
+
+
+def backwards(core: nn.Module, x: Tensor) -> Tensor:
+    """Once in the order of the samples, and once in the other."""
+    return core(x).tanh() + core(x.flip(0)).sin().flip(0)
+
+
 def last_channels() -> nn.Module:
     core = nn.Conv2d(2, 4, 2).to(memory_format=torch.channels_last)
     return Around(core, lambda c, x: c(x.to(memory_format=torch.channels_last)).tanh().mean((2, 3)), 4)
@@ -145,6 +165,26 @@ ODD = {
     "weighted-bag": Model(
         lambda: Around(nn.EmbeddingBag(5, 3, mode="sum"), weighted_bag, 3), (4,), 5
     ),
+    "packed-rnn": Model(lambda: Around(nn.RNN(3, 4, batch_first=True), packed, 4), (5, 3)),
+    "packed-both-ways": Model(
+        lambda: Around(nn.GRU(3, 2, 2, batch_first=True, bidirectional=True), packed, 4), (5, 3)
+    ),
+    "packed-projected": Model(
+        lambda: Around(nn.LSTM(3, 4, batch_first=True, proj_size=2), packed, 2), (5, 3)
+    ),
+    "packed-and-equal": Model(
+        lambda: Around(
+            nn.GRU(3, 4, batch_first=True), lambda c, x: packed(c, x.abs()), 4
+        ), (5, 3),
+    ),
+    "chosen-positions": Model(lambda: Around(nn.Linear(3, 4), chosen, 4), (5, 3)),
+    "chosen-frames": Model(
+        lambda: Around(nn.Conv1d(2, 4, 2, groups=2), chosen, 8), (5, 2, 3)
+    ),
+    "chosen-and-normalised": Model(
+        lambda: Around(nn.LayerNorm(3), chosen, 3), (5, 3), diagonal=("core",)
+    ),
+    "backwards": Model(lambda: Around(nn.Linear(3, 4), backwards, 4), (3,)),
     "one-number": Model(
         lambda: nn.Sequential(nn.Linear(1, 1, bias=False), nn.Tanh(), nn.Linear(1, 2)), (1,)
     ),

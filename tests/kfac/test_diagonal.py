@@ -155,6 +155,18 @@ def test_a_network_without_any_known_layer_is_exact_on_average(kind, observe):
     close(diagonal, exact)
 
 
+@pytest.mark.parametrize("n", [4, 5])
+def test_what_acts_on_parameters_is_not_taken_for_what_acts_on_samples(n, observe):
+    """A Kronecker product multiplies each entry of one matrix with four entries, as of four samples."""
+    net = nn.ParameterList([nn.Parameter(torch.randn(2, 1)), nn.Parameter(torch.randn(2, 2))])
+    x = torch.randn(n, 4)
+    kfac = KFAC(net, curvature=Curvature(approximation="diagonal", stat_decay=1.0))
+    observe(kfac, lambda: [Normal(x @ torch.kron(*net), 1.0)], n_patterns=16, columns="batch")
+    jacobians = torch.func.jacrev(lambda a, b: x @ torch.kron(a, b), (0, 1))(*net)
+    for (found,), jacobian in zip(kfac.factors().values(), jacobians, strict=True):
+        close(found, jacobian.square().sum((0, 1)).flatten().detach() / n)
+
+
 @pytest.mark.filterwarnings("ignore:K-FAC has no Kronecker block")
 def test_a_deviation_from_an_unknown_layer_is_exact_on_average(observe):
     """It depends on the state, so it is no state-independent log_std."""
