@@ -63,12 +63,15 @@ class Horizon:
     :param end: gamma at the end, at least ``start`` and below 1
     :param lasting: what gamma is where no episode ends but by time: ``"end"``, that of the end at once,
         ``"start"``, that of the start as long as that is so, or ``"rise"``, as elsewhere
-    :raises ConfigurationError: they do not rise within [0, 1), or ``lasting`` is none of these
+    :param samples: over which gamma rises, counted over all calls of ``learn``; ``None``: over each call
+    :raises ConfigurationError: they do not rise within [0, 1), ``lasting`` is none of these, or
+        ``samples`` is no number of samples
     """
 
     start: float
     end: float
     lasting: Literal["end", "start", "rise"] = "end"
+    samples: int | None = None
 
     def __post_init__(self) -> None:
         if self.lasting not in _HORIZONS.values():
@@ -77,9 +80,20 @@ class Horizon:
             )
         if not (_are_numbers(self.start, self.end) and 0 <= self.start <= self.end < 1):
             raise ConfigurationError(f"Horizon(A, B) needs 0 <= A <= B < 1, got {self}.")
+        whole = isinstance(self.samples, int) and not isinstance(self.samples, bool)
+        if self.samples is not None and not (whole and self.samples >= 1):
+            raise ConfigurationError(f"Horizon needs at least 1 sample, or None, got {self.samples!r}.")
+
+    def left(self, samples: int, progress_remaining: float) -> float:
+        """Return the share of the rise that is left.
+
+        :param samples: learned from so far
+        :param progress_remaining: the share of training that is left
+        """
+        return progress_remaining if self.samples is None else clamped(1.0 - samples / self.samples)
 
     def __call__(self, progress_remaining: float) -> float:
-        """Return gamma at a share of training that is left."""
+        """Return gamma at a share of the rise that is left."""
         left = progress_remaining
         return 1 - (1 - self.start) ** left * (1 - self.end) ** (1 - left)
 
@@ -110,23 +124,24 @@ def _are_numbers(*values: Any) -> bool:
 
 # Names ---------------------------------------------------------------------------------------
 
-_NAMED: Mapping[str, Callable[[float, float], Any]] = {"lin": Linear, "late": Late}
+_NAMED: Mapping[str, Callable[..., Any]] = {"lin": Linear, "late": Late}
 _HORIZONS: Mapping[str, Literal["end", "start", "rise"]] = {
     "auto": "end",
     "early": "start",
     "rise": "rise",
 }
-_OF_GAMMA: Mapping[str, Callable[[float, float], Any]] = {
+_OF_GAMMA: Mapping[str, Callable[..., Any]] = {
     kind: partial(Horizon, lasting=lasting) for kind, lasting in _HORIZONS.items()
 }
-_OF_LAMBDA: Mapping[str, Callable[[float, float], Any]] = {"auto": TraceDecay}
+_OF_LAMBDA: Mapping[str, Callable[..., Any]] = {"auto": TraceDecay}
 
 
 def parse(name: str, text: str) -> Any:
     """Read a schedule as YAML and the command line write it.
 
     ``lin_A_B`` and ``late_A_B`` (B is 0 if it is left out) for any argument but these two:
-    ``auto_A_B``, ``early_A_B`` and ``rise_A_B`` for ``gamma``, ``auto_A_B`` for ``gae_lambda``.
+    ``auto_A_B``, ``early_A_B`` and ``rise_A_B`` for ``gamma``, each with ``_N`` behind it for N samples,
+    and ``auto_A_B`` for ``gae_lambda``.
 
     :param name: of the argument; what stands before a dot does not count
     :param text: what was written
@@ -138,15 +153,19 @@ def parse(name: str, text: str) -> Any:
     if kinds is _NAMED and len(ends) == 1:
         ends.append("0")
     try:
+        samples = {"samples": int(ends.pop())} if kinds is _OF_GAMMA and len(ends) == 3 else {}
         start, end = map(float, ends)
-        return kinds[kind](start, end)
+        return kinds[kind](start, end, **samples)
     except (KeyError, ValueError) as error:  # ConfigurationError is one
         raise ConfigurationError(f"{name} must be {_forms(name)}, not {text!r}.") from error
 
 
 def _forms(name: str) -> str:
     if name == "gamma":
-        return "a number, a callable, 'auto_A_B', 'early_A_B' or 'rise_A_B' with 0 <= A <= B < 1"
+        return (
+            "a number, a callable, 'auto_A_B', 'early_A_B' or 'rise_A_B' with 0 <= A <= B < 1, or one "
+            "of these with '_N' for N samples"
+        )
     if name == "gae_lambda":
         return (
             "a number in [0, 1], or 'auto_A_B' with two of them, the second where long episodes end by "
@@ -157,11 +176,13 @@ def _forms(name: str) -> str:
 
 def written(value: Any) -> Any:
     """Write a schedule as :func:`parse` reads it; anything else stays as it is."""
+    ends: tuple[float, ...]
     if isinstance(value, Linear):
         kind, ends = ("late" if isinstance(value, Late) else "lin"), (value.start, value.end)
     elif isinstance(value, Horizon):
         kinds = {lasting: kind for kind, lasting in _HORIZONS.items()}
-        kind, ends = kinds[value.lasting], (value.start, value.end)
+        samples = () if value.samples is None else (value.samples,)
+        kind, ends = kinds[value.lasting], (value.start, value.end, *samples)
     elif isinstance(value, TraceDecay):
         kind, ends = "auto", (value.usual, value.lasting)
     else:

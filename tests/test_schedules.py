@@ -54,6 +54,7 @@ def test_a_discount_is_a_number_a_callable_or_a_rising_horizon():
         ("gamma", "rise_0.99_0.998", Horizon(0.99, 0.998, lasting="rise")),
         ("gamma", "auto_0_0.5", Horizon(0, 0.5)),
         ("gamma", "early_0.99_0.998", Horizon(0.99, 0.998, "start")),
+        ("gamma", "early_0.99_0.998_300000", Horizon(0.99, 0.998, "start", 300_000)),
         ("gae_lambda", "auto_0.95_0.9", TraceDecay(0.95, 0.9)),
     ],
 )
@@ -73,6 +74,10 @@ def test_what_a_string_says_is_said_again(name, text, schedule):
         ("gamma", "rise_0.9_1", "A <= B < 1"),
         ("gamma", "rise_-1_0.9", "0 <= A"),
         ("gamma", "auto_0.99", "auto_A_B"),
+        ("gamma", "auto_0.9_0.99_1_2", "auto_A_B"),
+        ("gamma", "auto_0.9_0.99_0", "_N"),
+        ("gamma", "auto_0.9_0.99_1e5", "_N"),
+        ("gae_lambda", "auto_0.9_0.8_100", "auto_A_B"),
         ("gamma", "auto", "auto_A_B"),
         ("gamma", "rise_nan_0.9", "0 <= A"),
         ("gae_lambda", "high", "auto_A_B"),

@@ -104,7 +104,7 @@ class ACKTR(Timed, AdaptedAlgorithm, RememberingAlgorithm, SafeAlgorithm):
         env: GymEnv | str,
         learning_rate: float | Schedule = 1.0,
         n_steps: int | None = None,
-        gamma: float | Schedule = Horizon(0.99, 0.998, "start"),  # noqa: B008  # frozen
+        gamma: float | Schedule = Horizon(0.99, 0.998, "start", 300_000),  # noqa: B008
         gae_lambda: float | TraceDecay = 0.95,
         target_kl: float | Schedule = 0.01,
         ent_coef: float = 0.0,
@@ -267,7 +267,10 @@ class ACKTR(Timed, AdaptedAlgorithm, RememberingAlgorithm, SafeAlgorithm):
         self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
         self._follow_noise()
         progress = self._current_progress_remaining
-        gamma, gae_lambda = self.parts.discount.of_rollout(self.gamma, self.gae_lambda, progress)
+        samples = self._n_updates * n_rollout_steps * env.num_envs * distributed.size()
+        gamma, gae_lambda = self.parts.discount.of_rollout(
+            self.gamma, self.gae_lambda, progress, samples
+        )
         rollout_buffer.gamma, rollout_buffer.gae_lambda = gamma, gae_lambda
         normalize = self.get_vec_normalize_env()
         if callable(self.gamma) and normalize is not None:

@@ -35,17 +35,25 @@ class Discount:
         self.endings, self.time_limit = tuple(state["endings"]), state["time_limit"]
 
     def of_rollout(
-        self, gamma: float | Schedule, gae_lambda: float | TraceDecay, progress_remaining: float
+        self,
+        gamma: float | Schedule,
+        gae_lambda: float | TraceDecay,
+        progress_remaining: float,
+        samples: int,
     ) -> tuple[float, float]:
         """Return gamma and lambda of the next rollout.
 
         :param gamma: the setting
         :param gae_lambda: the setting
         :param progress_remaining: the share of training that is left
+        :param samples: learned from by all calls of ``learn``
         :raises ConfigurationError: the schedule's value is no discount factor
         """
         schedule, decay = as_discount(gamma), as_trace_decay(gae_lambda)
-        value = schedule(progress_remaining)
+        left = progress_remaining
+        if isinstance(gamma, Horizon):
+            left = gamma.left(samples, left)
+        value = schedule(left)
         lasting = self.endings == (True, False)
         if isinstance(gamma, Horizon):
             if gamma.lasting == "end" and lasting:

@@ -87,7 +87,7 @@ def test_contradicting_settings_are_named(tmp_path, capsys):
     assert error.count("\n") == 1
     for part in (
         "seed is 7 and was 0",
-        "gamma is 0.5 and was 'early_0.99_0.998'",
+        "gamma is 0.5 and was 'early_0.99_0.998_300000'",
         "preset is 'mujoco: default'",
     ):
         assert part in error

@@ -112,13 +112,26 @@ def test_where_no_episode_ends_early_the_horizon_is_long_at_once(ends, limit, lo
     np.testing.assert_allclose(horizons, risen if longest is None else [10, *[longest] * 3])
 
 
+@pytest.mark.parametrize("calls", [1, 2, 4])
+@pytest.mark.parametrize("again", [True, False])
 @pytest.mark.parametrize("ends", ["truncated", "terminated"])
-def test_the_default_horizon_grows_where_episodes_end_early(ends):
-    """In the first rollout the first episodes end, at the start of the rise."""
+def test_the_default_horizon_grows_where_episodes_end_early(ends, again, calls):
+    """In the first rollout the first episodes end; how many calls of learn there are does not count."""
     model = make(small_env(ends=ends), cls=Recorded)
-    model.learn(4 * 16)
-    risen = 1 - 0.01 * 0.2 ** (np.arange(4) / 4)
-    np.testing.assert_allclose(model.logged("gamma"), 0.99 if ends == "truncated" else risen)
+    for _ in range(calls):
+        model.learn(4 * 16 // calls, reset_num_timesteps=again)
+    risen = 1 - 0.01 * 0.2 ** (np.arange(4) * 16 / 300_000)
+    np.testing.assert_allclose(model.logged("gamma"), 0.99 if ends == "truncated" else risen, rtol=1e-15)
+
+
+def test_a_horizon_that_has_grown_stays_long(tmp_path):
+    model = make(small_env(ends="terminated"), cls=Recorded, gamma=Horizon(0.9, 0.99, "start", 32))
+    model.learn(3 * 16)
+    model.save(tmp_path / "model")
+    loaded = Recorded.load(tmp_path / "model", env=small_env(ends="terminated"))
+    loaded.learn(2 * 16)
+    assert loaded.gamma == model.gamma
+    np.testing.assert_allclose(loaded.logged("gamma"), [0.9, 1 - 0.1**1.5, *[0.99] * 3])
 
 
 def test_a_horizon_whose_kind_is_unknown_is_refused():
