@@ -28,11 +28,16 @@ _MUJOCO = "gymnasium.envs.mujoco"
 _NOT_ARGUMENTS = {"stats_window_size", "verbose"}  # the Zoo gives one of them, and none needs the other
 
 
-class _Hyperparams(dict[str, dict[str, Any]]):
-    """Settings by environment, of which the Zoo takes ``default`` where there are none."""
+class _Hyperparams(dict[str, Any]):
+    """Settings by environment, of which the Zoo takes ``default`` where there are none.
+
+    It holds the preset of each, whose settings are made when they are asked for: those of MuJoCo's tasks
+    cannot be where MuJoCo is not installed, and the Zoo changes what it takes.
+    """
 
     def __getitem__(self, env_id: str) -> dict[str, Any]:
-        return dict(super().__getitem__(env_id))  # the Zoo changes what it takes
+        preset = super().__getitem__(env_id)
+        return settings_of("CartPole-v1" if env_id == "default" else env_id, preset)
 
     def __missing__(self, env_id: str) -> dict[str, Any]:
         raise _no_atari(env_id)
@@ -64,14 +69,14 @@ def settings_of(env_id: str, preset: str) -> dict[str, Any]:
     return settings
 
 
-def _all_settings() -> dict[str, dict[str, Any]]:
-    found = _Hyperparams(default=settings_of("CartPole-v1", "defaults"))
+def _all_settings() -> _Hyperparams:
+    found = _Hyperparams(default="defaults")
     for env_id, spec in gym.registry.items():
         entry = str(spec.entry_point)
         if entry.startswith(_MUJOCO):
-            found[env_id] = settings_of(env_id, "mujoco")
+            found[env_id] = "mujoco"
         elif entry.startswith("gymnasium.envs.classic_control"):
-            found[env_id] = settings_of(env_id, "classic")
+            found[env_id] = "classic"
     return found
 
 

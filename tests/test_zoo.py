@@ -91,6 +91,14 @@ def test_atari_is_refused():
         zoo.hyperparams["atari"]
 
 
+def test_without_mujoco_the_other_tasks_have_settings(monkeypatch):
+    monkeypatch.setattr("acktr.envs.lookup.is_installed", lambda name: name != "mujoco")
+    settings = zoo._all_settings()
+    assert settings["CartPole-v1"]["n_steps"] == zoo.hyperparams["CartPole-v1"]["n_steps"]
+    with pytest.raises(ConfigurationError, match="HalfCheetah-v5 needs mujoco, which is not installed"):
+        settings["HalfCheetah-v5"]
+
+
 def test_what_is_drawn_are_arguments():
     drawn = {
         "target_kl": 0.01,
