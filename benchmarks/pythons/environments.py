@@ -1,6 +1,6 @@
 """Tries the package on every Python that it supports: ``python -m benchmarks.pythons``.
 
-    python -m benchmarks.pythons [--only 3.10 3.13] [--envs DIR] [--out DIR]
+    python -m benchmarks.pythons [--only 3.10 3.13] [--extras zoo onnx] [--envs DIR] [--out DIR]
 
 The wheel is built once. Each interpreter that is found (on the path, among pyenv's and uv's) gets a
 fresh environment, into which pip installs the wheel as anyone would, without constraints; what
@@ -9,7 +9,7 @@ its own that holds nothing else but what it sees of the first. An environment ta
 torch on Linux brings CUDA, and is removed when its Python is done.
 
 ``pythons.csv`` has a row for each check, ``manifest.json`` the versions that pip chose. Rows of other
-Pythons are kept. The exit code is 1 if a check failed.
+Pythons, and of other extras, are kept. The exit code is 1 if a check failed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import date
 from importlib.metadata import PathDistribution
 from pathlib import Path
@@ -245,18 +245,19 @@ def warnings(printed: str) -> list[str]:
 
 
 def try_python(
-    interpreter: Interpreter, wheel: Path, folder: Path
+    interpreter: Interpreter, wheel: Path, folder: Path, chosen: Collection[str] | None = None
 ) -> Iterator[tuple[dict[str, str], dict[str, str]]]:
     """Install and check everything; yields a row after each check, and the versions so far.
 
     :param interpreter: in which
     :param wheel: of the package
     :param folder: for environments; they are removed
+    :param chosen: extras; all by default
     """
     base = Environment(interpreter, folder / interpreter.minor)
     todo = checks(interpreter.minor)
     found: dict[str, str] = {}
-    for extra in ("", *extras(wheel)):
+    for extra in ("", *(extra for extra in extras(wheel) if chosen is None or extra in chosen)):
         name = f"{interpreter.minor}-{extra}"
         environment = Environment(interpreter, folder / name, base) if extra else base
         outcome = environment.install(wheel, extra)
@@ -300,6 +301,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m benchmarks.pythons", description=__doc__.split("\n")[0]
     )
     parser.add_argument("--only", nargs="+", choices=PYTHONS, default=PYTHONS, help="these versions")
+    parser.add_argument("--extras", nargs="+", help="these extras, and the wheel alone")
     parser.add_argument(
         "--envs", type=Path, help="where environments are made (default: a temporary one)"
     )
@@ -311,8 +313,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(dir=options.envs) as folder:
         wheel = build_wheel(Path(folder, "wheel"))
         for minor in options.only:
-            rows = [row for row in rows if row["python"] != minor]
-            manifest.pop(minor, None)
+            again = None if options.extras is None else {"", *options.extras}
+            rows = [r for r in rows if r["python"] != minor or (again and r["extra"] not in again)]
+            before = manifest.pop(minor, {}).get("versions", {}) if again else {}
             if minor not in interpreters:
                 print(f"{minor}: not found", file=sys.stderr)
                 manifest[minor] = {"date": date.today().isoformat(), "python": None}
@@ -320,10 +323,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             about = versions()
             kept = {"date": date.today().isoformat(), "python": interpreters[minor].full}
             kept |= {key: about[key] for key in ("git_commit", "platform")}
-            for row, found in try_python(interpreters[minor], wheel, Path(folder)):
+            for row, found in try_python(interpreters[minor], wheel, Path(folder), again):
                 rows.append(row)
                 failed |= not row["outcome"].startswith("ok")
-                manifest[minor] = {**kept, "versions": found}
+                manifest[minor] = {**kept, "versions": {**before, **found}}
                 write(options.out, rows, manifest)
                 print(*row.values(), sep=" | ", file=sys.stderr, flush=True)
     write(options.out, sorted(rows, key=lambda row: PYTHONS.index(row["python"])), manifest)
