@@ -329,5 +329,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 manifest[minor] = {**kept, "versions": {**before, **found}}
                 write(options.out, rows, manifest)
                 print(*row.values(), sep=" | ", file=sys.stderr, flush=True)
-    write(options.out, sorted(rows, key=lambda row: PYTHONS.index(row["python"])), manifest)
+    rows.sort(key=lambda row: (PYTHONS.index(row["python"]), row["extra"]))
+    write(options.out, rows, manifest)
     return int(failed)
