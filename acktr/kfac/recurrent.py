@@ -245,8 +245,11 @@ def is_chain(spec: Spec, module: type[nn.Module], options: Curvature) -> bool:
 
 
 def is_recurrent(module: type[nn.Module]) -> bool:
-    """Whether a type of module is a recurrent layer, or a cell of one."""
-    return issubclass(module, nn.RNNBase | nn.RNNCellBase)
+    """Whether a type of module is a recurrent layer, or a cell of one.
+
+    Other types than torch's say so themselves, by an attribute ``recurrent = True``.
+    """
+    return issubclass(module, nn.RNNBase | nn.RNNCellBase) or getattr(module, "recurrent", False)
 
 
 class LinearGaussianBlock(KroneckerBlock):

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
-from torch import Tensor, nn
+from torch import Tensor
 
 from acktr.errors import ConfigurationError
 from acktr.kfac.options import Curvature, as_group
-from acktr.kfac.recurrent import CHAINS
+from acktr.kfac.recurrent import CHAINS, is_recurrent
 from acktr.learner.settings import Critic, Natural, NaturalCritic
 from acktr.networks.outputs import Outputs
 from acktr.networks.recurrent import Memory, RecurrentPolicy
@@ -90,7 +90,7 @@ def _of_memory(policy: RecurrentPolicy, curvature: Any) -> list[Curvature]:
         whole = as_group(Curvature, curvature)
     except (TypeError, ValueError):
         return []  # KFAC says what is wrong
-    memories = [name for name, module in policy.named_modules() if isinstance(module, nn.RNNBase)]
+    memories = [name for name, module in policy.named_modules() if is_recurrent(type(module))]
     names = [name for name, _ in policy.named_parameters() if name.rpartition(".")[0] in memories]
     return [own for name in names if (own := whole.of(name)) is not None]
 

@@ -1,17 +1,17 @@
-"""LSTM and GRU over whole rollouts, with resets inside, whose curvature costs what a plain layer's does.
+"""Recurrent layers over whole rollouts, with resets inside, at the price of plain layers' curvature.
 
-All pre-activations of a recurrent layer are one product over the samples of a rollout,
+All pre-activations of a recurrent layer are products over the samples of a rollout, as of an LSTM
 
-    s_t = W_ih x_t + b_ih + W_hh h_{t-1} + b_hh,
+    s_t = W [x_t, h_{t-1}] + b,
 
 once the states ``h_{t-1}`` are known: a first pass without a graph finds them, step by step. The
 products are then made anew for all steps together, of states that are data, and one node of the graph
 stands for what the cells do with them. Its backward pass goes back in time (Werbos 1990): it returns the
-gradient of *all* later outputs in ``s_t``, through the later steps too. So the gradients of ``W_ih`` and
-``W_hh`` are those of the unrolled network, and K-FAC finds two plain products with a row for each
-sample, ``F = A ⊗ S``. Recurrent K-FAC takes the steps to be independent of each other (Martens, Ba &
-Johnson 2018), and finds too little curvature the longer the memory is; to the statistics, gradients of
-whole sequences are shown (:func:`of_sequences`).
+gradient of *all* later outputs in ``s_t``, through the later steps too. So the gradients of the weights
+are those of the unrolled network, and K-FAC finds plain products with a row for each sample,
+``F = A ⊗ S``. Recurrent K-FAC takes the steps to be independent of each other (Martens, Ba & Johnson
+2018), and finds too little curvature the longer the memory is; to the statistics, gradients of whole
+sequences are shown (:func:`of_sequences`).
 
 The graph is the same for every rollout, however many episodes are in it, and its size does not grow with
 their length. It has no second derivative.
@@ -34,7 +34,6 @@ from acktr.kfac.passes import of_statistics
 State = tuple[Tensor, ...]  # h and c of an LSTM, h of a GRU: (n_layers, n_envs, hidden_size) each
 
 _SPAN = 128  # steps: the longest of the times for which units hold what they have, as they begin
-_REFUSED = {"bidirectional": False, "proj_size": 0, "batch_first": False}  # and what they must be
 
 
 class Resets(NamedTuple):
@@ -74,29 +73,78 @@ class Trace(NamedTuple):
     after: State
 
 
-class Recurrent(nn.RNNBase):
-    """One or more recurrent layers, by the names, parameters and formulas of torch's own.
+class Weights(NamedTuple):
+    """What one layer multiplies with, ``None`` where there is no bias.
+
+    :param of_input: ``(gates H, in)``
+    :param input_bias: ``(gates H,)``
+    :param of_state: ``(gates H, H)``
+    :param state_bias: ``(gates H,)``
+    """
+
+    of_input: Tensor
+    input_bias: Tensor | None
+    of_state: Tensor
+    state_bias: Tensor | None
+
+
+class Recurrent(nn.Module):
+    """One or more recurrent layers, by the formulas of torch's own.
 
     :param input_size: width of a sample
     :param hidden_size: H
     :param num_layers: each above the one before
-    :param kwargs: ``bias`` and ``dropout`` of torch's; the others have no meaning here
-    :raises ConfigurationError: it is bidirectional, projects, or has the samples first
+    :param bias: whether products have biases
+    :param dropout: between layers, the share of outputs that becomes zero
+    :param kwargs: further arguments of torch's layers, which have no meaning here
+    :raises ConfigurationError: there are such, or a share that is none
     """
 
+    recurrent = True  # for K-FAC
     n_states: ClassVar[int]
-    _keeps: ClassVar[int]  # the gate that holds a state, by its place in the biases
 
     def __init__(
-        self, mode: str, input_size: int, hidden_size: int, num_layers: int, **kwargs: Any
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        dropout: float = 0.0,
+        **kwargs: Any,
     ) -> None:
-        for name, needed in _REFUSED.items():
-            if kwargs.get(name, needed) != needed:
-                raise ConfigurationError(
-                    f"{name} in lstm_kwargs must be {needed}: memory goes forward in time, with steps "
-                    "first, and is as wide as lstm_hidden_size."
-                )
-        super().__init__(mode, input_size, hidden_size, num_layers, **kwargs)
+        super().__init__()
+        if kwargs:
+            raise ConfigurationError(
+                f"lstm_kwargs may have bias and dropout, not {', '.join(sorted(kwargs)):.80}: memory "
+                "goes forward in time, with steps first, and is as wide as lstm_hidden_size."
+            )
+        if not (isinstance(dropout, int | float) and 0.0 <= dropout <= 1.0):
+            raise ConfigurationError(f"dropout in lstm_kwargs must be from 0 to 1, got {dropout!r:.80}.")
+        self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
+        self.bias, self.dropout = bias, dropout
+        for layer in range(num_layers):
+            for name, shape in self.shapes(hidden_size if layer else input_size).items():
+                if bias or not name.startswith("bias"):
+                    self.register_parameter(f"{name}_l{layer}", nn.Parameter(torch.empty(shape)))
+        self.reset_parameters()
+
+    def shapes(self, width: int) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of a layer's parameters, by their names.
+
+        :param width: of its inputs
+        """
+        raise NotImplementedError
+
+    def weights(self, layer: int) -> Weights:
+        """Return the weights of a layer, views of its parameters."""
+        raise NotImplementedError
+
+    def keep(self, layer: int, spans: Tensor) -> None:
+        """Set the bias of the gate that holds a state; see :meth:`reset_parameters`.
+
+        :param spans: what pre-activations of the gate begin with, ``(H,)``
+        """
+        raise NotImplementedError
 
     def reset_parameters(self) -> None:
         """Draw weights; let units hold what they have for times from 2 steps to 128.
@@ -110,20 +158,15 @@ class Recurrent(nn.RNNBase):
         seen (LeCun et al. 1998, "Efficient BackProp", sec. 4.6). torch's is that of the hidden size, too
         small for a few numbers; weights of states, and the other biases, are torch's.
         """
-        super().reset_parameters()
+        bound = self.hidden_size**-0.5
         with torch.no_grad():
+            for p in self.parameters():
+                p.uniform_(-bound, bound)
             for layer in range(self.num_layers):
-                w_ih = getattr(self, f"weight_ih_l{layer}")
+                w_ih = self.weights(layer).of_input
                 w_ih.uniform_(-1.0, 1.0).mul_(math.sqrt(3.0 / w_ih.shape[1]))
-        if not self.bias:
-            return
-        width = self.hidden_size
-        own = slice(self._keeps * width, (self._keeps + 1) * width)
-        with torch.no_grad():
-            for layer in range(self.num_layers):
-                getattr(self, f"bias_hh_l{layer}")[own] = 0.0
-                spans = torch.linspace(0.0, math.log(_SPAN - 1), width)
-                getattr(self, f"bias_ih_l{layer}")[own] = spans
+                if self.bias:
+                    self.keep(layer, torch.linspace(0.0, math.log(_SPAN - 1), self.hidden_size))
 
     def zeros(self, n_envs: int) -> State:
         """Return the states of those who remember nothing, ``(n_layers, n_envs, H)`` each."""
@@ -140,28 +183,22 @@ class Recurrent(nn.RNNBase):
         :return: the outputs ``(T N, H)``, and the states after each step, ``(T, n_layers, N, H)`` each,
             without a graph
         """
-        steps, n_envs = starts.shape
         resets = Resets.of(starts, x.device)
         history = []
         for layer in range(self.num_layers):
-            w_ih, w_hh, *biases = (
-                getattr(self, f"{name}_l{layer}")
-                for name in ("weight_ih", "weight_hh", *(("bias_ih", "bias_hh") if self.bias else ()))
-            )
-            b_ih, b_hh = biases or (None, None)
             if layer and self.dropout:
                 x = F.dropout(x, self.dropout, self.training)
             with torch.no_grad():
-                inputs = F.linear(x, w_ih, b_ih).view(steps, n_envs, -1)
-                trace = self.scan(inputs, w_hh, b_hh, [s[layer] for s in state], resets)
+                w = self.weights(layer)
+                inputs = F.linear(x, w.of_input, w.input_bias).unflatten(0, starts.shape)
+                trace = self.scan(inputs, w, [s[layer] for s in state], resets)
             below, x = x, trace.after[0]
             if torch.is_grad_enabled():
-                # Of data both, so that what K-FAC is shown of their outputs goes no further down.
-                of_input = F.linear(below.detach(), w_ih, b_ih)
-                of_state = F.linear(trace.before.flatten(0, 1), w_hh, b_hh)
-                through = F.linear(below, w_ih.detach()) if below.requires_grad else None
-                own = w_hh.detach(), type(self), resets, trace, below.detach(), self.bias
-                x = _Steps.apply(of_input, of_state, through, *own)
+                # Of data, so that what K-FAC is shown of their outputs goes no further down.
+                rows = self.rows(below.detach(), trace.before.flatten(0, 1))
+                sums = self.products(layer, rows)
+                through = F.linear(below, w.of_input.detach()) if below.requires_grad else None
+                x = _Steps.apply(through, w.of_state.detach(), self, resets, trace, rows, *sums)
             x = x.flatten(0, 1)
             history.append(trace.after)
         if self.num_layers == 1:
@@ -169,176 +206,74 @@ class Recurrent(nn.RNNBase):
         return x, tuple(torch.stack(layers, 1) for layers in zip(*history, strict=True))
 
     @staticmethod
-    def scan(
-        inputs: Tensor, weight: Tensor, bias: Tensor | None, state: Sequence[Tensor], resets: Resets
-    ) -> Trace:
+    def rows(inputs: Tensor, states: Tensor) -> list[Tensor]:
+        """Return what each product is of, ``(T N, columns)``.
+
+        :param inputs: ``(T N, in)``
+        :param states: before each step, ``(T N, H)``
+        """
+        return [inputs, states]
+
+    def products(self, layer: int, rows: Sequence[Tensor]) -> list[Tensor]:
+        """Return the products of a layer, ``(T N, gates H)``, each of its own rows."""
+        w = self.weights(layer)
+        pairs = ((w.of_input, w.input_bias), (w.of_state, w.state_bias))
+        return [F.linear(a, *pair) for a, pair in zip(rows, pairs, strict=True)]
+
+    @staticmethod
+    def scan(inputs: Tensor, weights: Weights, state: Sequence[Tensor], resets: Resets) -> Trace:
         """Find the states of all steps.
 
-        :param inputs: ``W_ih x + b_ih``, ``(T, N, gates H)``
-        :param weight: ``W_hh``, ``(gates H, H)``
-        :param bias: ``b_hh``
+        :param inputs: ``W_ih x`` and its bias, ``(T, N, gates H)``
+        :param weights: of the layer
         :param state: before the first step, ``(N, H)`` each
         :param resets: where they are
         """
         raise NotImplementedError
 
     @staticmethod
-    def back(grad: Tensor, weight: Tensor, resets: Resets, trace: Trace) -> tuple[Tensor, Tensor]:
+    def back(grad: Tensor, weight: Tensor, resets: Resets, trace: Trace) -> tuple[Tensor, ...]:
         """Go back in time.
 
         :param grad: gradient in the outputs, ``(T, N, H)``
-        :return: gradients in ``W_ih x + b_ih`` and in ``W_hh h + b_hh``, ``(T, N, gates H)`` each
+        :param weight: of states, ``(gates H, H)``
+        :return: gradients in the outputs of the products, ``(T, N, gates H)`` each; the first is that in
+            ``W_ih x``
         """
         raise NotImplementedError
 
 
-class LSTM(Recurrent):
-    """``c' = f c + i g``, ``h' = o tanh(c')`` with the gates i, f and o.
-
-    :param input_size: width of a sample
-    :param hidden_size: H
-    :param num_layers: each above the one before
-    :param kwargs: of :class:`Recurrent`
-    """
-
-    n_states = 2
-    _keeps = 1
-
-    def __init__(self, input_size: int, hidden_size: int, num_layers: int = 1, **kwargs: Any) -> None:
-        super().__init__("LSTM", input_size, hidden_size, num_layers, **kwargs)
-
-    @staticmethod
-    def scan(
-        inputs: Tensor, weight: Tensor, bias: Tensor | None, state: Sequence[Tensor], resets: Resets
-    ) -> Trace:
-        """Find the states of all steps; see :meth:`Recurrent.scan`."""
-        (h, c), turned, width = state, weight.t(), weight.shape[1]
-        if bias is not None:
-            inputs = inputs + bias
-        sums, before_h, before_c, after_h, after_c = [], [], [], [], []
-        for step, of_input in enumerate(inputs):
-            h, c = resets(step, h, c)
-            before_h.append(h)
-            before_c.append(c)
-            s = torch.addmm(of_input, h, turned)
-            i_f, g, o = s.split((2 * width, width, width), -1)
-            i, f = i_f.sigmoid().chunk(2, -1)
-            c = torch.addcmul(i * g.tanh(), f, c)
-            h = o.sigmoid() * c.tanh()
-            sums.append(s)
-            after_h.append(h)
-            after_c.append(c)
-        s, hs, cs, h, c = map(torch.stack, (sums, before_h, before_c, after_h, after_c))
-        return Trace((s, cs), hs, (h, c))
-
-    @staticmethod
-    def back(grad: Tensor, weight: Tensor, resets: Resets, trace: Trace) -> tuple[Tensor, Tensor]:
-        """Go back in time; see :meth:`Recurrent.back`."""
-        s, c_before = trace.saved
-        i, f, g, o = s.chunk(4, -1)
-        i, f, g, o, tanh_c = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid(), trace.after[1].tanh()
-        to_c = o * (1.0 - tanh_c.square())
-        slopes = (g * i * (1.0 - i), c_before * f * (1.0 - f), i * (1.0 - g.square()))
-        of_c, of_h = torch.stack(slopes, 2), tanh_c * o * (1.0 - o)
-        grads = torch.empty(*of_h.shape[:2], 4, of_h.shape[2], dtype=grad.dtype, device=grad.device)
-        dh = dc = grad.new_zeros(grad.shape[1:])
-        for step in reversed(range(len(grad))):
-            dh = grad[step] + dh
-            dc = torch.addcmul(dc, dh, to_c[step])
-            grads[step, :, :3] = of_c[step] * dc.unsqueeze(1)
-            grads[step, :, 3] = of_h[step] * dh
-            dh, dc = resets(step, grads[step].flatten(1) @ weight, dc * f[step])
-        grads = grads.flatten(2)
-        return grads, grads
-
-
-class GRU(Recurrent):
-    """``n = tanh(W_in x + b_in + r (W_hn h + b_hn))``, ``h' = n + z (h - n)`` with the gates r and z.
-
-    :param input_size: width of a sample
-    :param hidden_size: H
-    :param num_layers: each above the one before
-    :param kwargs: of :class:`Recurrent`
-    """
-
-    n_states = 1
-    _keeps = 1
-
-    def __init__(self, input_size: int, hidden_size: int, num_layers: int = 1, **kwargs: Any) -> None:
-        super().__init__("GRU", input_size, hidden_size, num_layers, **kwargs)
-
-    @staticmethod
-    def scan(
-        inputs: Tensor, weight: Tensor, bias: Tensor | None, state: Sequence[Tensor], resets: Resets
-    ) -> Trace:
-        """Find the states of all steps; see :meth:`Recurrent.scan`."""
-        (h,), turned, width = state, weight.t(), weight.shape[1]
-        sums, before, after = [], [], []
-        for step, of_input in enumerate(inputs):
-            (h,) = resets(step, h)
-            before.append(h)
-            s = h @ turned if bias is None else torch.addmm(bias, h, turned)
-            r, z = (of_input[:, : 2 * width] + s[:, : 2 * width]).sigmoid().chunk(2, -1)
-            n = torch.addcmul(of_input[:, 2 * width :], r, s[:, 2 * width :]).tanh()
-            h = torch.addcmul(n, z, h - n)
-            sums.append(s)
-            after.append(h)
-        s, hs, h = map(torch.stack, (sums, before, after))
-        return Trace((inputs, s), hs, (h,))
-
-    @staticmethod
-    def back(grad: Tensor, weight: Tensor, resets: Resets, trace: Trace) -> tuple[Tensor, Tensor]:
-        """Go back in time; see :meth:`Recurrent.back`."""
-        (of_input, of_state), width = trace.saved, weight.shape[1]
-        r, z = (of_input + of_state)[..., : 2 * width].sigmoid().chunk(2, -1)
-        s_n = of_state[..., 2 * width :]
-        n = torch.addcmul(of_input[..., 2 * width :], r, s_n).tanh()
-        of_n, of_z = (1.0 - z) * (1.0 - n.square()), (trace.before - n) * z * (1.0 - z)
-        # h' moves with r by way of n alone.
-        slopes = torch.stack((of_n * s_n * r * (1.0 - r), of_z, of_n * r), 2)
-        in_state, in_output = torch.empty_like(slopes), torch.empty_like(of_n)
-        dh = grad.new_zeros(grad.shape[1:])
-        for step in reversed(range(len(grad))):
-            dh = in_output[step] = grad[step] + dh
-            in_state[step] = slopes[step] * dh.unsqueeze(1)
-            (dh,) = resets(step, torch.addcmul(in_state[step].flatten(1) @ weight, dh, z[step]))
-        in_input = in_state.clone()
-        in_input[:, :, 2] = of_n * in_output  # n sees x itself, and h by way of r
-        return in_input.flatten(2), in_state.flatten(2)
-
-
 class _Steps(torch.autograd.Function):
-    """The cells of all steps as one node: pre-activations in, outputs out."""
+    """The cells of all steps as one node: products in, outputs out."""
 
     @staticmethod
     def forward(
         ctx: Any,
-        of_input: Tensor,
-        of_state: Tensor,
         through: Tensor | None,
         weight: Tensor,
-        kind: Any,
+        layer: Recurrent,
         resets: Resets,
         trace: Trace,
-        inputs: Tensor,
-        bias: bool,
+        rows: list[Tensor],
+        *sums: Tensor,
     ) -> Tensor:
-        ctx.kind, ctx.resets, ctx.bias = kind, resets, bias
-        ctx.save_for_backward(weight, inputs, trace.before, *trace.after, *trace.saved)
-        ctx.n_states = len(trace.after)
+        ctx.layer, ctx.resets = layer, resets
+        ctx.n_states, ctx.n_rows = len(trace.after), len(rows)
+        ctx.save_for_backward(weight, *rows, trace.before, *trace.after, *trace.saved)
         return trace.after[0].clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
-        weight, inputs, before, *rest = ctx.saved_tensors
+        weight, *rest = ctx.saved_tensors
+        rows, (before, *rest) = rest[: ctx.n_rows], rest[ctx.n_rows :]
         trace = Trace(tuple(rest[ctx.n_states :]), before, tuple(rest[: ctx.n_states]))
-        in_input, in_state = ctx.kind.back(grad, weight, ctx.resets, trace)
-        through = in_input.flatten(0, 1) if ctx.needs_input_grad[2] else None
+        grads = ctx.layer.back(grad, weight, ctx.resets, trace)
+        through = grads[0].flatten(0, 1) if ctx.needs_input_grad[0] else None
         if of_statistics():
-            in_input = of_sequences(inputs.view(*before.shape[:2], -1), in_input, ctx.bias)
-            in_state = of_sequences(before, in_state, ctx.bias)
-        return in_input.flatten(0, 1), in_state.flatten(0, 1), through, *(None,) * 6
+            pairs = zip(rows, grads, strict=True)
+            grads = [of_sequences(a.unflatten(0, g.shape[:2]), g, ctx.layer.bias) for a, g in pairs]
+        return through, *(None,) * 5, *(g.flatten(0, 1) for g in grads)
 
 
 def of_sequences(a: Tensor, g: Tensor, bias: bool) -> Tensor:

@@ -2,8 +2,8 @@
 
 They are asked what other policies are asked, of *sequences* in the place of observations: whole
 rollouts, with resets inside, from what was remembered when they began. Observations alone are episodes
-of one step. Names and arguments are those of sb3-contrib's recurrent policies, and so are the names of
-parameters.
+of one step. Names and arguments are those of sb3-contrib's recurrent policies, and so are those of
+modules.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
 
 from acktr.errors import ConfigurationError
+from acktr.networks.cells import GRU, LSTM
 from acktr.networks.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
-from acktr.networks.recurrence import GRU, LSTM, Recurrent, State
+from acktr.networks.recurrence import Recurrent, State
 
 
 class Memory(NamedTuple):
@@ -83,7 +84,7 @@ class RecurrentPolicy(ActorCriticPolicy):
         ``enable_critic_lstm=False``
     :param enable_critic_lstm: a memory of the critic's own; without any the critic has a linear layer
         in its place
-    :param lstm_kwargs: further arguments of torch's layer: ``dropout``, ``bias``
+    :param lstm_kwargs: further arguments of the layers: ``dropout``, ``bias``
     :param kwargs: of SB3's ``ActorCriticPolicy``
     :raises ConfigurationError: settings that do not go together
     """

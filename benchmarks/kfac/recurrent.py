@@ -17,7 +17,8 @@ from torch.distributions import Normal
 
 from acktr.kfac import KFAC, Curvature, Periods
 from acktr.kfac.recurrent import CHAINS as KINDS
-from acktr.networks.recurrence import GRU, LSTM, Recurrent
+from acktr.networks.cells import GRU, LSTM
+from acktr.networks.recurrence import Recurrent
 from benchmarks.faults.measure import existing
 from benchmarks.kfac.race import GRIDS, RESULTS, append, races
 from benchmarks.markdown import markdown_table
@@ -89,46 +90,44 @@ class Remembering(nn.Module):
     def __init__(self, small: Small, kind: type[Recurrent]) -> None:
         super().__init__()
         self.layer, self.head = kind(3, 4), small.head
-        self.layer.load_state_dict(small.layer.state_dict())
+        theirs = small.layer.state_dict()
+        if kind is LSTM:
+            weight = torch.cat([theirs["weight_ih_l0"], theirs["weight_hh_l0"]], 1)
+            theirs = {"weight_l0": weight, "bias_l0": theirs["bias_ih_l0"] + theirs["bias_hh_l0"]}
+        self.layer.load_state_dict(theirs)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return ``(T N, 2)`` of ``(N, T, 3)``."""
+        """Return ``(N, T, 2)`` of ``(N, T, 3)``."""
         starts = torch.zeros(x.shape[1], len(x), dtype=torch.bool)
         state = self.layer.zeros(len(x))
         outputs: Tensor = self.head(self.layer(x.transpose(0, 1).flatten(0, 1), state, starts)[0])
-        return outputs
+        return outputs.unflatten(0, starts.shape).transpose(0, 1)
 
 
-def distances_of_memory(
-    kind: type[nn.RNNBase], own: type[Recurrent], draws: int = 300
-) -> list[list[str]]:
-    """Return a row for each weight: errors of independent steps, whole sequences, the exact diagonal.
+def distances_of_memory(kind: type[nn.RNNBase], own: type[Recurrent], draws: int = 300) -> list[str]:
+    """Return a row: errors of independent steps, of whole sequences, and of the exact diagonal.
 
-    The loss is of each step. A scale is no error: it is the trust region's.
+    They are those of the Fisher of all weights of the layer, what they have to do with each other
+    included. The loss is of each step. A scale is no error: it is the trust region's.
 
     :param draws: as for :func:`distances`
     """
     torch.manual_seed(0)
     net, x = Small(kind), inputs(SAMPLES, STEPS)
-    found: dict[str, list[Tensor]] = {}
+    errors = []
     for model in (net, Remembering(net, own)):
         torch.manual_seed(1)
-        kfac = KFAC(model, stat_decay=1.0, factor_period=1)
+        kfac = KFAC(model, curvature=Curvature(stat_decay=1.0), periods=Periods(factor=1))
         for _ in range(draws):
             with kfac.capture():
                 outputs = model(x)
             kfac.update_curvature(Normal(outputs, 1.0))
-        for name, dense in kfac.fisher_blocks().items():
-            if name.startswith("layer"):
-                found.setdefault(name[6:], []).append(dense)
-    rows = []
-    for name, blocks in found.items():
-        params = [getattr(net.layer, name.replace("weight", part)) for part in ("weight", "bias")]
-        exact = dense_fisher(net, x, 0, params)
-        blocks.append(exact.diagonal().diag())
-        errors = [(best_scale(b, exact) * b - exact).norm() / exact.norm() for b in blocks]
-        rows.append([kind.__name__, f"`{name}`", *(f"{float(e):.2f}" for e in errors)])
-    return rows
+        blocks = [b for b in kfac._all_blocks() if b.name.startswith("layer")]
+        exact = dense_fisher(model, x, 0, *(list(b.params.values()) for b in blocks))
+        found = torch.block_diag(*(b.dense() for b in blocks))
+        errors.append((best_scale(found, exact) * found - exact).norm() / exact.norm())
+    errors.append((exact.diagonal().diag() - exact).norm() / exact.norm())
+    return [kind.__name__, *(f"{float(e):.2f}" for e in errors)]
 
 
 def best_scale(block: Tensor, exact: Tensor) -> Tensor:
@@ -136,14 +135,20 @@ def best_scale(block: Tensor, exact: Tensor) -> Tensor:
     return (block * exact).sum() / block.square().sum()
 
 
-def dense_fisher(net: Small, x: Tensor, first: int, params: list[nn.Parameter]) -> Tensor:
-    """Return the Fisher of a weight and its bias, on the matrix ``(out, in + 1)`` row by row."""
+def dense_fisher(net: nn.Module, x: Tensor, first: int, *blocks: list[nn.Parameter]) -> Tensor:
+    """Return the Fisher of weights and their biases.
+
+    :param first: step whose outputs count
+    :param blocks: a weight and its bias each, in the order of the matrix ``(out, in + 1)`` row by row
+    """
     total = torch.zeros(())
+    params = [p for block in blocks for p in block]
     for sample in x:
         rows = []
         for output in net(sample[None])[:, first:].flatten():
-            weight, bias = torch.autograd.grad(output, params, retain_graph=True)
-            rows.append(torch.cat([weight, bias.unsqueeze(-1)], -1).flatten())
+            grads = torch.autograd.grad(output, params, retain_graph=True)
+            pairs = zip(grads[::2], grads[1::2], strict=True)
+            rows.append(torch.cat([torch.cat([w, b.unsqueeze(-1)], -1).flatten() for w, b in pairs]))
         jacobian = torch.stack(rows)
         total = total + jacobian.T @ jacobian
     return total / len(x)
@@ -157,10 +162,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     if options.memory:
-        rows = [r for pair in ((nn.GRU, GRU), (nn.LSTM, LSTM)) for r in distances_of_memory(*pair)]
-        print(
-            markdown_table(["layer", "weight", "independent steps", "whole sequences", "diagonal"], rows)
-        )
+        rows = [distances_of_memory(*pair) for pair in ((nn.GRU, GRU), (nn.LSTM, LSTM))]
+        print(markdown_table(["layer", "independent steps", "whole sequences", "diagonal"], rows))
         return
     if options.fisher:
         kinds = itertools.product((nn.RNN, nn.GRU, nn.LSTM), (False, True))

@@ -27,7 +27,7 @@ from benchmarks.speed.ratios import Group, Line
 TASK = "benchmarks.memory_tasks:novel-CartPole-v1"
 LSTM = ("policy=MlpLstmPolicy", "backend=gymnasium")
 WIDE = "policy_kwargs.lstm_hidden_size=256"  # as RecurrentPPO's
-SPLIT = "natural.kfac_kwargs.max_factor_size=512"  # of the gates, two by two
+SPLIT = "natural.kfac_kwargs.curvature.max_factor_size=512"  # of the gates, two by two
 SIDES = {"256 units": (WIDE,), "256 units, factors of 512": (WIDE, SPLIT), "64 units": ()}
 PPO = "RecurrentPPO, 256 units"
 

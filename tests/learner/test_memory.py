@@ -107,14 +107,24 @@ def test_everything_learns_and_the_step_keeps_to_its_bound(policy, kwargs):
     assert model.outputs.shared == (kwargs.get("policy_kwargs") == SHARED)
 
 
-def test_every_weight_of_the_memory_has_a_kronecker_block():
-    model = make("MlpGruPolicy", policy_kwargs={"n_lstm_layers": 2}).learn(T * N)
+@pytest.mark.parametrize(
+    ("policy", "gates", "widths"),
+    [
+        (
+            "MlpGruPolicy",
+            3,
+            {"weight_ih_l0": 3, "weight_hh_l0": 6, "weight_ih_l1": 6, "weight_hh_l1": 6},
+        ),
+        ("MlpLstmPolicy", 4, {"weight_l0": 3 + 6, "weight_l1": 6 + 6}),
+    ],
+)
+def test_every_weight_of_the_memory_has_a_kronecker_block(policy, gates, widths):
+    model = make(policy, policy_kwargs={"n_lstm_layers": 2}).learn(T * N)
     for kfac, memory in ((model.kfac, "lstm_actor"), (model.critic_optimizer, "lstm_critic")):
-        for name in ("weight_ih_l0", "weight_hh_l0", "weight_ih_l1", "weight_hh_l1"):
+        for name, width in widths.items():
             A, S = kfac.factors()[f"{memory}.{name}"]
-            width = 3 if name == "weight_ih_l0" else 6
             assert A.shape == (width + 1, width + 1)  # and the bias
-            assert S.shape == (18, 18)
+            assert S.shape == (gates * 6, gates * 6)
 
 
 @pytest.mark.parametrize("policy", ["MlpLstmPolicy", "MlpGruPolicy"])
@@ -173,7 +183,7 @@ def test_predict_takes_its_state_as_that_of_sb3_contrib_does():
         ({"natural": Natural(cuda_graphs=True)}, "natural.cuda_graphs=True is not possible"),
         ({"policy_kwargs": {"shared_lstm": True}}, "set one of them to False"),
         ({"policy_kwargs": {"lstm_hidden_size": 0}}, "lstm_hidden_size must be a whole number"),
-        ({"policy_kwargs": {"lstm_kwargs": {"proj_size": 2}}}, "proj_size in lstm_kwargs must be 0"),
+        ({"policy_kwargs": {"lstm_kwargs": {"proj_size": 2}}}, "bias and dropout, not proj_size"),
         (
             {"policy_kwargs": {**SHARED, "share_features_extractor": False}},
             "needs a shared features extractor",

@@ -9,10 +9,11 @@ from torch.distributions import Normal
 
 from acktr.errors import ConfigurationError
 from acktr.kfac import KFAC
-from acktr.networks.recurrence import GRU, LSTM
+from acktr.networks.cells import GRU, LSTM
 
 KINDS = {"LSTM": (LSTM, nn.LSTM), "GRU": (GRU, nn.GRU)}
 T, N, IN, H = 9, 3, 4, 5
+COLUMNS = {"LSTM": {"weight": IN + H + 1}, "GRU": {"weight_ih": IN + 1, "weight_hh": H + 1}}
 
 
 def rollout(seed=0):
@@ -29,8 +30,32 @@ def both(kind, **kwargs):
     torch.manual_seed(0)
     plain = theirs(IN, H, **kwargs).double()
     layer = ours(IN, H, **kwargs).double()
-    layer.load_state_dict(plain.state_dict())
+    layer.load_state_dict(parameters_of(plain))
     return layer, plain
+
+
+def parameters_of(plain):
+    """What torch's layer has, by our names: of an LSTM weights side by side, and the sum of biases."""
+    found = plain.state_dict()
+    if isinstance(plain, nn.GRU):
+        return found
+    joined = {}
+    for name in [n for n in found if "_ih_" in n]:
+        pair = found[name], found[name.replace("_ih_", "_hh_")]
+        joined[name.replace("_ih", "")] = torch.cat(pair, 1) if "weight" in name else sum(pair)
+    return joined
+
+
+def gradients_of(plain):
+    """The same of gradients: each of both biases has that of their sum."""
+    grads = {name: p.grad for name, p in plain.named_parameters()}
+    if isinstance(plain, nn.GRU):
+        return grads
+    joined = {}
+    for name in [n for n in grads if "_ih_" in n]:
+        pair = grads[name], grads[name.replace("_ih_", "_hh_")]
+        joined[name.replace("_ih", "")] = torch.cat(pair, 1) if "weight" in name else pair[0]
+    return joined
 
 
 def states_of(layer, generator):
@@ -77,8 +102,10 @@ def test_a_rollout_with_resets_is_its_episodes_one_by_one(kind, kwargs):
 
     torch.testing.assert_close(out.view(T, N, H), expected, rtol=0, atol=1e-12)
     torch.testing.assert_close(ours_x.grad, their_x.grad, rtol=0, atol=1e-10)
-    for (name, p), q in zip(layer.named_parameters(), plain.parameters(), strict=True):
-        assert (p.grad - q.grad).abs().max() < 1e-10, name
+    theirs = gradients_of(plain)
+    assert theirs.keys() == dict(layer.named_parameters()).keys()
+    for name, p in layer.named_parameters():
+        assert (p.grad - theirs[name]).abs().max() < 1e-10, name
     for of_all, of_last in zip(after, last, strict=True):
         torch.testing.assert_close(of_all[-1], of_last, rtol=0, atol=1e-12)
 
@@ -139,7 +166,7 @@ def test_blocks_have_the_trace_of_the_dense_fisher_and_its_partial_trace_over_in
     x, starts = rollout()[0][:steps, :1], torch.zeros(steps, 1, dtype=torch.bool)
     starts[2] = True
     state = layer.zeros(1)
-    names = {"weight_ih": IN + 1, "weight_hh": H + 1}
+    names = COLUMNS[kind]
     sums = dict.fromkeys(names, 0.0)
     for signs in itertools.product((-1.0, 1.0), repeat=steps):
         drawn = torch.tensor(signs, dtype=torch.float64).unsqueeze(1)
@@ -210,8 +237,9 @@ def test_the_input_factor_is_the_mean_over_steps_and_environments(kind):
     with torch.no_grad():
         out, _ = layer(x.flatten(0, 1), state, starts)
     before = torch.cat((state[0], out.view(T, N, H)[:-1])) * ~starts.unsqueeze(-1)
-    for name, rows in (("weight_ih", x), ("weight_hh", before)):
-        a = torch.cat((rows.flatten(0, 1), torch.ones(T * N, 1, dtype=torch.float64)), 1)
+    seen = {"weight_ih": [x], "weight_hh": [before], "weight": [x, before]}
+    for name in COLUMNS[kind]:
+        a = torch.cat([*seen[name], torch.ones(T, N, 1, dtype=torch.float64)], -1).flatten(0, 1)
         torch.testing.assert_close(found[f"layer.{name}_l0"][0], a.T @ a / (T * N), rtol=0, atol=1e-12)
 
 
@@ -227,20 +255,26 @@ def test_blocks_are_those_of_the_dense_fisher_of_single_steps(kind):
     with kfac.capture():
         mean = model(x, starts, layer.zeros(T * N))
     kfac.update_curvature(Normal(mean, torch.ones_like(mean)))
-    blocks = kfac.fisher_blocks()
-    params = [layer.weight_ih_l0, layer.bias_ih_l0]
+    blocks, name = kfac.fisher_blocks(), next(iter(COLUMNS[kind]))
+    params = [getattr(layer, f"{n}_l0") for n in (name, name.replace("weight", "bias"))]
     grads = [
         torch.cat([g.flatten(1) if g.ndim > 1 else g.unsqueeze(1) for g in of_sample], 1).flatten()
         for of_sample in (torch.autograd.grad(m, params, retain_graph=True) for m in mean.flatten())
     ]
     dense = torch.stack(grads).T @ torch.stack(grads) / (T * N)
-    torch.testing.assert_close(blocks["layer.weight_ih_l0"], dense, rtol=0, atol=1e-14)
+    torch.testing.assert_close(blocks[f"layer.{name}_l0"], dense, rtol=0, atol=1e-14)
 
 
-@pytest.mark.parametrize("name", ["bidirectional", "batch_first"])
+@pytest.mark.parametrize("name", ["bidirectional", "batch_first", "proj_size", "typo"])
 def test_what_no_rollout_can_have_is_refused(name):
-    with pytest.raises(ConfigurationError, match=f"{name} in lstm_kwargs must be False"):
+    with pytest.raises(ConfigurationError, match=f"may have bias and dropout, not {name}"):
         LSTM(IN, H, **{name: True})
+
+
+@pytest.mark.parametrize("dropout", [-0.1, 1.5, "much"])
+def test_dropout_is_a_share(dropout):
+    with pytest.raises(ConfigurationError, match="dropout in lstm_kwargs must be from 0 to 1"):
+        GRU(IN, H, dropout=dropout)
 
 
 def test_there_is_no_second_derivative():
@@ -257,9 +291,8 @@ def test_units_begin_with_times_from_2_steps_to_128(kind):
     """With nothing seen and no weights of states, a state falls as its unit's time says."""
     layer = KINDS[kind][0](IN, H, num_layers=2)
     for level in range(2):
-        getattr(layer, f"weight_hh_l{level}").data.zero_()
-        own = {n: getattr(layer, f"{n}_l{level}").view(-1, H)[1] for n in ("bias_ih", "bias_hh")}
-        keeps = torch.sigmoid(own["bias_ih"] + own["bias_hh"])
+        biases = (p for n, p in layer.named_parameters() if n.startswith("bias") and f"_l{level}" in n)
+        keeps = torch.sigmoid(sum(b.view(-1, H)[1] for b in biases))
         torch.testing.assert_close(1 / (1 - keeps[[0, -1]]), torch.tensor([2.0, 128.0]))
         assert (keeps.diff() > 0).all()
     assert not KINDS[kind][0](IN, H, bias=False).bias
@@ -270,5 +303,5 @@ def test_pre_activations_begin_with_the_scale_of_what_is_seen(kind):
     torch.manual_seed(0)
     layer = KINDS[kind][0](2, 256, num_layers=2)
     for level, width in enumerate((2, 256)):
-        weight = getattr(layer, f"weight_ih_l{level}")
+        weight = layer.weights(level).of_input
         assert weight.square().mean().item() * width == pytest.approx(1.0, abs=0.1)
