@@ -9,7 +9,6 @@ promise is wrong by much the same factor from step to step, the next one begins 
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -62,7 +61,7 @@ class Measured:
         """
         self._seen = _kinds(likelihoods)
         # Where nothing was measured nothing will be, as a rule; and with dropout the numbers are others.
-        self._old = [x.detached() for x in likelihoods] if self._draws is False else []
+        self._old = _copies(likelihoods) if self._draws is False else []
 
     def begin(self, forward: Call) -> None:
         """Remember the outputs before a step.
@@ -74,11 +73,10 @@ class Measured:
         """
         self._forward = forward
         try:
-            old = self._old or [x.detached() for x in self._again()]
+            self._old = self._old or _copies(self._again())
         except BaseException:
             self.end()
             raise
-        self._old = copy.deepcopy(old)  # an output may be a parameter itself
 
     def kl(self) -> Tensor:
         """``KL(before || now)``, nats, over the likelihoods' units, 0-dim tensor.
@@ -86,6 +84,12 @@ class Measured:
         :raises ValueError: the forward pass gave other outputs than the captured one
         """
         return mean_kl(self._old, self._again())
+
+    def _devices(self) -> list[int]:
+        """Return the accelerators that hold parameters."""
+        if not torch.cuda.is_initialized():
+            return []
+        return sorted({p.device.index for p in self._module.parameters() if p.is_cuda})
 
     def end(self) -> None:
         """Let go of the batch."""
@@ -95,12 +99,17 @@ class Measured:
     def _again(self) -> list[Likelihood]:
         assert self._forward is not None
         buffers = [(b, b.clone()) for b in self._module.buffers()]
-        devices = sorted({p.device.index for p in self._module.parameters() if p.is_cuda})
-        with torch.random.fork_rng(devices):
-            before = _generators(devices)
+        devices = self._devices()
+        before = _generators(devices)
+        try:
             found = likelihoods_of([self._forward()])
+        finally:
             after = _generators(devices)
-        self._draws = not all(torch.equal(x, y) for x, y in zip(before, after, strict=True))
+            self._draws = not all(torch.equal(x, y) for x, y in zip(before, after, strict=True))
+            if self._draws:
+                torch.set_rng_state(before[0])
+                for device, state in zip(devices, before[1:], strict=True):
+                    torch.cuda.set_rng_state(state, device)
         for buffer, value in buffers:
             buffer.copy_(value)
         if (kinds := _kinds(found)) != self._seen:
@@ -110,6 +119,11 @@ class Measured:
                 "distributions."
             )
         return found
+
+
+def _copies(likelihoods: Sequence[Likelihood]) -> list[Likelihood]:
+    """Return the same without graphs, in memory of their own: an output may be a parameter itself."""
+    return [x.detached(torch.arange(x.samples)) for x in likelihoods]
 
 
 def _kinds(likelihoods: Sequence[Likelihood]) -> list[tuple[str, int]]:

@@ -218,6 +218,6 @@ def steps_are_finite(plans: Sequence[Plan]) -> Tensor:
     """
     if not plans:
         return torch.ones((), dtype=torch.bool)
-    norm = torch.nn.utils.get_total_norm([step for plan in plans for step in plan.steps])
+    norms = torch._foreach_norm([step for plan in plans for step in plan.steps])
     accepted = torch.stack([plan.block.average.taken for plan in plans]).min() > 0
-    return norm.isfinite() & accepted
+    return torch.stack(norms).isfinite().all() & accepted

@@ -46,6 +46,13 @@ def fault_tables(results: Path = RESULTS / "faults") -> str:
                 f"{total['same']:,}, wrong values {total['wrong']}, code run {total['executed']}, "
                 f"other errors {total['crashed']} | {total['number']:,} | {good:,} |"
             )
+    masked = existing(results / "policy_masks.csv")
+    if masked:
+        taken, forbidden = (sum(int(row[key]) for row in masked) for key in ("taken", "forbidden"))
+        lines.append(
+            f"| actions of policies with masks, on {len(masked)} tasks: forbidden {forbidden} | "
+            f"{taken:,} | {taken - forbidden:,} |"
+        )
     costs = existing(results / "checkpoint_cost.csv")
     with_some = [row for row in costs if float(row["interval"]) > 0]
     if with_some:
