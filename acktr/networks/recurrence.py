@@ -118,6 +118,8 @@ class Recurrent(nn.Module):
                 f"lstm_kwargs may have bias and dropout, not {', '.join(sorted(kwargs)):.80}: memory "
                 "goes forward in time, with steps first, and is as wide as lstm_hidden_size."
             )
+        if not isinstance(bias, bool):
+            raise ConfigurationError(f"bias in lstm_kwargs must be True or False, got {bias!r:.80}.")
         if not (isinstance(dropout, int | float) and 0.0 <= dropout <= 1.0):
             raise ConfigurationError(f"dropout in lstm_kwargs must be from 0 to 1, got {dropout!r:.80}.")
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers

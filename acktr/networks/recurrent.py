@@ -8,7 +8,7 @@ modules.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -104,6 +104,13 @@ class RecurrentPolicy(ActorCriticPolicy):
         for name, size in (("lstm_hidden_size", lstm_hidden_size), ("n_lstm_layers", n_lstm_layers)):
             if not (isinstance(size, int) and not isinstance(size, bool) and size > 0):
                 raise ConfigurationError(f"{name} must be a whole number, at least 1, got {size!r:.80}.")
+        for name, flag in (("shared_lstm", shared_lstm), ("enable_critic_lstm", enable_critic_lstm)):
+            if not isinstance(flag, bool):
+                raise ConfigurationError(f"{name} must be True or False, got {flag!r:.80}.")
+        if not (lstm_kwargs is None or isinstance(lstm_kwargs, Mapping)):
+            raise ConfigurationError(
+                f"lstm_kwargs must be a mapping such as {{'dropout': 0.1}}, got {lstm_kwargs!r:.80}."
+            )
         if shared_lstm and enable_critic_lstm:
             raise ConfigurationError(
                 "shared_lstm=True gives actor and critic one memory, and enable_critic_lstm=True, the "
@@ -250,22 +257,20 @@ class RecurrentPolicy(ActorCriticPolicy):
         :param episode_start: whether an episode begins, ``(n_envs,)``; ``None`` for no
         :param deterministic: the most probable actions and not drawn ones
         :return: actions and the actor's states, ``(n_layers, n_envs, H)`` each
-        :raises ConfigurationError: a state of another policy, or of another number of environments
+        :raises ConfigurationError: a state of another policy, or a state or flags of another number of
+            environments
         """
         self.set_training_mode(False)
         obs, vectorized = self.obs_to_tensor(observation)
         count = _count(obs)
         memory = self.empty_memory(count)
         if state is not None:
-            given = tuple(torch.as_tensor(s).to(memory.actor[0]) for s in state)
-            if [s.shape for s in given] != [s.shape for s in memory.actor]:
-                raise ConfigurationError(
-                    f"state must be {len(memory.actor)} arrays of the shape "
-                    f"{tuple(memory.actor[0].shape)} for {count} environments, not of "
-                    f"{[tuple(s.shape) for s in given]}: give what predict returned for them."
-                )
-            memory = memory._replace(actor=given)
+            memory = memory._replace(actor=_given(state, memory.actor))
         starts = np.zeros(count, bool) if episode_start is None else np.asarray(episode_start, bool)
+        if starts.size != count:
+            raise ConfigurationError(
+                f"episode_start must have a flag for each of {count} environments, got {starts.size}."
+            )
         with torch.no_grad():
             told = Sequences(obs, torch.as_tensor(starts.reshape(1, count)), memory)
             latent, states = self.latent_actor(told)
@@ -274,6 +279,26 @@ class RecurrentPolicy(ActorCriticPolicy):
         if isinstance(self.action_space, spaces.Box):
             actions = np.clip(actions, self.action_space.low, self.action_space.high)
         return actions if vectorized else actions.squeeze(0), tuple(s[0].cpu().numpy() for s in states)
+
+
+def _given(state: Any, memory: State) -> State:
+    """Return a state that a caller has given, if it is one.
+
+    :param memory: of the right form
+    :raises ConfigurationError: it is not
+    """
+    try:
+        found = tuple(torch.as_tensor(np.asarray(s, np.float64)).to(memory[0]) for s in state)
+        shapes: Any = [tuple(s.shape) for s in found]
+    except (TypeError, ValueError):
+        found, shapes = (), type(state).__name__
+    if shapes != [tuple(s.shape) for s in memory]:
+        _, count, _ = memory[0].shape
+        raise ConfigurationError(
+            f"state must be {len(memory)} arrays of the shape {tuple(memory[0].shape)} for {count} "
+            f"environments, not {shapes}: give what predict returned for them."
+        )
+    return found
 
 
 class MlpLstmPolicy(RecurrentPolicy):

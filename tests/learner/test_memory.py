@@ -156,8 +156,11 @@ def test_predict_takes_its_state_as_that_of_sb3_contrib_does():
     np.testing.assert_array_equal(later[0][:, 1], state[0][:, 1])  # and this one once
     action, state = model.predict(obs[0])
     assert action.shape == ()
-    with pytest.raises(ConfigurationError, match="state must be 2 arrays"):
-        model.predict(obs, state)
+    for wrong in (state, "x", 3, (1, 2), ("a", "b"), np.zeros(3)):
+        with pytest.raises(ConfigurationError, match="state must be 2 arrays"):
+            model.predict(obs, wrong)
+    with pytest.raises(ConfigurationError, match="a flag for each of 2 environments, got 5"):
+        model.predict(obs, None, np.zeros(5))
 
 
 @pytest.mark.parametrize(
@@ -184,6 +187,9 @@ def test_predict_takes_its_state_as_that_of_sb3_contrib_does():
         ({"policy_kwargs": {"shared_lstm": True}}, "set one of them to False"),
         ({"policy_kwargs": {"lstm_hidden_size": 0}}, "lstm_hidden_size must be a whole number"),
         ({"policy_kwargs": {"lstm_kwargs": {"proj_size": 2}}}, "bias and dropout, not proj_size"),
+        ({"policy_kwargs": {"lstm_kwargs": {"bias": "no"}}}, "bias in lstm_kwargs must be True or"),
+        ({"policy_kwargs": {"lstm_kwargs": "dropout"}}, "lstm_kwargs must be a mapping"),
+        ({"policy_kwargs": {"shared_lstm": "no"}}, "shared_lstm must be True or False, got 'no'"),
         (
             {"policy_kwargs": {**SHARED, "share_features_extractor": False}},
             "needs a shared features extractor",
