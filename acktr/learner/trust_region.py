@@ -27,6 +27,7 @@ from acktr.learner.undo import Undo
 
 KL_TOLERANCE = 1.5  # a step is rescaled if its measured KL is off by more than this factor
 MAX_RESCALES = 2  # of one step
+MAX_SHORTENINGS, SHORTER = 4, 0.1  # of a step whose KL is not finite, and by what each
 MAX_EXTENSION = 2.0  # no step is made longer than this at once
 MAX_ADAPTATION = 1.4  # of the bound, in one update
 LEAST_KL = 1e-12  # nats: a schedule ends at a radius of 0, and a loss of 0 leaves nothing to bound
@@ -82,12 +83,13 @@ class TrustRegion:
         :return: the KL measured last, nats
         :raises DivergenceError: the networks' outputs are not finite; the step is taken back
         """
-        kl = measure_or_undo(measure, undo)
-        if self._feedback and target_kl > 0:
-            room = _room(kfac)
-            self.scale = adapt_scale(self.scale, kl, target_kl, room)
-            kl, rescales = rescale_step(undo, measure, kl, target_kl, room)
-            self.rescales += rescales
+        if not self._feedback or target_kl <= 0:
+            return measure_or_undo(measure, undo)
+        kl, length = shorten(undo, measure)
+        room = _room(kfac)
+        self.scale = adapt_scale(self.scale, kl if length == 1.0 else math.inf, target_kl, room)
+        kl, rescales = rescale_step(undo, measure, kl, target_kl, room / length)
+        self.rescales += rescales + (length < 1.0)
         return kl
 
 
@@ -95,6 +97,30 @@ def _room(kfac: KFAC) -> float:
     """How much longer the last step could have been before it met eta_max."""
     info = kfac.last_step[0]
     return (info.max_scale / info.step_scale.clamp_min(1e-12)).item()
+
+
+@torch.no_grad()
+def shorten(undo: Undo, measure: Callable[[], float]) -> tuple[float, float]:
+    """Make a step shorter until its KL is finite: one action that became impossible makes it infinite.
+
+    :param undo: made before the step
+    :param measure: measures the KL of the parameters as they are, nats
+    :return: the KL, nats, and the length that is left of the step
+    :raises DivergenceError: it never is; the step is taken back
+    """
+    length = 1.0
+    for _ in range(MAX_SHORTENINGS):
+        kl = measure()
+        if math.isfinite(kl):
+            return kl, length
+        length *= SHORTER
+        _rescale(undo, SHORTER)
+    return measure_or_undo(measure, undo), length
+
+
+def _rescale(undo: Undo, factor: float) -> None:
+    for p, start in zip(undo.params, undo.before, strict=True):
+        p.copy_(start + factor * (p - start))
 
 
 def measure_or_undo(measure: Callable[[], float], undo: Undo) -> float:
@@ -155,7 +181,6 @@ def rescale_step(
         if not factor or 1.0 / KL_TOLERANCE <= factor**2 <= KL_TOLERANCE:
             return kl, rescales
         room /= factor
-        for p, start in zip(undo.params, undo.before, strict=True):
-            p.copy_(start + factor * (p - start))
+        _rescale(undo, factor)
         kl = measure_or_undo(measure, undo)
     return kl, MAX_RESCALES

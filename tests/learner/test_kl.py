@@ -12,7 +12,7 @@ from acktr import ACKTR, Natural
 from acktr.errors import DivergenceError
 from acktr.kfac.likelihood import mean_kl
 from acktr.learner.natural_step import check_loss
-from acktr.learner.trust_region import adapt_scale, measure_or_undo, rescale_step
+from acktr.learner.trust_region import adapt_scale, measure_or_undo, rescale_step, shorten
 from acktr.learner.undo import Undo
 from acktr.networks.outputs import as_list
 from tests.helpers.small_envs import small_env
@@ -67,6 +67,40 @@ def test_a_step_far_off_is_rescaled(step, room, kl, rescales):
     result = rescale_step(undo, measure, measure(), 0.5, room)
     assert result == (pytest.approx(kl), rescales)
     assert measure() == pytest.approx(kl)
+
+
+@pytest.mark.parametrize("far", [math.nan, math.inf])
+def test_a_step_of_infinite_kl_is_made_shorter_until_it_is_finite(far):
+    p = nn.Parameter(torch.ones(2))
+    undo = Undo(SGD([p]))
+    p.data.fill_(51.0)
+    kl, length = shorten(undo, lambda: far if p[0] > 2.0 else 0.3)
+    assert (kl, length) == (0.3, pytest.approx(0.01))
+    torch.testing.assert_close(p.detach(), torch.full((2,), 1.5))
+    with pytest.raises(DivergenceError, match="taken back"):
+        shorten(undo, lambda: far)
+    assert torch.equal(p, torch.ones(2))
+
+
+def test_an_action_that_a_step_makes_impossible_does_not_end_training():
+    """Two samples, and moments of EKFAC that are 0: the first step is far too long."""
+    natural = Natural(kfac_kwargs={"curvature": {"approximation": "ekfac"}})
+    model = ACKTR(
+        "MlpPolicy", small_env("MultiDiscrete"), n_steps=2, natural=natural, seed=0, device="cpu"
+    )
+    step, params, far = model.kfac.step, model.kfac.param_groups[0]["params"], []
+
+    def much_further():
+        before = [p.detach().clone() for p in params]
+        step()
+        if not far:
+            far.append(True)
+            for p, start in zip(params, before, strict=True):
+                p.data.add_(p.data - start, alpha=1e6)
+
+    model.kfac.step = much_further
+    model.learn(8)
+    assert all(p.isfinite().all() for p in model.policy.parameters())
 
 
 @pytest.mark.parametrize("kl", [math.nan, math.inf])
