@@ -15,7 +15,7 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.preprocessing import get_action_dim, get_obs_shape, is_image_space
+from stable_baselines3.common.preprocessing import get_obs_shape, is_image_space
 from stable_baselines3.common.type_aliases import GymEnv, TensorDict
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
@@ -248,7 +248,7 @@ def check_rollout(data: Mapping[str, Any], state: Any) -> None:
         raise ValueError(f"n_steps is {n_steps!r:.80} and n_envs {n_envs!r:.80}")
     space: Any = data["observation_space"]
     parts = space.spaces.values() if isinstance(space, spaces.Dict) else [space]
-    each = 4 * (get_action_dim(data["action_space"]) + 5)
+    each = 4 * (math.prod(data["action_space"].shape or ()) + 5)
     for part in parts:
         shape: Any = get_obs_shape(part)
         numbers = math.prod(int(x) for x in shape)

@@ -87,8 +87,7 @@ class ValueScale:
         :param optimizers: that remember something of the critic in units of before
         """
         head = normalized_value(self._policy)
-        # What is frozen stays as it is, moments and all.
-        if head is not None and any(p.requires_grad for p in head.parameters()):
+        if head is not None and self._learns(head):
             self._follow_returns(head, batch.returns, optimizers)
         if self._adaptive:
             # The running standard deviation of the Bellman error (paper, sec. 5.3).
@@ -97,6 +96,12 @@ class ValueScale:
             std = (decay * self.bellman_std**2 + (1.0 - decay) * variance) ** 0.5
             self.bellman_std = max(std, _MIN_SIGMA * (1.0 if head is None else head.std.item()))
         self._begun = True
+
+    def _learns(self, head: NormalizedValue) -> bool:
+        # What is frozen stays as it is, moments and all; but layers below learn in some unit.
+        if any(p.requires_grad for p in head.parameters()):
+            return True
+        return any(p.requires_grad for p in self._outputs.critic) and not head.count.item()
 
     def metrics(self) -> dict[str, float]:
         """Return the moments of the returns that the critic predicts in units of, for the log."""

@@ -91,6 +91,19 @@ def test_actions_lie_in_their_space(name):
             assert ACTIONS[name].contains(np.asarray(action))
 
 
+@pytest.mark.parametrize("name", ACTIONS)
+def test_a_model_of_any_actions_comes_back(name, tmp_path):
+    env = Strict(action=ACTIONS[name])
+    model = ACKTR("MlpPolicy", env, **LEARNING).learn(16)
+    model.save(tmp_path / "model")
+    obs = np.stack([VECTOR.sample()] * 5)
+    expected, _ = model.predict(obs, deterministic=True)
+    for given in (None, env):
+        loaded = ACKTR.load(tmp_path / "model", env=given)
+        assert loaded.action_space == ACTIONS[name]
+        np.testing.assert_array_equal(loaded.predict(obs, deterministic=True)[0], expected)
+
+
 OBSERVATIONS = {
     "Discrete from 1": spaces.Discrete(5, start=1),
     "Discrete from -2": spaces.Discrete(5, start=-2),
@@ -116,7 +129,7 @@ OBSERVATIONS = {
 
 
 @pytest.mark.parametrize("name", OBSERVATIONS)
-def test_observations_of_other_forms_are_translated(name):
+def test_observations_of_other_forms_are_translated(name, tmp_path):
     space = OBSERVATIONS[name]
     policy = "MultiInputPolicy" if name == "Dict" else "MlpPolicy"
     model = ACKTR(policy, DummyVecEnv([lambda: Strict(space)] * 2), **LEARNING)
@@ -127,6 +140,8 @@ def test_observations_of_other_forms_are_translated(name):
     batch, _ = model.predict(model.env.reset())
     assert single.shape == ()
     assert batch.shape == (2,)
+    model.save(tmp_path / "model")
+    assert ACKTR.load(tmp_path / "model").observation_space == space
 
 
 def test_every_observation_keeps_its_meaning(tmp_path):

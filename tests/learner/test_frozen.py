@@ -4,7 +4,7 @@ import pytest
 import torch
 from stable_baselines3.common.policies import ActorCriticPolicy
 
-from acktr import ACKTR, AdamCritic, Natural
+from acktr import ACKTR, AdamCritic, Natural, NaturalCritic
 from tests.helpers.models import learn, names
 from tests.helpers.small_envs import IMAGE, VECTOR, small_env
 
@@ -33,6 +33,22 @@ def test_a_frozen_side_is_skipped(side, kwargs, policy):
     freeze(model, sides[side], frozen=False)
     model.learn(32)
     assert not any(map(torch.equal, sides[side], before))
+
+
+@pytest.mark.parametrize("critic", [NaturalCritic(), NaturalCritic(std="adaptive"), AdamCritic()])
+@pytest.mark.parametrize("policy", ["MlpPolicy", "MlpLstmPolicy"])
+def test_a_value_head_that_is_frozen_from_the_start_has_a_unit(policy, critic):
+    """Layers below learn: values have the scale of the returns, though no weight of the head moves."""
+    model = ACKTR(policy, small_env(observation=VECTOR), n_steps=8, seed=0, critic=critic)
+    head = list(model.policy.value_net.parameters())
+    freeze(model, head)
+    before = [p.clone() for p in head]
+    model.learn(8)
+    unit = model.policy.value_net.std.item()
+    assert unit > 0
+    model.learn(32)
+    assert all(map(torch.equal, head, before))
+    assert model.policy.value_net.std.item() == unit
 
 
 def test_what_is_frozen_before_the_model_is_built_can_be_thawed():
