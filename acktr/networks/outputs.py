@@ -324,27 +324,28 @@ def _below(output: Tensor) -> set[nn.Parameter]:
 
 def _ordered(policy: ActorCriticPolicy) -> list[nn.Parameter]:
     """Return all parameters in the order in which optimisers have always had those of SB3's modules."""
-    held = [p for part in _modules(policy) for p in part]
-    return list(dict.fromkeys([*held, *policy.parameters()]))
+    return list(dict.fromkeys(p for ps in (*_modules(policy), policy.parameters()) for p in ps))
 
 
 def _modules(policy: ActorCriticPolicy) -> list[list[nn.Parameter]]:
     """Return the parameters of SB3's modules of the actor, and of the critic."""
-    mlp = policy.mlp_extractor
-    actor = [policy.pi_features_extractor, getattr(mlp, "policy_net", None), policy.action_net]
-    critic = [policy.vf_features_extractor, getattr(mlp, "value_net", None), policy.value_net]
-    parts = [
-        [p for module in modules if isinstance(module, nn.Module) for p in module.parameters()]
-        for modules in (actor, critic)
-    ]
+    hidden, above = (getattr(policy.mlp_extractor, n, None) for n in ("policy_net", "value_net"))
+    actor = _parameters(policy.pi_features_extractor, hidden, policy.action_net)
+    critic = _parameters(policy.vf_features_extractor, above, policy.value_net)
     if isinstance(getattr(policy, "log_std", None), nn.Parameter):
-        parts[0].append(policy.log_std)
-    return parts
+        actor.append(policy.log_std)
+    return [actor, critic]
+
+
+def _parameters(*modules: Any) -> list[nn.Parameter]:
+    return [p for module in modules if isinstance(module, nn.Module) for p in module.parameters()]
 
 
 def _held_by_modules(policy: ActorCriticPolicy) -> tuple[set[nn.Parameter], set[nn.Parameter]]:
-    actor, critic = map(set, _modules(policy))
-    return actor, critic
+    actor, critic = _modules(policy)
+    memory = _parameters(getattr(policy, "lstm_actor", None))
+    apart = _parameters(*(getattr(policy, name, None) for name in ("lstm_critic", "critic")))
+    return {*actor, *memory}, {*critic, *(apart or memory)}
 
 
 # Left as it was ------------------------------------------------------------------------------

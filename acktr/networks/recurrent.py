@@ -128,6 +128,12 @@ class RecurrentPolicy(ActorCriticPolicy):
 
         def build() -> Recurrent:
             make = type(self).cell
+            own = {"input_size", "hidden_size", "num_layers"} & self.lstm_kwargs.keys()
+            if own or not all(isinstance(key, str) for key in self.lstm_kwargs):
+                raise ConfigurationError(
+                    f"lstm_kwargs may have bias and dropout, not {list(self.lstm_kwargs)!r:.80}: sizes "
+                    "are lstm_hidden_size and n_lstm_layers."
+                )
             # A number of numpy's where a part of a Dict is one of choices, which torch refuses.
             return make(int(self.features_dim), lstm_hidden_size, n_lstm_layers, **self.lstm_kwargs)
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from acktr import ACKTR, AdamCritic, Natural, NaturalCritic
@@ -163,6 +164,26 @@ def test_predict_takes_its_state_as_that_of_sb3_contrib_does():
         model.predict(obs, None, np.zeros(5))
 
 
+class Picky(FlattenExtractor):
+    """Takes what environments show, and nothing made up."""
+
+    def forward(self, observations):
+        if (observations.abs() > 1).any() or not observations.any():
+            raise ValueError("no observation of mine")
+        return super().forward(observations)
+
+
+@pytest.mark.parametrize("own", [{}, SHARED, {"enable_critic_lstm": False}], ids=str)
+def test_a_memory_learns_where_no_observation_can_be_made_up(own, monkeypatch):
+    made_up = [torch.full((2, 3), 5.0)]
+    monkeypatch.setattr("acktr.networks.outputs.example_observations", lambda policy: iter(made_up * 9))
+    kwargs = {"policy_kwargs": {**own, "features_extractor_class": Picky}}
+    model = make("MlpGruPolicy", **kwargs)
+    before = {name: p.detach().clone() for name, p in model.policy.named_parameters()}
+    model.learn(2 * T * N)
+    assert [n for n, p in model.policy.named_parameters() if torch.equal(p, before[n])] == []
+
+
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
@@ -189,6 +210,8 @@ def test_predict_takes_its_state_as_that_of_sb3_contrib_does():
         ({"policy_kwargs": {"lstm_kwargs": {"proj_size": 2}}}, "bias and dropout, not proj_size"),
         ({"policy_kwargs": {"lstm_kwargs": {"bias": "no"}}}, "bias in lstm_kwargs must be True or"),
         ({"policy_kwargs": {"lstm_kwargs": "dropout"}}, "lstm_kwargs must be a mapping"),
+        ({"policy_kwargs": {"lstm_kwargs": {"num_layers": 2}}}, "are lstm_hidden_size and"),
+        ({"policy_kwargs": {"lstm_kwargs": {1: 2}}}, "may have bias and dropout, not"),
         ({"policy_kwargs": {"shared_lstm": "no"}}, "shared_lstm must be True or False, got 'no'"),
         (
             {"policy_kwargs": {**SHARED, "share_features_extractor": False}},
