@@ -273,7 +273,7 @@ class ACKTR(Timed, AdaptedAlgorithm, RememberingAlgorithm, SafeAlgorithm):
         )
         rollout_buffer.gamma, rollout_buffer.gae_lambda = gamma, gae_lambda
         normalize = self.get_vec_normalize_env()
-        if callable(self.gamma) and normalize is not None:
+        if normalize is not None and (callable(self.gamma) or callable(normalize.gamma)):
             # Rewards in units of what the same horizon sums up to: values stay on one scale.
             normalize.gamma = gamma
         self.policy.set_training_mode(False)

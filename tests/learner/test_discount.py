@@ -152,3 +152,10 @@ def test_a_schedule_that_leaves_the_range_of_gamma_is_refused_before_a_step():
     with pytest.raises(ConfigurationError, match=r"gamma must lie in \[0, 1\].* gave 1.05 at 0.250"):
         model.learn(4 * 16)
     assert model.num_timesteps == 48
+
+
+def test_a_number_takes_the_place_of_a_schedule_that_the_rewards_had():
+    """As where a search draws a number, and the Zoo has given the preset's schedule to VecNormalize."""
+    env = VecNormalize(small_env("Box"), gamma=RISE)
+    make(env=env, gamma=0.97).learn(32)
+    assert env.gamma == 0.97
