@@ -6,6 +6,7 @@ All that does not depend on the gates is in :mod:`acktr.networks.recurrence`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -105,12 +106,14 @@ class GRU(Recurrent):
     def weights(self, layer: int) -> Weights:
         """Return the weights of a layer; see :meth:`Recurrent.weights`."""
         names = "weight_ih", "bias_ih", "weight_hh", "bias_hh"
-        return Weights(*(getattr(self, f"{name}_l{layer}", None) for name in names))  # type: ignore[arg-type]
+        found: list[Any] = [getattr(self, f"{name}_l{layer}", None) for name in names]
+        return Weights(*found)
 
     def keep(self, layer: int, spans: Tensor) -> None:
         """Set the biases of z; see :meth:`Recurrent.keep`."""
-        own, w = slice(self.hidden_size, 2 * self.hidden_size), self.weights(layer)
-        w.input_bias[own], w.state_bias[own] = spans, 0.0  # type: ignore[index]
+        own = slice(self.hidden_size, 2 * self.hidden_size)
+        getattr(self, f"bias_ih_l{layer}")[own] = spans
+        getattr(self, f"bias_hh_l{layer}")[own] = 0.0
 
     @staticmethod
     def scan(inputs: Tensor, weights: Weights, state: Sequence[Tensor], resets: Resets) -> Trace:

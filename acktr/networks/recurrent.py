@@ -24,6 +24,8 @@ from acktr.networks.cells import GRU, LSTM
 from acktr.networks.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 from acktr.networks.recurrence import Recurrent, State
 
+_SIZES = ("input_size", "hidden_size", "num_layers")  # of a cell, which have arguments of their own
+
 
 class Memory(NamedTuple):
     """What N environments' past has left, ``(n_layers, N, H)`` for each state.
@@ -111,6 +113,12 @@ class RecurrentPolicy(ActorCriticPolicy):
             raise ConfigurationError(
                 f"lstm_kwargs must be a mapping such as {{'dropout': 0.1}}, got {lstm_kwargs!r:.80}."
             )
+        given = dict(lstm_kwargs or {})
+        if not all(isinstance(key, str) and key not in _SIZES for key in given):
+            raise ConfigurationError(
+                f"lstm_kwargs may have bias and dropout, not {list(given)!r:.80}: sizes are "
+                "lstm_hidden_size and n_lstm_layers."
+            )
         if shared_lstm and enable_critic_lstm:
             raise ConfigurationError(
                 "shared_lstm=True gives actor and critic one memory, and enable_critic_lstm=True, the "
@@ -123,17 +131,11 @@ class RecurrentPolicy(ActorCriticPolicy):
                 "shared_lstm=True needs a shared features extractor: leave share_features_extractor "
                 "at True."
             )
-        self.n_lstm_layers, self.lstm_kwargs = n_lstm_layers, dict(lstm_kwargs or {})
+        self.n_lstm_layers, self.lstm_kwargs = n_lstm_layers, given
         self.shared_lstm, self.enable_critic_lstm = shared_lstm, enable_critic_lstm
 
         def build() -> Recurrent:
             make = type(self).cell
-            own = {"input_size", "hidden_size", "num_layers"} & self.lstm_kwargs.keys()
-            if own or not all(isinstance(key, str) for key in self.lstm_kwargs):
-                raise ConfigurationError(
-                    f"lstm_kwargs may have bias and dropout, not {list(self.lstm_kwargs)!r:.80}: sizes "
-                    "are lstm_hidden_size and n_lstm_layers."
-                )
             # A number of numpy's where a part of a Dict is one of choices, which torch refuses.
             return make(int(self.features_dim), lstm_hidden_size, n_lstm_layers, **self.lstm_kwargs)
 

@@ -47,7 +47,7 @@ def _grid(**values: tuple[Any, ...]) -> list[Settings]:
 GRIDS: dict[str, list[Settings]] = {
     "K-FAC": _grid(target_kl=(0.03, 0.1, 0.3, 1.0), damping=(0.0001, 0.001)),
     "AdamW": _grid(lr=(0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.03, 0.06)),
-    "SOAP": _grid(lr=(0.002, 0.005, 0.01, 0.03), precondition_frequency=(1, 10)),
+    "SOAP": _grid(lr=(0.005, 0.01, 0.02, 0.03), precondition_frequency=(1, 10)),
     "Muon": _grid(lr=(0.005, 0.01, 0.03, 0.1), adamw_lr=(0.003, 0.01)),
 }
 
